@@ -1,1 +1,17 @@
-//! Placeholder until the crate's first part lands.
+//! The built-in kinds as rows: the type table, the resource table, and for each kind a [`Strategy`]. Pure: no I/O.
+
+pub mod kinds;
+mod resource;
+mod strategy;
+mod table;
+
+pub use resource::{Column, Resource, Resources, Subresource};
+pub use schema::quantity;
+pub use strategy::{
+    FieldError, FieldErrorKind, ScalePaths, Strategy, generic_prepare_create, generic_prepare_status,
+    generic_prepare_update, generic_row,
+};
+pub use table::{bootstrap, resources, types};
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,13 @@
-//! Placeholder until the crate's first part lands.
+//! The object engine: types as data, and everything the API does with an object by its type. Decoding, normal form,
+//! patches, server-side apply, OpenAPI and protobuf all read the same [`Types`]. Knows no kind by name; no I/O.
+
+mod decode;
+pub mod patch;
+pub mod quantity;
+mod table;
+mod types;
+
+pub use decode::{DecodeError, Decoded, FieldValidation, decode_json, decode_yaml};
+pub use patch::{PatchError, json_patch, merge_patch, strategic_merge_patch};
+pub use table::TableError;
+pub use types::{Field, Kind, ListType, Omit, Shape, Str, Type, TypeId, Types};

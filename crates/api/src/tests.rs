@@ -1,0 +1,30 @@
+//! The generated tables are whole.
+
+use crate::{resources, types};
+
+#[test]
+fn every_row_of_the_data_is_served() {
+    let rows: Vec<serde_json::Value> =
+        serde_json::from_str(include_str!("../data/resources.json")).expect("JSON");
+    assert_eq!(resources().iter().count(), rows.len());
+    assert_eq!(rows.len(), 68);
+}
+
+#[test]
+fn types_hold_fields_and_kinds() {
+    let pod = types().by_gvk("", "v1", "Pod").expect("Pod");
+    assert_eq!(types().get(pod).name, "io.k8s.api.core.v1.Pod");
+    let meta = types().field(pod, "metadata").expect("metadata").ty;
+    let created = types().field(meta, "creationTimestamp").expect("creationTimestamp");
+    assert_eq!(created.omit, schema::Omit::Zero);
+    let pods = resources().find("", "v1", "pods").expect("pods");
+    assert!(pods.has_verb("watch") && pods.list_type_id.is_some());
+    assert_eq!(pods.subresource("log").expect("log").kind, "Pod");
+}
+
+#[test]
+fn every_listed_resource_has_columns() {
+    for resource in resources().iter().filter(|r| r.has_verb("list")) {
+        assert!(!resource.columns.is_empty(), "{} has no columns", resource.plural);
+    }
+}

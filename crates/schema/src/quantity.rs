@@ -1,0 +1,1 @@
+//! Kubernetes quantities: exact decimal numbers with decimal, binary or exponent suffixes.
