@@ -1,1 +1,15 @@
-//! Placeholder until the crate's first part lands.
+//! The API server: HTTP front, request pipeline, generic registry, watch cache, discovery and streaming proxies. Only this
+//! crate uses `store`; everything else reaches the cluster's state through the API that this crate serves.
+
+mod attributes;
+mod config;
+mod hooks;
+mod status;
+
+pub use attributes::{Attributes, Decision, Operation, UserInfo, Verdict};
+pub use config::Config;
+pub use hooks::{
+    AdmissionRequest, Admit, Answer, Authenticate, Authorize, Cluster, ClusterRef, Hooks, Rotation, Snapshot,
+    Transform,
+};
+pub use status::{Cause, Status};

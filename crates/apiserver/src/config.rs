@@ -1,0 +1,52 @@
+//! What an API server is started with.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+
+use ipnet::IpNet;
+
+/// How a server is set up. `Config::new` fills in what a single machine needs.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Certificates, keys and `admin.kubeconfig` live here.
+    pub data_dir: PathBuf,
+    /// The address to listen on; port 0 takes a free one.
+    pub bind: SocketAddr,
+    /// The addresses under which clients reach the server: in its certificate and in the `kubernetes` Service's endpoints.
+    pub advertise: Vec<IpAddr>,
+    /// More names for the serving certificate.
+    pub names: Vec<String>,
+    /// Service ranges; the first one is the primary family.
+    pub service_cidrs: Vec<IpNet>,
+    /// Ports that Services may take on every node.
+    pub node_port_range: RangeInclusive<u16>,
+    pub cluster_domain: String,
+    /// Answers requests without credentials as `system:anonymous` (the authorizer decides what that may see).
+    pub anonymous: bool,
+    /// Open connections at once; more wait in the listen queue.
+    pub max_connections: usize,
+    /// How long Events are kept, in seconds.
+    pub event_ttl: u64,
+    /// Whether kubelets are reached with `InsecureSkipVerify` because their certificates are self-signed.
+    pub kubelet_insecure: bool,
+}
+
+impl Config {
+    pub fn new(data_dir: impl Into<PathBuf>) -> Self {
+        let cidr = |text: &str| text.parse().expect("a constant range");
+        Self {
+            data_dir: data_dir.into(),
+            bind: SocketAddr::from((Ipv4Addr::LOCALHOST, 6443)),
+            advertise: vec![IpAddr::V4(Ipv4Addr::LOCALHOST)],
+            names: Vec::new(),
+            service_cidrs: vec![cidr("10.96.0.0/16"), cidr("fd00:10:96::/112")],
+            node_port_range: 30000..=32767,
+            cluster_domain: "cluster.local".to_owned(),
+            anonymous: true,
+            max_connections: 20_000,
+            event_ttl: 3600,
+            kubelet_insecure: false,
+        }
+    }
+}

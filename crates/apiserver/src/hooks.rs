@@ -1,0 +1,155 @@
+//! The seams of the pipeline: authentication, authorization, admission, encryption at rest, virtual resources, and the view
+//! of the cluster that they are given. The pipeline calls these traits and knows no implementation.
+
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use rustls::pki_types::CertificateDer;
+use serde_json::Value;
+
+use crate::{Attributes, Decision, Operation, Status, UserInfo};
+
+/// Tells who sends a request.
+pub trait Authenticate: Send + Sync + 'static {
+    /// `Ok(None)`: no credentials were given. An error is answered as 401.
+    fn authenticate<'a>(
+        &'a self,
+        parts: &'a http::request::Parts,
+        peer: &'a [CertificateDer<'static>],
+    ) -> BoxFuture<'a, Result<Option<UserInfo>, Status>>;
+}
+
+/// Tells whether a caller may do what it asks for.
+pub trait Authorize: Send + Sync + 'static {
+    fn authorize<'a>(&'a self, attributes: &'a Attributes) -> BoxFuture<'a, Decision>;
+}
+
+/// What admission is asked about.
+#[derive(Debug)]
+pub struct AdmissionRequest<'a> {
+    pub attributes: &'a Attributes,
+    pub operation: Operation,
+    /// The kind of the object in the request (of the subresource, if it has its own).
+    pub group: &'a str,
+    pub version: &'a str,
+    pub kind: &'a str,
+    pub dry_run: bool,
+    /// CreateOptions, UpdateOptions, DeleteOptions or the connect options, as JSON.
+    pub options: &'a Value,
+    /// Warnings for the caller; every entry becomes a `Warning` header.
+    pub warnings: &'a Mutex<Vec<String>>,
+}
+
+impl AdmissionRequest<'_> {
+    /// Adds a warning for the caller.
+    pub fn warn(&self, text: impl Into<String>) {
+        self.warnings.lock().unwrap_or_else(|e| e.into_inner()).push(text.into());
+    }
+}
+
+/// Admission: `mutate` may change the object, `validate` sees what will be stored. For deletes the object is null and `old`
+/// is what will go; for connects the object is the options.
+pub trait Admit: Send + Sync + 'static {
+    fn mutate<'a>(
+        &'a self,
+        request: &'a AdmissionRequest<'a>,
+        object: &'a mut Value,
+        old: Option<&'a Value>,
+    ) -> BoxFuture<'a, Result<(), Status>>;
+
+    fn validate<'a>(
+        &'a self,
+        request: &'a AdmissionRequest<'a>,
+        object: &'a Value,
+        old: Option<&'a Value>,
+    ) -> BoxFuture<'a, Result<(), Status>>;
+}
+
+/// Answers a create without storing anything: access reviews, token reviews, `serviceaccounts/token`.
+pub trait Answer: Send + Sync + 'static {
+    /// The object is decoded and defaulted; the answer is sent as it is, with 201.
+    fn create<'a>(&'a self, attributes: &'a Attributes, object: Value) -> BoxFuture<'a, Result<Value, Status>>;
+}
+
+/// Encryption at rest: between the encoded object and the store's value. `context` is the store key, bound as additional
+/// data.
+pub trait Transform: Send + Sync + 'static {
+    fn seal(&self, group: &str, resource: &str, context: &[u8], plain: Bytes) -> Result<Bytes, Status>;
+    fn open(&self, group: &str, resource: &str, context: &[u8], sealed: Bytes) -> Result<Bytes, Status>;
+}
+
+/// A certificate and key that the server presents, exchanged while it runs.
+pub trait Rotation: Send + Sync + 'static {
+    fn current(&self) -> Arc<rustls::sign::CertifiedKey>;
+}
+
+/// One resource's objects at a revision.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    pub revision: u64,
+    pub items: Vec<Arc<Value>>,
+}
+
+/// The cluster's state as the hooks see it: reads come from the watch cache and cost no I/O; writes go through the registry
+/// (defaulting, validation, generation) without authentication, authorization or admission.
+pub trait Cluster: Send + Sync + 'static {
+    /// One object in its stored form. The namespace is `""` for cluster-wide kinds.
+    fn get(&self, group: &str, resource: &str, namespace: &str, name: &str) -> Option<Arc<Value>>;
+
+    /// All objects, of one namespace or of all.
+    fn list(&self, group: &str, resource: &str, namespace: Option<&str>) -> Snapshot;
+
+    /// The revision of the last change of a resource that the cache has seen: cheap, for the upkeep of derived tables.
+    fn changed(&self, group: &str, resource: &str) -> u64;
+
+    /// Waits until the cache is as new as the store is now; for a decision that must not be made on stale state.
+    fn fresh<'a>(&'a self, group: &'a str, resource: &'a str) -> BoxFuture<'a, ()>;
+
+    fn create<'a>(
+        &'a self,
+        group: &'a str,
+        version: &'a str,
+        resource: &'a str,
+        namespace: &'a str,
+        object: Value,
+    ) -> BoxFuture<'a, Result<Value, Status>>;
+
+    fn update<'a>(
+        &'a self,
+        group: &'a str,
+        version: &'a str,
+        resource: &'a str,
+        namespace: &'a str,
+        object: Value,
+    ) -> BoxFuture<'a, Result<Value, Status>>;
+
+    fn delete<'a>(
+        &'a self,
+        group: &'a str,
+        version: &'a str,
+        resource: &'a str,
+        namespace: &'a str,
+        name: &'a str,
+    ) -> BoxFuture<'a, Result<(), Status>>;
+
+    /// Whether a resource of this name is served, in any version (for discovery-like questions of admission).
+    fn serves(&self, group: &str, resource: &str) -> bool;
+}
+
+/// A shared view of the cluster.
+pub type ClusterRef = Arc<dyn Cluster>;
+
+/// Everything the pipeline is given from outside.
+#[derive(Clone)]
+pub struct Hooks {
+    pub authenticate: Arc<dyn Authenticate>,
+    pub authorize: Arc<dyn Authorize>,
+    pub admit: Arc<dyn Admit>,
+    /// `tokenreviews`, `subjectaccessreviews`, `selfsubjectaccessreviews`, `localsubjectaccessreviews`,
+    /// `selfsubjectrulesreviews`, `selfsubjectreviews`: told apart by `attributes.resource`.
+    pub reviews: Arc<dyn Answer>,
+    /// `serviceaccounts/token`.
+    pub tokens: Arc<dyn Answer>,
+    pub transform: Option<Arc<dyn Transform>>,
+}
