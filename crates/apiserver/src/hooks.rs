@@ -69,7 +69,11 @@ pub trait Admit: Send + Sync + 'static {
 /// Answers a create without storing anything: access reviews, token reviews, `serviceaccounts/token`.
 pub trait Answer: Send + Sync + 'static {
     /// The object is decoded and defaulted; the answer is sent as it is, with 201.
-    fn create<'a>(&'a self, attributes: &'a Attributes, object: Value) -> BoxFuture<'a, Result<Value, Status>>;
+    fn create<'a>(
+        &'a self,
+        attributes: &'a Attributes,
+        object: Value,
+    ) -> BoxFuture<'a, Result<Value, Status>>;
 }
 
 /// Encryption at rest: between the encoded object and the store's value. `context` is the store key, bound as additional

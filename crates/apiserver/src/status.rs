@@ -166,7 +166,8 @@ impl Status {
     }
 
     pub fn conflict(group: &str, resource: &str, name: &str, why: impl fmt::Display) -> Self {
-        let message = format!("Operation cannot be fulfilled on {} {name:?}: {why}", qualified(group, resource));
+        let message =
+            format!("Operation cannot be fulfilled on {} {name:?}: {why}", qualified(group, resource));
         Self::new(409, "Conflict", message).about(group, resource, name)
     }
 
@@ -206,11 +207,7 @@ impl Status {
     pub fn invalid(group: &str, kind: &str, name: &str, errors: &[FieldError]) -> Self {
         let causes: Vec<Cause> = errors
             .iter()
-            .map(|e| Cause {
-                reason: e.kind.reason().to_owned(),
-                message: e.body(),
-                field: e.field.clone(),
-            })
+            .map(|e| Cause { reason: e.kind.reason().to_owned(), message: e.body(), field: e.field.clone() })
             .collect();
         let qualified = qualified(group, kind);
         let mut message = format!("{qualified} {name:?} is invalid");
