@@ -1,1 +1,7 @@
-//! Placeholder until the crate's first part lands.
+//! From services and endpoints to the nftables ruleset that is to be in force: pure data in, pure data out.
+
+#![forbid(unsafe_code)]
+
+mod protocol;
+
+pub use protocol::{Family, Protocol};
