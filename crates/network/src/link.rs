@@ -2,9 +2,7 @@
 //! route protocol, address protocol), by which [`crate::teardown`] finds it again without any record of its own.
 
 use crate::error::{Error, Result};
-use crate::netlink::{
-    Message, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Socket, as_u32, attributes,
-};
+use crate::netlink::{Message, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Socket, as_u32, attributes};
 use ipnet::IpNet;
 use nix::errno::Errno;
 use std::fs::File;
@@ -222,8 +220,7 @@ impl Links {
 
     /// All addresses: link index, address, whether Carrack made it, scope.
     pub(crate) fn addresses(&mut self) -> Result<Vec<(u32, IpNet, bool, u8)>> {
-        let answers =
-            self.0.dump(Message::new(RTM_GETADDR, 0, &[0; 8]), || "list addresses".to_owned())?;
+        let answers = self.0.dump(Message::new(RTM_GETADDR, 0, &[0; 8]), || "list addresses".to_owned())?;
         let mut found = Vec::new();
         for answer in answers {
             let (prefix, scope) = match answer.body.get(..4) {
@@ -279,8 +276,7 @@ impl Links {
         for family in [libc::AF_INET as u8, libc::AF_INET6 as u8] {
             let mut body = [0; 12];
             body[0] = family;
-            let answers =
-                self.0.dump(Message::new(RTM_GETROUTE, 0, &body), || "list routes".to_owned())?;
+            let answers = self.0.dump(Message::new(RTM_GETROUTE, 0, &body), || "list routes".to_owned())?;
             for answer in answers {
                 let head = answer.body.get(..12).ok_or(Error::Malformed)?;
                 if head[0] != family || head[4] != RT_TABLE_MAIN || head[5] != PROTOCOL {
@@ -339,7 +335,8 @@ fn route_message(kind: u16, flags: u16, to: IpNet, scope: Scope, route_flags: u3
     // IPv6 routes know no scope.
     let scope = if to.addr().is_ipv4() { scope as u8 } else { 0 };
     let kind_of_route = if kind == RTM_NEWROUTE { RTN_UNICAST } else { 0 };
-    let mut body = [family(to.addr()), to.prefix_len(), 0, 0, RT_TABLE_MAIN, PROTOCOL, scope, kind_of_route, 0, 0, 0, 0];
+    let mut body =
+        [family(to.addr()), to.prefix_len(), 0, 0, RT_TABLE_MAIN, PROTOCOL, scope, kind_of_route, 0, 0, 0, 0];
     body[8..12].copy_from_slice(&route_flags.to_ne_bytes());
     let mut message = Message::new(kind, flags, &body);
     if to.prefix_len() > 0 {

@@ -51,7 +51,10 @@ fn refuses_a_host_port_that_another_sandbox_has() {
     let directory = tempfile::tempdir().unwrap();
     let mut leases = open(&directory, &["10.0.0.0/24"]);
     leases.reserve("a", &[port(8080, None)]).unwrap();
-    assert!(matches!(leases.reserve("b", &[port(8080, Some("192.0.2.1"))]), Err(Error::HostPortTaken { .. })));
+    assert!(matches!(
+        leases.reserve("b", &[port(8080, Some("192.0.2.1"))]),
+        Err(Error::HostPortTaken { .. })
+    ));
     leases.reserve("c", &[port(8081, Some("192.0.2.1"))]).unwrap();
     leases.reserve("d", &[port(8081, Some("192.0.2.2"))]).unwrap();
 }

@@ -106,7 +106,8 @@ fn gc_keeps_only_what_is_known_even_after_a_restart() {
         })
         .unwrap()
         .unwrap();
-    let ours: Vec<_> = links.iter().filter(|link| link.group == GROUP).map(|link| link.name.clone()).collect();
+    let ours: Vec<_> =
+        links.iter().filter(|link| link.group == GROUP).map(|link| link.name.clone()).collect();
     assert_eq!(ours, [link_name("a")]);
     assert_eq!(pods.addresses("a"), Some(ips));
     assert_eq!(pods.addresses("b"), None);
