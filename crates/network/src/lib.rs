@@ -6,12 +6,14 @@ mod ipam;
 mod link;
 mod netlink;
 mod netns;
+mod nft;
 mod node;
 mod pods;
 mod sysctl;
 
 pub use error::{Error, Result};
 pub use netns::{Namespace, within};
+pub use nft::{apply, commit};
 pub use node::{add_local_addresses, add_service_routes, remove_local_addresses, teardown};
 pub use pods::{HostPort, PodNetwork, PodNetworkConfig};
 pub use ruleset::Protocol;

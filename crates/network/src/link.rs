@@ -73,7 +73,6 @@ pub(crate) enum Scope {
 /// What a dump tells of a link.
 #[derive(Debug, Clone)]
 pub(crate) struct LinkInfo {
-    pub(crate) index: u32,
     pub(crate) name: String,
     pub(crate) group: u32,
     pub(crate) mtu: u32,
@@ -181,10 +180,8 @@ impl Links {
             self.0.dump(Message::new(RTM_GETLINK, 0, &ifinfo(0, 0, 0)), || "list links".to_owned())?;
         let mut links = Vec::with_capacity(answers.len());
         for answer in answers {
-            let index = answer.body.get(4..).and_then(as_u32).ok_or(Error::Malformed)?;
             let flags = answer.body.get(8..).and_then(as_u32).ok_or(Error::Malformed)?;
             let mut link = LinkInfo {
-                index,
                 name: String::new(),
                 group: 0,
                 mtu: 0,

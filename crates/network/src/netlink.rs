@@ -11,7 +11,6 @@ pub(crate) const NLM_F_DUMP: u16 = 0x300;
 pub(crate) const NLM_F_REPLACE: u16 = 0x100;
 pub(crate) const NLM_F_EXCL: u16 = 0x200;
 pub(crate) const NLM_F_CREATE: u16 = 0x400;
-#[allow(dead_code)]
 pub(crate) const NLM_F_APPEND: u16 = 0x800;
 
 const NLMSG_ERROR: u16 = 2;
@@ -29,7 +28,6 @@ pub(crate) struct Message {
     bytes: Vec<u8>,
 }
 
-#[allow(dead_code)]
 impl Message {
     /// Starts a message; `body` is the fixed header of its family (`ifinfomsg`, `nfgenmsg`, ...).
     pub(crate) fn new(kind: u16, flags: u16, body: &[u8]) -> Self {
@@ -128,7 +126,6 @@ pub(crate) struct Socket {
     sequence: u32,
 }
 
-#[allow(dead_code)]
 impl Socket {
     /// `protocol` is `libc::NETLINK_ROUTE` or `libc::NETLINK_NETFILTER`.
     pub(crate) fn open(protocol: i32) -> Result<Self> {
@@ -183,7 +180,7 @@ impl Socket {
     }
 
     /// Sends messages as one datagram (an nftables batch): only the last but one needs an acknowledgement, errors come for any.
-    pub(crate) fn batch(&mut self, messages: Vec<Message>, action: impl Fn(usize) -> String) -> Result<()> {
+    pub(crate) fn batch(&mut self, messages: Vec<Message>, mut action: impl FnMut(usize) -> String) -> Result<()> {
         let first = self.sequence + 1;
         let count = messages.len();
         let mut bytes = Vec::with_capacity(messages.iter().map(Message::len).sum());
@@ -192,6 +189,9 @@ impl Socket {
             let sequence = self.next();
             bytes.extend(message.finish(sequence, flags));
         }
+        // The kernel takes a datagram only whole.
+        let needed = i32::try_from(bytes.len()).unwrap_or(i32::MAX).max(8 << 20);
+        let _ = set_option(&self.fd, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, needed);
         self.send(&bytes)?;
         let acknowledged = first + (count as u32) - 2;
         let mut failure = None;

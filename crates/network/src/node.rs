@@ -3,6 +3,7 @@
 use crate::error::Result;
 use crate::link::{GROUP, Links, Scope};
 use ipnet::IpNet;
+use ruleset::{SERVICES_TABLE, Transaction};
 use std::net::IpAddr;
 
 const LOOPBACK: u32 = 1;
@@ -53,6 +54,9 @@ pub fn teardown() -> Result<()> {
         if ours {
             links.delete_address(index, address)?;
         }
+    }
+    for table in [crate::pods::TABLE, SERVICES_TABLE] {
+        crate::commit(&Transaction::remove(table))?;
     }
     Ok(())
 }

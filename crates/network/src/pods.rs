@@ -1,13 +1,15 @@
 //! Pods on the node: each hangs on a routed point-to-point veth. The pod has a /32 and a /128 and routes everything to 169.254.1.1 and
 //! fe80::1 on the host's end; permanent neighbour entries on both ends make resolution unnecessary. There is no bridge.
 
+mod rules;
+
 use crate::error::Result;
 use crate::ipam::{Lease, Leases, nth};
 use crate::link::{GROUP, Links, Mac, Scope};
 use crate::{netns, sysctl};
 use ipnet::IpNet;
 use parking_lot::Mutex;
-use ruleset::Protocol;
+use ruleset::{Protocol, Ruleset};
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -19,6 +21,7 @@ const POD_LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 2);
 /// All host ends share it: each link has only one neighbour.
 const HOST_MAC: Mac = [0x02, 0xca, 0xff, 0xff, 0xff, 0xfe];
 const LOOPBACK: u32 = 1;
+pub(crate) use rules::TABLE;
 /// Name of the link inside the pod.
 const POD_LINK: &str = "eth0";
 
@@ -65,6 +68,8 @@ pub struct PodNetwork {
     leases: Mutex<Leases>,
     ranges: Vec<IpNet>,
     mtu: u32,
+    /// The table as it is in force; the lock also orders its changes.
+    rules: Mutex<Ruleset>,
 }
 
 impl PodNetwork {
@@ -89,7 +94,12 @@ impl PodNetwork {
                 .min()
                 .unwrap_or(1500),
         };
-        Ok(Self { leases: Mutex::new(leases), ranges: config.ranges, mtu })
+        let mut rules = rules::table(&config.ranges, &config.cluster_ranges);
+        for (_, lease) in leases.iter() {
+            rules::add_pod(&mut rules, &lease.addresses, &lease.host_ports);
+        }
+        crate::apply(&rules)?;
+        Ok(Self { leases: Mutex::new(leases), ranges: config.ranges, mtu, rules: Mutex::new(rules) })
     }
 
     /// Connects the namespace pinned at `netns` and returns its addresses, IPv4 first. A second call for the same sandbox returns the
@@ -108,7 +118,9 @@ impl PodNetwork {
             return Ok(lease.addresses);
         }
         links.delete(&name)?;
-        let result = self.connect(&mut links, &name, &lease, netns);
+        let result = self.connect(&mut links, &name, &lease, netns).and_then(|()| {
+            self.change_rules(|rules| rules::add_pod(rules, &lease.addresses, &lease.host_ports))
+        });
         match result {
             Ok(()) => self.leases.lock().set_ready(sandbox)?,
             Err(error) => {
@@ -127,6 +139,11 @@ impl PodNetwork {
     /// Disconnects a sandbox and frees its addresses. It is no error if nothing is left of it.
     pub fn del(&self, sandbox: &str) -> Result<()> {
         Links::open()?.delete(&link_name(sandbox))?;
+        let lease = self.leases.lock().get(sandbox).cloned();
+        if let Some(lease) = lease {
+            self.change_rules(|rules| rules::remove_pod(rules, &lease.addresses, &lease.host_ports))?;
+        }
+        // Last, so that the addresses are free only when nothing points to them any more.
         self.leases.lock().release(sandbox)?;
         Ok(())
     }
@@ -147,6 +164,15 @@ impl PodNetwork {
                 links.delete(&link.name)?;
             }
         }
+        Ok(())
+    }
+
+    fn change_rules(&self, change: impl FnOnce(&mut Ruleset)) -> Result<()> {
+        let mut current = self.rules.lock();
+        let mut wanted = current.clone();
+        change(&mut wanted);
+        crate::commit(&ruleset::diff(&current, &wanted))?;
+        *current = wanted;
         Ok(())
     }
 

@@ -120,3 +120,81 @@ fn a_missing_namespace_is_an_error_that_leaves_nothing() {
     assert!(matches!(result, Err(crate::Error::Namespace { .. })));
     assert_eq!(node.pods.addresses("a"), None);
 }
+
+fn host_port(host_port: u16, host_ip: Option<IpAddr>) -> HostPort {
+    HostPort { host_ip, host_port, container_port: 8080, protocol: Protocol::Tcp }
+}
+
+#[test]
+fn host_ports_lead_to_the_pod_from_everywhere() {
+    let node = node();
+    let node_ip: IpAddr = "10.244.0.1".parse().unwrap();
+    let (web, web_ips) = node.add("web", &[host_port(80, None), host_port(81, Some(node_ip))]);
+    let (other, other_ips) = node.add("other", &[]);
+    for &ip in &web_ips {
+        serve(&web, SocketAddr::new(ip, 8080));
+    }
+    let node_v6: IpAddr = "fd00:10:244::1".parse().unwrap();
+    assert_eq!(ask(&other, SocketAddr::new(node_ip, 80)).unwrap(), other_ips[0]);
+    assert_eq!(ask(&other, SocketAddr::new(node_v6, 80)).unwrap(), other_ips[1]);
+    assert_eq!(ask(&other, SocketAddr::new(node_ip, 81)).unwrap(), other_ips[0]);
+    assert!(ask(&other, SocketAddr::new(node_v6, 81)).is_err());
+    // The pod itself (hairpin), the host, and the host by its loopback address.
+    assert_eq!(ask(&web, SocketAddr::new(node_ip, 80)).unwrap(), node_ip);
+    assert_eq!(ask(&node.namespace, SocketAddr::new(node_ip, 80)).unwrap(), node_ip);
+    assert_eq!(ask(&node.namespace, "127.0.0.1:80".parse().unwrap()).unwrap(), node_ip);
+    node.namespace.run(|| node.pods.del("web")).unwrap().unwrap();
+    assert!(ask(&other, SocketAddr::new(node_ip, 80)).is_err());
+    node.add("again", &[host_port(80, None)]);
+}
+
+#[test]
+fn pods_reach_the_outside_under_the_node_address() {
+    let node = node();
+    let outside = Namespace::new().unwrap();
+    let file = netns::open(&outside.path()).unwrap();
+    let wire = |from: &str, to: &str, name: &str| -> Result<()> {
+        let mut links = Links::open()?;
+        let index = links.index(name)?.unwrap();
+        links.set_up(index, true)?;
+        for (address, range) in [from, to].iter().zip(["192.0.2.0/24", "2001:db8::/64"]) {
+            let range: IpNet = range.parse().unwrap();
+            let address = IpNet::new(address.parse().unwrap(), range.prefix_len()).unwrap();
+            links.add_address(index, address, Scope::Universe)?;
+        }
+        Ok(())
+    };
+    node.namespace
+        .run(|| {
+            Links::open()?.add_veth(("up", [2, 0, 0, 0, 0, 1]), ("up", [2, 0, 0, 0, 0, 2]), &file, 1500)?;
+            wire("192.0.2.1", "2001:db8::1", "up")
+        })
+        .unwrap()
+        .unwrap();
+    outside.run(|| wire("192.0.2.2", "2001:db8::2", "up")).unwrap().unwrap();
+    let (pod, _) = node.add("a", &[]);
+    for (server, seen) in [("192.0.2.2:80", "192.0.2.1"), ("[2001:db8::2]:80", "2001:db8::1")] {
+        serve(&outside, server.parse().unwrap());
+        assert_eq!(ask(&pod, server.parse().unwrap()).unwrap(), seen.parse::<IpAddr>().unwrap());
+    }
+}
+
+#[test]
+fn teardown_leaves_nothing() {
+    let node = node();
+    node.add("a", &[host_port(80, None)]);
+    node.namespace
+        .run(|| {
+            crate::add_service_routes(&["10.96.0.0/16".parse().unwrap(), "fd00:10:96::/112".parse().unwrap()])?;
+            crate::add_local_addresses(&["10.96.0.10".parse().unwrap(), "fd00:10:96::a".parse().unwrap()])?;
+            crate::teardown()?;
+            crate::teardown()?;
+            let mut links = Links::open()?;
+            assert!(links.list()?.iter().all(|link| link.loopback || link.group != GROUP));
+            assert_eq!(links.own_routes()?, []);
+            assert!(links.addresses()?.iter().all(|(_, _, ours, _)| !ours));
+            Ok::<_, crate::Error>(())
+        })
+        .unwrap()
+        .unwrap();
+}
