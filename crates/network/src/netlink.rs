@@ -180,7 +180,11 @@ impl Socket {
     }
 
     /// Sends messages as one datagram (an nftables batch): only the last but one needs an acknowledgement, errors come for any.
-    pub(crate) fn batch(&mut self, messages: Vec<Message>, mut action: impl FnMut(usize) -> String) -> Result<()> {
+    pub(crate) fn batch(
+        &mut self,
+        messages: Vec<Message>,
+        mut action: impl FnMut(usize) -> String,
+    ) -> Result<()> {
         let first = self.sequence + 1;
         let count = messages.len();
         let mut bytes = Vec::with_capacity(messages.iter().map(Message::len).sum());

@@ -77,8 +77,12 @@ fn changes(old: &Ruleset, new: &Ruleset) -> Vec<Step> {
     }
     for (name, set) in &new.sets {
         if !old.sets.contains_key(name) {
-            let shape =
-                Set { key: set.key.clone(), holds: set.holds, timeout: set.timeout, elements: BTreeMap::new() };
+            let shape = Set {
+                key: set.key.clone(),
+                holds: set.holds,
+                timeout: set.timeout,
+                elements: BTreeMap::new(),
+            };
             steps.push(Step::AddSet(name.clone(), shape));
         }
     }
@@ -128,8 +132,6 @@ fn changes(old: &Ruleset, new: &Ruleset) -> Vec<Step> {
     // Chains that go may point to each other.
     steps.extend(gone().filter(|name| !old.chains[*name].rules.is_empty()).cloned().map(Step::FlushChain));
     steps.extend(gone().cloned().map(Step::DeleteChain));
-    steps.extend(
-        old.sets.keys().filter(|name| !new.sets.contains_key(*name)).cloned().map(Step::DeleteSet),
-    );
+    steps.extend(old.sets.keys().filter(|name| !new.sets.contains_key(*name)).cloned().map(Step::DeleteSet));
     steps
 }

@@ -1,12 +1,10 @@
 //! Rulesets as nf_tables netlink messages (`linux/netfilter/nf_tables.h`). Numbers in attributes are big-endian; values that travel
 //! through registers are in the byte order of what they are compared with.
 
-use crate::netlink::{Message, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL};
 use crate::link::octets;
+use crate::netlink::{Message, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL};
 use ipnet::IpNet;
-use ruleset::nft::{
-    Datum, Field, Holds, Hook, HookKind, Key, Load, Rule, Set, Statement, Value, Verdict,
-};
+use ruleset::nft::{Datum, Field, Holds, Hook, HookKind, Key, Load, Rule, Set, Statement, Value, Verdict};
 use ruleset::{Family, Step};
 use std::net::IpAddr;
 

@@ -3,10 +3,8 @@
 use crate::pods::HostPort;
 use ipnet::IpNet;
 use ruleset::Family::{self, V4, V6};
-use ruleset::nft::{
-    Datum, Field, Holds, HookKind, HookPoint, Key, Load, Rule, Statement, Value, Verdict,
-};
 use ruleset::Ruleset;
+use ruleset::nft::{Datum, Field, Holds, HookKind, HookPoint, Key, Load, Rule, Statement, Value, Verdict};
 use std::net::IpAddr;
 
 /// Name of the table.
@@ -75,7 +73,8 @@ pub(crate) fn table(ranges: &[IpNet], cluster_ranges: &[IpNet]) -> Ruleset {
                 Statement::Family(family),
                 Statement::InRange { load: Load::Source(family), range: *range, negate: false },
             ];
-            let stay = cluster_ranges.iter().filter(|range| Family::of(range.addr()) == family).chain(&inside);
+            let stay =
+                cluster_ranges.iter().filter(|range| Family::of(range.addr()) == family).chain(&inside);
             rule.extend(stay.map(|range| Statement::InRange {
                 load: Load::Destination(family),
                 range: *range,

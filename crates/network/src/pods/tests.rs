@@ -185,7 +185,10 @@ fn teardown_leaves_nothing() {
     node.add("a", &[host_port(80, None)]);
     node.namespace
         .run(|| {
-            crate::add_service_routes(&["10.96.0.0/16".parse().unwrap(), "fd00:10:96::/112".parse().unwrap()])?;
+            crate::add_service_routes(&[
+                "10.96.0.0/16".parse().unwrap(),
+                "fd00:10:96::/112".parse().unwrap(),
+            ])?;
             crate::add_local_addresses(&["10.96.0.10".parse().unwrap(), "fd00:10:96::a".parse().unwrap()])?;
             crate::teardown()?;
             crate::teardown()?;
