@@ -136,8 +136,7 @@ impl Correlator {
             kind: note.kind,
             reason: note.reason.clone(),
         };
-        let alike =
-            self.alike.entry(likeness.clone(), || Alike { messages: HashSet::new(), last: now });
+        let alike = self.alike.entry(likeness.clone(), || Alike { messages: HashSet::new(), last: now });
         if now.duration_since(alike.last) > ALIKE_WITHIN {
             alike.messages.clear();
         }
@@ -190,11 +189,8 @@ async fn deliver(
             }
             Decision::Create { key, message } => (key, message),
         };
-        let name = format!(
-            "{}.{:x}",
-            note.about.name.as_deref().unwrap_or_default(),
-            note.at.as_nanosecond()
-        );
+        let name =
+            format!("{}.{:x}", note.about.name.as_deref().unwrap_or_default(), note.at.as_nanosecond());
         let event = Event {
             metadata: ObjectMeta {
                 name: Some(name.clone()),

@@ -5,9 +5,11 @@
 mod cache;
 mod events;
 mod factory;
+mod lease;
 mod queue;
 
 pub use cache::{Change, Informer, Key, Object};
 pub use events::{EventType, Recorder, reference};
 pub use factory::Factory;
+pub use lease::{LeaderElection, while_leading};
 pub use queue::Queue;

@@ -1,0 +1,126 @@
+//! The filters, in the reference's order: the first that refuses gives a node's reason.
+
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::Taint;
+
+use crate::interpod::AffinityState;
+use crate::resources::Resources;
+use crate::selector::{node_affinity, node_selector, tolerates, untolerated};
+use crate::snapshot::{NodeInfo, PodInfo, Snapshot};
+use crate::spread::SpreadState;
+use crate::{Refusal, VolumeNeeds};
+
+/// What is worked out once per pod, over all nodes.
+pub(crate) struct Prepared<'a> {
+    pod: &'a PodInfo,
+    volumes: &'a VolumeNeeds,
+    spread: SpreadState,
+    affinity: AffinityState,
+}
+
+impl<'a> Prepared<'a> {
+    pub(crate) fn new(snapshot: &Snapshot, pod: &'a PodInfo, volumes: &'a VolumeNeeds) -> Self {
+        Self {
+            pod,
+            volumes,
+            spread: SpreadState::new(snapshot, pod),
+            affinity: AffinityState::new(snapshot, pod),
+        }
+    }
+
+    /// Whether the node takes the pod, also with those added that were promised room on it.
+    pub(crate) fn check(&self, snapshot: &Snapshot, node: &NodeInfo) -> Result<(), Refusal> {
+        let promised: Vec<_> = snapshot
+            .nominated
+            .get(node.name())
+            .into_iter()
+            .flatten()
+            .filter(|other| {
+                other.priority() >= self.pod.priority()
+                    && other.uid() != self.pod.uid()
+                    && !node.has(other.uid())
+            })
+            .cloned()
+            .collect();
+        if !promised.is_empty() {
+            let mut fuller = node.clone();
+            for pod in promised {
+                fuller.add(pod);
+            }
+            let mut with = snapshot.clone();
+            with.replace(node.name(), Arc::new(fuller.clone()));
+            Prepared::new(&with, self.pod, self.volumes).check_as_is(&fuller)?;
+        }
+        self.check_as_is(node)
+    }
+
+    /// Whether the node takes the pod, nominations aside.
+    pub(crate) fn check_as_is(&self, info: &NodeInfo) -> Result<(), Refusal> {
+        let (Some(node), Some(spec)) = (&info.node, &self.pod.pod.spec) else {
+            return Err(Refusal::lasting("node(s) had unknown conditions"));
+        };
+        let node_spec = node.spec.as_ref();
+        if node_spec.and_then(|spec| spec.unschedulable) == Some(true) {
+            let taint = Taint {
+                key: "node.kubernetes.io/unschedulable".into(),
+                effect: "NoSchedule".into(),
+                ..Taint::default()
+            };
+            if !spec.tolerations.iter().flatten().any(|toleration| tolerates(toleration, &taint)) {
+                return Err(Refusal::lasting("node(s) were unschedulable"));
+            }
+        }
+        if spec.node_name.as_deref().is_some_and(|name| !name.is_empty() && name != info.name()) {
+            return Err(Refusal::lasting("node(s) didn't match the requested node name"));
+        }
+        let taints = node_spec.and_then(|spec| spec.taints.as_ref());
+        if untolerated(taints, spec.tolerations.as_ref(), &["NoSchedule", "NoExecute"]).is_some() {
+            return Err(Refusal::lasting("node(s) had untolerated taint(s)"));
+        }
+        if !node_affinity(&self.pod.pod, node) {
+            return Err(Refusal::lasting("node(s) didn't match Pod's node affinity/selector"));
+        }
+        let taken = info.pods.iter().flat_map(|pod| &pod.ports);
+        if !self.pod.ports.is_empty()
+            && taken.into_iter().any(|port| self.pod.ports.iter().any(|wanted| wanted.conflicts(port)))
+        {
+            return Err(Refusal::resolvable("node(s) didn't have free ports for the requested pod ports"));
+        }
+        fits(&self.pod.request, info)?;
+        if !self.volumes.bound.iter().all(|selector| node_selector(selector, node)) {
+            return Err(Refusal::lasting("node(s) didn't match PersistentVolume's node affinity"));
+        }
+        self.spread.check(self.pod, info)?;
+        self.affinity.check(self.pod, info)
+    }
+}
+
+fn fits(request: &Resources, node: &NodeInfo) -> Result<(), Refusal> {
+    let (reasons, resolvable) = insufficient(request, node);
+    if reasons.is_empty() { Ok(()) } else { Err(Refusal { reasons, resolvable }) }
+}
+
+/// What the node has too little of, in the reference's words, and whether it would do if it were empty.
+pub fn insufficient(request: &Resources, node: &NodeInfo) -> (Vec<String>, bool) {
+    let mut reasons = Vec::new();
+    let mut resolvable = true;
+    if i64::try_from(node.pods.len()).unwrap_or(i64::MAX) >= node.allocatable.pods {
+        reasons.push("Too many pods".to_owned());
+    }
+    let mut check = |name: &str, wanted: i64, used: i64, all: i64| {
+        if wanted > 0 && wanted > all - used {
+            reasons.push(format!("Insufficient {name}"));
+            resolvable &= wanted <= all;
+        }
+    };
+    let (used, all) = (&node.requested, &node.allocatable);
+    check("cpu", request.cpu, used.cpu, all.cpu);
+    check("memory", request.memory, used.memory, all.memory);
+    check("ephemeral-storage", request.ephemeral_storage, used.ephemeral_storage, all.ephemeral_storage);
+    for (name, wanted) in &request.scalar {
+        let of = |amounts: &Resources| amounts.scalar.get(name).copied().unwrap_or_default();
+        check(name, *wanted, of(used), of(all));
+    }
+    (reasons, resolvable)
+}
