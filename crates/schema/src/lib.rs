@@ -2,12 +2,21 @@
 //! patches, server-side apply, OpenAPI and protobuf all read the same [`Types`]. Knows no kind by name; no I/O.
 
 mod decode;
+mod normalize;
 pub mod patch;
 pub mod quantity;
 mod table;
+pub mod time;
 mod types;
 
-pub use decode::{DecodeError, Decoded, FieldValidation, decode_json, decode_yaml};
+pub use decode::{
+    DecodeError, Decoded, FieldValidation, decode_any, decode_any_yaml, decode_json, decode_value,
+    decode_yaml,
+};
+pub use normalize::{fill_defaults, normalize};
 pub use patch::{PatchError, json_patch, merge_patch, strategic_merge_patch};
 pub use table::TableError;
 pub use types::{Field, Kind, ListType, Omit, Shape, Str, Type, TypeId, Types};
+
+#[cfg(test)]
+mod sample;
