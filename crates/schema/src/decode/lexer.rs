@@ -65,9 +65,7 @@ impl<'a> Lexer<'a> {
         for (i, byte) in word.bytes().enumerate() {
             if self.data.get(self.at) != Some(&byte) {
                 let _ = i;
-                return Err(
-                    self.unexpected(&format!("in literal {word} (expecting {})", quote(byte)))
-                );
+                return Err(self.unexpected(&format!("in literal {word} (expecting {})", quote(byte))));
             }
             self.at += 1;
         }

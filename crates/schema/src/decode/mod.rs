@@ -115,11 +115,7 @@ fn decode(
     finish(value, errors, validation)
 }
 
-fn finish(
-    value: Value,
-    errors: Vec<String>,
-    validation: FieldValidation,
-) -> Result<Decoded, DecodeError> {
+fn finish(value: Value, errors: Vec<String>, validation: FieldValidation) -> Result<Decoded, DecodeError> {
     match validation {
         FieldValidation::Strict if !errors.is_empty() => Err(DecodeError::Strict(errors)),
         FieldValidation::Warn => Ok(Decoded { value, warnings: errors }),

@@ -18,7 +18,10 @@ fn error(text: &str) -> String {
 fn normal_form() {
     for (text, want) in [
         ("{}", json!({"metadata":{},"spec":{"containers":null,"port":0,"strategy":{}},"status":{"ready":0}})),
-        ("null", json!({"metadata":{},"spec":{"containers":null,"port":0,"strategy":{}},"status":{"ready":0}})),
+        (
+            "null",
+            json!({"metadata":{},"spec":{"containers":null,"port":0,"strategy":{}},"status":{"ready":0}}),
+        ),
         (
             r#"{"metadata":{"labels":{},"name":null,"creationTimestamp":null,"generation":0},
                 "spec":{"replicas":0,"containers":[{"name":"a","command":[null]},null],"args":[],"selector":{}},
@@ -67,12 +70,24 @@ fn wrong_types() {
     const HEAD: &str = "json: cannot unmarshal";
     for (text, want) in [
         (r#"{"spec":{"replicas":"3"}}"#, "string into Go struct field BoxSpec.spec.replicas of type int32"),
-        (r#"{"spec":{"replicas":1.5}}"#, "number 1.5 into Go struct field BoxSpec.spec.replicas of type int32"),
-        (r#"{"spec":{"replicas":3000000000}}"#, "number 3000000000 into Go struct field BoxSpec.spec.replicas of type int32"),
+        (
+            r#"{"spec":{"replicas":1.5}}"#,
+            "number 1.5 into Go struct field BoxSpec.spec.replicas of type int32",
+        ),
+        (
+            r#"{"spec":{"replicas":3000000000}}"#,
+            "number 3000000000 into Go struct field BoxSpec.spec.replicas of type int32",
+        ),
         (r#"{"metadata":{"name":5}}"#, "number into Go struct field ObjectMeta.metadata.name of type string"),
         (r#"{"metadata":[]}"#, "array into Go struct field Box.metadata of type v1.ObjectMeta"),
-        (r#"{"metadata":{"labels":{"a":true}}}"#, "bool into Go struct field ObjectMeta.metadata.labels of type string"),
-        (r#"{"spec":{"containers":{}}}"#, "object into Go struct field BoxSpec.spec.containers of type []v1.Container"),
+        (
+            r#"{"metadata":{"labels":{"a":true}}}"#,
+            "bool into Go struct field ObjectMeta.metadata.labels of type string",
+        ),
+        (
+            r#"{"spec":{"containers":{}}}"#,
+            "object into Go struct field BoxSpec.spec.containers of type []v1.Container",
+        ),
         (r#"{"spec":{"port":1.5}}"#, "number 1.5 into Go struct field BoxSpec.spec.port of type int32"),
     ] {
         assert_eq!(error(text), format!("{HEAD} {want}"), "{text}");
@@ -118,10 +133,7 @@ fn yaml() {
     assert_eq!(twice.value["metadata"]["labels"]["a"], "2");
     assert_eq!(
         twice.warnings,
-        [
-            "yaml: unmarshal errors:\n  line 4: key \"a\" already set in map",
-            "unknown field \"metadata.odd\""
-        ]
+        ["yaml: unmarshal errors:\n  line 4: key \"a\" already set in map", "unknown field \"metadata.odd\""]
     );
     let merged = read("metadata:\n  labels: &l {a: b}\n  annotations: {<<: *l, c: d}\n").expect("YAML");
     assert_eq!(merged.value["metadata"]["annotations"], json!({"a": "b", "c": "d"}));

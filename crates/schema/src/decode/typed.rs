@@ -243,12 +243,7 @@ impl<'a> Decoder<'a> {
         Ok(())
     }
 
-    fn list(
-        &mut self,
-        element: TypeId,
-        field: Option<&'a Field>,
-        slot: &mut Value,
-    ) -> Result<(), Syntax> {
+    fn list(&mut self, element: TypeId, field: Option<&'a Field>, slot: &mut Value) -> Result<(), Syntax> {
         let mut list = match slot.take() {
             Value::Array(list) => list,
             _ => Vec::new(),
@@ -294,10 +289,8 @@ impl<'a> Decoder<'a> {
     }
 
     fn wrong_type(&mut self, value: &str, id: TypeId) {
-        let text = format!(
-            "json: cannot unmarshal {value} into Go value of type {}",
-            go_name(self.types, id)
-        );
+        let text =
+            format!("json: cannot unmarshal {value} into Go value of type {}", go_name(self.types, id));
         let text = self.in_context(text);
         self.wrong.get_or_insert(text);
     }
@@ -346,9 +339,8 @@ fn own(shape: &Shape, first: u8, text: &[u8]) -> Result<Value, String> {
         b'"' => "string",
         _ => "number",
     };
-    let wrong = |value: &str, ty: &str| {
-        Err(format!("json: cannot unmarshal {value} into Go value of type {ty}"))
-    };
+    let wrong =
+        |value: &str, ty: &str| Err(format!("json: cannot unmarshal {value} into Go value of type {ty}"));
     match shape {
         Shape::Quantity => {
             let bare = text.strip_prefix('"').and_then(|t| t.strip_suffix('"')).unwrap_or(text);

@@ -50,7 +50,8 @@ fn apply(document: &mut Value, operation: &Map<String, Value>) -> Result<(), Str
     let from = || text("from").ok_or(format!("{op} operation failed to decode from: {MISSING}"));
     let value = || operation.get("value").cloned().unwrap_or(Value::Null);
     let gone = |what: &str, path: &str| format!("{op} operation does not apply: {what}: {path}: {MISSING}");
-    let quoted = |path: &str| format!("{op} operation does not apply: doc is missing path: \"{path}\": {MISSING}");
+    let quoted =
+        |path: &str| format!("{op} operation does not apply: doc is missing path: \"{path}\": {MISSING}");
     match op {
         "add" => {
             let path = path()?;
