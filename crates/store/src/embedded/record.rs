@@ -116,10 +116,10 @@ impl Record {
 }
 
 /// The newest change of `name` at or before `revision`: its revision and record.
-pub(super) fn newest<'a>(
+pub(super) fn newest(
     index: &impl ReadableTable<&'static [u8], u32>,
     log: &impl ReadableTable<&'static [u8], &'static [u8]>,
-    name: &'a [u8],
+    name: &[u8],
     revision: u64,
 ) -> Result<Option<(u64, Record)>, redb::Error> {
     let (low, high) = (index_key(name, 0), index_key(name, revision));

@@ -226,8 +226,8 @@ async fn writer_process() {
     let start = store.revision();
     println!("\nopened {start}");
     let writers = (0..4).map(|writer| {
-        let store = store.clone();
-        tokio::spawn(async move {
+        let store = &store;
+        async move {
             loop {
                 let key = format!("/w{writer}");
                 let old = store.get(bytes(&key), None).await.expect("reads").0;
@@ -246,11 +246,9 @@ async fn writer_process() {
                     other => panic!("{other:?}"),
                 }
             }
-        })
+        }
     });
-    for writer in writers.collect::<Vec<_>>() {
-        writer.await.expect("writers end only by being killed");
-    }
+    let _: Vec<()> = futures::future::join_all(writers).await;
 }
 
 #[test]
