@@ -1,0 +1,35 @@
+//! `cargo xtask test`: the whole test suite on a fresh machine. Tests need root, and fail where something is missing;
+//! this is what makes sure that nothing is.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use anyhow::{Result, ensure};
+
+use crate::run as command;
+
+/// A file that a test needs, and the Debian package that brings it.
+const NEEDS: &[(&str, &str)] = &[
+    ("/usr/bin/kubectl", "kubernetes-client"),
+    ("/usr/bin/busybox", "busybox-static"),
+    ("/usr/sbin/nft", "nftables"),
+    ("/usr/sbin/ip", "iproute2"),
+];
+
+pub fn run(names: &[&str]) -> Result<()> {
+    // The owner of a process's folder in /proc is its effective user.
+    ensure!(
+        std::fs::metadata("/proc/self")?.uid() == 0,
+        "the tests make namespaces, mounts and cgroups: run them as root"
+    );
+    let missing = NEEDS.iter().filter(|(file, _)| !Path::new(file).exists());
+    let packages: Vec<&str> = missing.map(|(_, package)| *package).collect();
+    if !packages.is_empty() {
+        command("apt-get", &["update", "-qq"])?;
+        let install = ["install", "-y", "-qq", "--no-install-recommends"];
+        command("apt-get", &[&install, packages.as_slice()].concat())?;
+    }
+    // The black-box tests drive the binary itself.
+    command("cargo", &["build", "--workspace"])?;
+    command("cargo", &[&["test", "--workspace"], names].concat())
+}
