@@ -16,11 +16,19 @@ const FORBIDDEN: &[(&str, &[&str], &str)] = &[
     ("scheduling", &["tokio", "hyper", "kube", "store"], "scheduling is pure"),
     ("ruleset", &["tokio", "hyper", "kube", "rtnetlink"], "ruleset is pure"),
     ("store", &["api", "schema", "kube", "k8s-openapi", "hyper"], "the store knows nothing of Kubernetes"),
-    ("apiserver", &["controllers", "scheduler", "kubelet", "runtime", "network"], "the API server knows no client"),
+    (
+        "apiserver",
+        &["controllers", "scheduler", "kubelet", "runtime", "network"],
+        "the API server knows no client",
+    ),
     ("controllers", &["store", "apiserver", "hyper"], "controllers reach the state through the API alone"),
     ("scheduler", &["store", "apiserver", "hyper"], "the scheduler reaches the state through the API alone"),
     ("kubelet", &["store", "apiserver", "runtime", "libcontainer", "network"], "the kubelet speaks CRI"),
-    ("runtime", &["kube", "k8s-openapi", "api", "store", "apiserver", "kubelet"], "the runtime knows no Kubernetes object"),
+    (
+        "runtime",
+        &["kube", "k8s-openapi", "api", "store", "apiserver", "kubelet"],
+        "the runtime knows no Kubernetes object",
+    ),
     ("network", &["kube", "k8s-openapi", "api", "apiserver"], "the network knows no API"),
     ("proxy", &["runtime", "cri", "store", "apiserver"], "the proxy knows no container"),
     ("dns", &["runtime", "cri", "store", "apiserver"], "DNS knows no container"),
@@ -50,10 +58,12 @@ fn dependencies(root: &Path, faults: &mut Vec<String>) -> Result<()> {
         .context("starting cargo")?;
     ensure!(output.status.success(), "cargo metadata: {}", String::from_utf8_lossy(&output.stderr));
     let metadata: Value = serde_json::from_slice(&output.stdout)?;
-    let architecture = std::fs::read_to_string(root.join("ARCHITECTURE.md")).context("reading ARCHITECTURE.md")?;
+    let architecture =
+        std::fs::read_to_string(root.join("ARCHITECTURE.md")).context("reading ARCHITECTURE.md")?;
     for package in metadata["packages"].as_array().into_iter().flatten() {
         let name = package["name"].as_str().unwrap_or_default();
-        let normal = package["dependencies"].as_array().into_iter().flatten().filter(|one| one["kind"].is_null());
+        let normal =
+            package["dependencies"].as_array().into_iter().flatten().filter(|one| one["kind"].is_null());
         let depends: Vec<&str> = normal.filter_map(|one| one["name"].as_str()).collect();
         if depends.contains(&"store") && !MAY_USE_STORE.contains(&name) {
             faults.push(format!("{name} depends on store: only the API server touches the datastore"));
