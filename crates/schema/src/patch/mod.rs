@@ -2,6 +2,7 @@
 
 mod json;
 mod merge;
+mod order;
 mod strategic;
 
 pub use json::json_patch;
@@ -20,4 +21,10 @@ pub enum PatchError {
     /// The patch does not fit the object: 422 Invalid.
     #[error("{0}")]
     Unprocessable(String),
+    /// What upstream answers with 500 Internal Error, though the patch is to blame (an element without its merge key).
+    #[error("{0}")]
+    Internal(String),
 }
+
+#[cfg(test)]
+mod tests;
