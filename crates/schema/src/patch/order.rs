@@ -16,9 +16,7 @@ pub(super) fn partition(
     if !key.is_empty()
         && let Some(bad) = list.iter().find(|v| v.get(key).is_none())
     {
-        return Err(PatchError::Internal(format!(
-            "map: {bad} does not contain declared merge key: {key}"
-        )));
+        return Err(PatchError::Internal(format!("map: {bad} does not contain declared merge key: {key}")));
     }
     let places = places(by, key);
     Ok(list.into_iter().partition(|v| places.contains_key(&identity(v, key))))

@@ -168,8 +168,7 @@ fn set_order(
     original: &mut Object,
     patch: &mut Object,
 ) -> Result<(), PatchError> {
-    let directives: Vec<String> =
-        patch.keys().filter(|k| k.starts_with(ORDER_PREFIX)).cloned().collect();
+    let directives: Vec<String> = patch.keys().filter(|k| k.starts_with(ORDER_PREFIX)).cloned().collect();
     for directive in directives {
         let order = patch.remove(&directive).unwrap_or(Value::Null);
         let Value::Array(order) = order else { return Err(wrong_kind()) };
@@ -261,11 +260,7 @@ fn merge_list(
     ordered(patched, server, &patch, &original, key)
 }
 
-fn merge_scalars(
-    original: Vec<Value>,
-    patch: Vec<Value>,
-    deletes: bool,
-) -> Result<Vec<Value>, PatchError> {
+fn merge_scalars(original: Vec<Value>, patch: Vec<Value>, deletes: bool) -> Result<Vec<Value>, PatchError> {
     if deletes {
         return Ok(original.into_iter().filter(|v| !patch.contains(v)).collect());
     }
@@ -340,9 +335,7 @@ fn without_directives(value: Value) -> Option<Value> {
         Value::Object(map) => Some(Value::Object(
             map.into_iter().filter_map(|(k, v)| without_directives(v).map(|v| (k, v))).collect(),
         )),
-        Value::Array(list) => {
-            Some(Value::Array(list.into_iter().filter_map(without_directives).collect()))
-        }
+        Value::Array(list) => Some(Value::Array(list.into_iter().filter_map(without_directives).collect())),
         scalar => Some(scalar),
     }
 }

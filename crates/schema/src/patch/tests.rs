@@ -56,8 +56,14 @@ fn scalars_and_directives() {
     );
     let bad = json!({"spec":{"strategy":{"$retainKeys":["rolling"],"type":"x"}}});
     assert!(matches!(strategic(json!({"spec": strategy}), bad), Err(PatchError::Malformed(_))));
-    assert_eq!(spec(json!({"selector":{"matchLabels":{"a":"b"}}}), json!({"selector":{"$patch":"delete"}})), json!({"selector":{}}));
-    assert_eq!(spec(json!({}), json!({"selector":{"matchLabels":{"a":null,"b":"c"}}})), json!({"selector":{"matchLabels":{"b":"c"}}}));
+    assert_eq!(
+        spec(json!({"selector":{"matchLabels":{"a":"b"}}}), json!({"selector":{"$patch":"delete"}})),
+        json!({"selector":{}})
+    );
+    assert_eq!(
+        spec(json!({}), json!({"selector":{"matchLabels":{"a":null,"b":"c"}}})),
+        json!({"selector":{"matchLabels":{"b":"c"}}})
+    );
 }
 
 #[test]
@@ -69,25 +75,34 @@ fn json_patches() {
         (json!([{"op":"replace","path":"/new","value":1}]), json!({"a":{"b/c":[1,2,3]},"n":null,"new":1})),
         (json!([{"op":"test","path":"/missing","value":null}]), object.clone()),
         (json!([{"op":"move","from":"/n","path":"/m"}]), json!({"a":{"b/c":[1,2,3]},"m":null})),
-        (json!([{"op":"copy","from":"/a/b~1c/0","path":"/a/b~1c/1"}]), json!({"a":{"b/c":[1,1,2,3]},"n":null})),
+        (
+            json!([{"op":"copy","from":"/a/b~1c/0","path":"/a/b~1c/1"}]),
+            json!({"a":{"b/c":[1,1,2,3]},"n":null}),
+        ),
     ] {
         assert_eq!(json_patch(&object, &patch).expect("a good patch"), want, "{patch}");
     }
     for (patch, want) in [
         (json!([{"op":"test","path":"/a","value":1}]), "testing value /a failed: test failed"),
-        (json!([{"op":"remove","path":"/x"}]), "error in remove for path: '/x': Unable to remove nonexistent key: x: missing value"),
-        (json!([{"op":"add","path":"/x/y","value":1}]), "add operation does not apply: doc is missing path: \"/x/y\": missing value"),
-        (json!([{"op":"replace","path":"/a/b~1c/9","value":1}]), "replace operation does not apply: doc is missing key: /a/b~1c/9: missing value"),
+        (
+            json!([{"op":"remove","path":"/x"}]),
+            "error in remove for path: '/x': Unable to remove nonexistent key: x: missing value",
+        ),
+        (
+            json!([{"op":"add","path":"/x/y","value":1}]),
+            "add operation does not apply: doc is missing path: \"/x/y\": missing value",
+        ),
+        (
+            json!([{"op":"replace","path":"/a/b~1c/9","value":1}]),
+            "replace operation does not apply: doc is missing key: /a/b~1c/9: missing value",
+        ),
         (json!([{"op":"odd","path":"/a"}]), "Unexpected kind: odd"),
     ] {
         let error = json_patch(&object, &patch).expect_err("a bad patch");
         assert_eq!(error, PatchError::Unprocessable(want.to_owned()), "{patch}");
     }
     let many = Value::Array(vec![json!({"op":"test","path":"/n","value":null}); 10_001]);
-    assert_eq!(
-        json_patch(&object, &many),
-        Err(PatchError::TooManyOperations { limit: 10_000, got: 10_001 })
-    );
+    assert_eq!(json_patch(&object, &many), Err(PatchError::TooManyOperations { limit: 10_000, got: 10_001 }));
     assert!(matches!(json_patch(&object, &json!({})), Err(PatchError::Malformed(_))));
 }
 
