@@ -1,6 +1,14 @@
 //! The controllers: each watches what it needs through shared informers and makes the cluster as its objects
 //! say. They know only the Kubernetes API through `kube::Client`.
 
+mod deployment;
+mod kit;
+mod namespace;
+mod replicaset;
+mod serviceaccount;
+
+use std::sync::Arc;
+
 use informer::{Factory, LeaderElection, while_leading};
 use kube::Client;
 use tokio_util::sync::CancellationToken;
@@ -16,6 +24,10 @@ pub struct Config {
     pub root_ca: String,
 }
 
+/// Makes the client that acts as the controller of this name, `system:serviceaccount:kube-system:<name>` where
+/// the bootstrap policy is in force.
+pub type Clients = Arc<dyn Fn(&str) -> Client + Send + Sync>;
+
 /// What goes wrong for good.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -24,20 +36,34 @@ pub enum Error {
     LeaseLost(String),
 }
 
-/// Runs all controllers until `shutdown`.
-pub async fn run(client: Client, config: Config, shutdown: CancellationToken) -> Result<(), Error> {
+/// Runs all controllers until `shutdown`. `client` is for the shared informers and must be able to list and watch
+/// everything; each controller writes with its own of `clients`.
+pub async fn run(
+    client: Client,
+    clients: Clients,
+    config: Config,
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
     let Some(election) = config.leader_election.clone() else {
-        control(client, config, shutdown).await;
+        control(client, clients, config, shutdown).await;
         return Ok(());
     };
     let name = election.name.clone();
     let inner = client.clone();
-    while_leading(client, election, shutdown.clone(), move |leading| control(inner, config, leading)).await;
+    let work = move |leading| control(inner, clients, config, leading);
+    while_leading(client, election, shutdown.clone(), work).await;
     if shutdown.is_cancelled() { Ok(()) } else { Err(Error::LeaseLost(name)) }
 }
 
-async fn control(client: Client, config: Config, shutdown: CancellationToken) {
-    let informers = config.informers.unwrap_or_else(|| Factory::new(client, shutdown.clone()));
-    drop(informers);
-    shutdown.cancelled().await;
+async fn control(client: Client, clients: Clients, config: Config, shutdown: CancellationToken) {
+    let informers = config.informers.clone().unwrap_or_else(|| Factory::new(client.clone(), shutdown.clone()));
+    let context = kit::Context { client, clients, informers, config: Arc::new(config), shutdown };
+    tokio::join!(
+        serviceaccount::accounts(context.named("service-account-controller")),
+        serviceaccount::root_ca(context.named("root-ca-cert-publisher")),
+        namespace::run(context.named("namespace-controller")),
+        replicaset::replica_sets(context.named("replicaset-controller")),
+        replicaset::replication_controllers(context.named("replication-controller")),
+        deployment::run(context.named("deployment-controller")),
+    );
 }

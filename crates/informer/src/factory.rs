@@ -22,7 +22,7 @@ const LAST_RETRY: Duration = Duration::from_secs(10);
 pub struct Factory {
     client: Client,
     shutdown: CancellationToken,
-    running: Arc<Mutex<HashMap<TypeId, Arc<dyn Any + Send + Sync>>>>,
+    running: Arc<Mutex<HashMap<(TypeId, String), Arc<dyn Any + Send + Sync>>>>,
 }
 
 impl Factory {
@@ -38,19 +38,31 @@ impl Factory {
 
     /// The informer of a kind over all namespaces.
     pub fn informer<K: Object>(&self) -> Arc<Informer<K>> {
+        self.selected("")
+    }
+
+    /// The informer of those objects of a kind that a field selector selects.
+    pub fn selected<K: Object>(&self, fields: &str) -> Arc<Informer<K>> {
         let mut running = self.running.lock();
-        if let Some(informer) = running.get(&TypeId::of::<K>()) {
+        let id = (TypeId::of::<K>(), fields.to_owned());
+        if let Some(informer) = running.get(&id) {
             return informer.clone().downcast().expect("stored under its own type");
         }
         let informer = Arc::new(Informer::<K>::default());
-        running.insert(TypeId::of::<K>(), informer.clone());
+        running.insert(id, informer.clone());
         let api = Api::<K>::all(self.client.clone());
-        tokio::spawn(follow(api, informer.clone(), self.shutdown.clone()));
+        let fields = (!fields.is_empty()).then(|| fields.to_owned());
+        tokio::spawn(follow(api, fields, informer.clone(), self.shutdown.clone()));
         informer
     }
 }
 
-async fn follow<K: Object>(api: Api<K>, informer: Arc<Informer<K>>, shutdown: CancellationToken) {
+async fn follow<K: Object>(
+    api: Api<K>,
+    fields: Option<String>,
+    informer: Arc<Informer<K>>,
+    shutdown: CancellationToken,
+) {
     let mut strategy = InitialListStrategy::StreamingList;
     while !shutdown.is_cancelled() {
         let config = watcher::Config {
@@ -59,6 +71,7 @@ async fn follow<K: Object>(api: Api<K>, informer: Arc<Informer<K>>, shutdown: Ca
                 InitialListStrategy::ListWatch => Some(500),
                 InitialListStrategy::StreamingList => None,
             },
+            field_selector: fields.clone(),
             ..watcher::Config::default()
         };
         if !follow_with(&api, &informer, config, &shutdown).await {
