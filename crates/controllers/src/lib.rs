@@ -56,7 +56,8 @@ pub async fn run(
 }
 
 async fn control(client: Client, clients: Clients, config: Config, shutdown: CancellationToken) {
-    let informers = config.informers.clone().unwrap_or_else(|| Factory::new(client.clone(), shutdown.clone()));
+    let informers =
+        config.informers.clone().unwrap_or_else(|| Factory::new(client.clone(), shutdown.clone()));
     let context = kit::Context { client, clients, informers, config: Arc::new(config), shutdown };
     tokio::join!(
         serviceaccount::accounts(context.named("service-account-controller")),

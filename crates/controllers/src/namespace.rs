@@ -119,8 +119,10 @@ impl Controller {
                 return report;
             }
         };
-        let deletable: Vec<Kind> =
-            kinds.into_iter().filter(|kind| kind.namespaced && kind.can("delete") && kind.can("list")).collect();
+        let deletable: Vec<Kind> = kinds
+            .into_iter()
+            .filter(|kind| kind.namespaced && kind.can("delete") && kind.can("list"))
+            .collect();
         let is_pods = |kind: &Kind| kind.resource.group.is_empty() && kind.resource.plural == "pods";
         for kind in deletable.iter().filter(|kind| is_pods(kind)) {
             self.delete_kind(namespace, kind, self.grace(namespace), &mut report).await;
@@ -184,7 +186,8 @@ impl Controller {
         }
         let (group, plural) = (&kind.resource.group, &kind.resource.plural);
         report.remaining.insert(format!("{plural}.{group}"), left.len());
-        let finalizers: Vec<_> = left.iter().flat_map(|one| one.metadata.finalizers.iter().flatten()).collect();
+        let finalizers: Vec<_> =
+            left.iter().flat_map(|one| one.metadata.finalizers.iter().flatten()).collect();
         if grace > 0 {
             report.estimate = report.estimate.max(grace);
         } else if !finalizers.is_empty() {
@@ -266,7 +269,8 @@ fn update_conditions(conditions: &mut Vec<NamespaceCondition>, report: &Report) 
             continue;
         }
         changed = true;
-        let since = old.as_ref().filter(|old| old.status == status).and_then(|old| old.last_transition_time.clone());
+        let since =
+            old.as_ref().filter(|old| old.status == status).and_then(|old| old.last_transition_time.clone());
         let new = NamespaceCondition {
             type_: kind.into(),
             status: status.into(),
@@ -295,7 +299,11 @@ mod tests {
         assert!(update_conditions(&mut conditions, &report));
         assert!(!update_conditions(&mut conditions, &report));
         let message = |conditions: &[NamespaceCondition], kind: &str| {
-            conditions.iter().find(|one| one.type_ == kind).and_then(|one| one.message.clone()).unwrap_or_default()
+            conditions
+                .iter()
+                .find(|one| one.type_ == kind)
+                .and_then(|one| one.message.clone())
+                .unwrap_or_default()
         };
         assert_eq!(
             message(&conditions, "NamespaceContentRemaining"),

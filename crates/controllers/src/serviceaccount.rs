@@ -120,8 +120,9 @@ impl Publisher {
             }
             Some(map) => {
                 let annotations = map.metadata.annotations.as_ref();
-                let is_described =
-                    annotations.and_then(|all| all.get(DESCRIPTION.0)).is_some_and(|text| text == DESCRIPTION.1);
+                let is_described = annotations
+                    .and_then(|all| all.get(DESCRIPTION.0))
+                    .is_some_and(|text| text == DESCRIPTION.1);
                 if map.data.as_ref() == Some(&self.data) && is_described {
                     return Ok(None);
                 }

@@ -94,9 +94,8 @@ impl Controller {
         let Change::Deleted(pod) = change else { return };
         let Some((set, _)) = controller_key::<ReplicaSet>(&pod.metadata) else { return };
         let Some(key) = self.sets.get(&set).and_then(|set| self.owner_of(&set)) else { return };
-        let recreate = self.deployments.get(&key).is_some_and(|deployment| {
-            plan::is_recreate(&spec_of(&deployment))
-        });
+        let recreate =
+            self.deployments.get(&key).is_some_and(|deployment| plan::is_recreate(&spec_of(&deployment)));
         if recreate {
             self.queue.add(key);
         }
@@ -137,9 +136,11 @@ impl Controller {
     async fn is_scaling(&self, deployment: &mut Deployment, sets: &[Arc<ReplicaSet>]) -> Result<bool> {
         let (new, old) = self.revisions(deployment, sets, false).await?;
         let desired = plan::desired(&spec_of(deployment));
-        Ok(new.iter().chain(&old).filter(|set| plan::size(set) > 0).any(|set| {
-            revision::number(set, revision::DESIRED).is_some_and(|before| before != desired)
-        }))
+        Ok(new
+            .iter()
+            .chain(&old)
+            .filter(|set| plan::size(set) > 0)
+            .any(|set| revision::number(set, revision::DESIRED).is_some_and(|before| before != desired)))
     }
 
     async fn scale_only(
@@ -233,8 +234,9 @@ impl Controller {
             return Ok(());
         }
         let mut new = deployment.status.clone().unwrap_or_default();
-        let reason =
-            status::condition(&new, status::PROGRESSING).and_then(|one| one.reason.clone()).unwrap_or_default();
+        let reason = status::condition(&new, status::PROGRESSING)
+            .and_then(|one| one.reason.clone())
+            .unwrap_or_default();
         let paused = spec.paused == Some(true);
         let condition = match reason.as_str() {
             status::TIMED_OUT => return Ok(()),

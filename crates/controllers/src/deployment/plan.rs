@@ -89,7 +89,11 @@ fn is_saturated(spec: &DeploymentSpec, new: &ReplicaSet) -> bool {
 
 /// The sizes after a change of the deployment's own size: one set takes it all; several share it in proportion,
 /// so that a rollout that is under way does not become riskier.
-pub(super) fn scale(deployment: &Deployment, new: Option<&Arc<ReplicaSet>>, old: &[Arc<ReplicaSet>]) -> Sizes {
+pub(super) fn scale(
+    deployment: &Deployment,
+    new: Option<&Arc<ReplicaSet>>,
+    old: &[Arc<ReplicaSet>],
+) -> Sizes {
     let spec = spec_of(deployment);
     let mut active: Vec<_> = old.iter().chain(new).filter(|set| size(set) > 0).cloned().collect();
     if active.len() < 2 {

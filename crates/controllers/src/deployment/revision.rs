@@ -93,8 +93,12 @@ fn annotate_new(deployment: &Deployment, set: &mut ReplicaSet, revision: i64) ->
         changed = true;
         if had {
             let past = set.metadata.annotations.as_ref().and_then(|all| all.get(HISTORY)).cloned();
-            let mut past: Vec<String> =
-                past.iter().flat_map(|past| past.split(',')).filter(|one| !one.is_empty()).map(Into::into).collect();
+            let mut past: Vec<String> = past
+                .iter()
+                .flat_map(|past| past.split(','))
+                .filter(|one| !one.is_empty())
+                .map(Into::into)
+                .collect();
             past.push(before.to_string());
             while past.len() > 1 && past.iter().map(|one| one.len() + 1).sum::<usize>() > HISTORY_LENGTH {
                 past.remove(0);
@@ -153,8 +157,11 @@ impl Controller {
         }
         let mut changed = set_revision(deployment, of_set(&set).to_string());
         let mut new = deployment.status.clone().unwrap_or_default();
-        if status::has_deadline(&spec_of(deployment)) && status::condition(&new, status::PROGRESSING).is_none() {
-            let message = format!("Found new replica set {:?}", set.metadata.name.as_deref().unwrap_or_default());
+        if status::has_deadline(&spec_of(deployment))
+            && status::condition(&new, status::PROGRESSING).is_none()
+        {
+            let message =
+                format!("Found new replica set {:?}", set.metadata.name.as_deref().unwrap_or_default());
             status::set(&mut new, status::PROGRESSING, "True", "FoundNewReplicaSet", message, now());
             deployment.status = Some(new);
             changed = true;

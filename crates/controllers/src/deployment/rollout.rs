@@ -37,7 +37,9 @@ impl Controller {
                 *one = scaled.clone();
             }
         }
-        if smaller.is_empty() && status::is_complete(deployment, &deployment.status.clone().unwrap_or_default()) {
+        if smaller.is_empty()
+            && status::is_complete(deployment, &deployment.status.clone().unwrap_or_default())
+        {
             self.clean_up(deployment, &old).await?;
         }
         self.sync_progress(deployment, Some(&new), &old).await

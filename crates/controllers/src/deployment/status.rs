@@ -130,7 +130,14 @@ fn progress(
     };
     if has_deadline(&spec) && !done {
         if is_complete(deployment, &status) {
-            set(&mut status, PROGRESSING, "True", AVAILABLE, format!("{about} has successfully progressed."), now);
+            set(
+                &mut status,
+                PROGRESSING,
+                "True",
+                AVAILABLE,
+                format!("{about} has successfully progressed."),
+                now,
+            );
         } else if has_progressed(&before, &status) {
             // Set anew also with the same reason: the time of the update is what the deadline counts from.
             let since = current
@@ -138,14 +145,28 @@ fn progress(
                 .filter(|one| one.status == "True")
                 .and_then(|one| one.last_transition_time.clone());
             remove(&mut status, PROGRESSING);
-            set(&mut status, PROGRESSING, "True", "ReplicaSetUpdated", format!("{about} is progressing."), now);
+            set(
+                &mut status,
+                PROGRESSING,
+                "True",
+                "ReplicaSetUpdated",
+                format!("{about} is progressing."),
+                now,
+            );
             if let (Some(since), Some(one)) =
                 (since, status.conditions.as_mut().and_then(|conditions| conditions.last_mut()))
             {
                 one.last_transition_time = Some(since);
             }
         } else if has_timed_out(&spec, current.as_ref(), now) {
-            set(&mut status, PROGRESSING, "False", TIMED_OUT, format!("{about} has timed out progressing."), now);
+            set(
+                &mut status,
+                PROGRESSING,
+                "False",
+                TIMED_OUT,
+                format!("{about} has timed out progressing."),
+                now,
+            );
         }
     }
     let failure = new.into_iter().chain(old).find_map(|set| {

@@ -51,7 +51,11 @@ impl Error {
     /// Whether the namespace is going away, so that trying again is no use.
     pub(crate) fn is_namespace_terminating(&self) -> bool {
         let Error::Client(kube::Error::Api(status)) = self else { return false };
-        status.details.iter().flat_map(|details| &details.causes).any(|cause| cause.reason == "NamespaceTerminating")
+        status
+            .details
+            .iter()
+            .flat_map(|details| &details.causes)
+            .any(|cause| cause.reason == "NamespaceTerminating")
     }
 }
 

@@ -49,8 +49,7 @@ fn ready_since(pod: &Pod) -> Option<Timestamp> {
 pub(crate) fn is_available(pod: &Pod, min_ready_seconds: i32, now: Timestamp) -> bool {
     is_ready(pod)
         && (min_ready_seconds == 0
-            || ready_since(pod)
-                .is_some_and(|since| plus_seconds(since, i64::from(min_ready_seconds)) <= now))
+            || ready_since(pod).is_some_and(|since| plus_seconds(since, i64::from(min_ready_seconds)) <= now))
 }
 
 /// When the next of the pods that are ready becomes available.
@@ -68,13 +67,15 @@ pub(crate) fn node_name(pod: &Pod) -> &str {
 
 fn restarts(pod: &Pod) -> (i32, i32) {
     let status = pod.status.as_ref();
-    let most = |statuses: Option<&Vec<k8s_openapi::api::core::v1::ContainerStatus>>, counts: &dyn Fn(&str) -> bool| {
+    let most = |statuses: Option<&Vec<k8s_openapi::api::core::v1::ContainerStatus>>,
+                counts: &dyn Fn(&str) -> bool| {
         statuses.into_iter().flatten().filter(|one| counts(&one.name)).map(|one| one.restart_count).max()
     };
     let sidecar = |name: &str| {
-        pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten()).any(|container| {
-            container.name == name && container.restart_policy.as_deref() == Some("Always")
-        })
+        pod.spec
+            .iter()
+            .flat_map(|spec| spec.init_containers.iter().flatten())
+            .any(|container| container.name == name && container.restart_policy.as_deref() == Some("Always"))
     };
     (
         most(status.and_then(|status| status.container_statuses.as_ref()), &|_| true).unwrap_or_default(),
@@ -165,7 +166,12 @@ where
 }
 
 /// Deletes a pod and records it with its owner; `false` if it was gone already.
-pub(crate) async fn delete<O>(client: Client, recorder: Recorder, owner: Arc<O>, pod: Arc<Pod>) -> Result<bool>
+pub(crate) async fn delete<O>(
+    client: Client,
+    recorder: Recorder,
+    owner: Arc<O>,
+    pod: Arc<Pod>,
+) -> Result<bool>
 where
     O: Object + Resource<DynamicType = ()>,
 {

@@ -39,7 +39,8 @@ pub(crate) fn reference_to<K: Resource<DynamicType = ()>>(owner: &K) -> OwnerRef
 /// The key of the controller, if it is of this kind.
 pub(crate) fn controller_key<K: Resource<DynamicType = ()>>(meta: &ObjectMeta) -> Option<(Key, &str)> {
     let owner = controller_of(meta)?;
-    let group = |version: &str| version.split_once('/').map(|(group, _)| group.to_owned()).unwrap_or_default();
+    let group =
+        |version: &str| version.split_once('/').map(|(group, _)| group.to_owned()).unwrap_or_default();
     if owner.kind != K::kind(&()) || group(&owner.api_version) != K::group(&()) {
         return None;
     }

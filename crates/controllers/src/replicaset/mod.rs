@@ -183,7 +183,8 @@ impl<K: Replicated> Controller<K> {
     }
 
     async fn write_status(&self, set: &K, status: Status) -> Result<()> {
-        let api = Api::<K>::namespaced(self.client.clone(), set.meta().namespace.as_deref().unwrap_or_default());
+        let api =
+            Api::<K>::namespaced(self.client.clone(), set.meta().namespace.as_deref().unwrap_or_default());
         let name = set.meta().name.as_deref().unwrap_or_default();
         let mut copy = set.clone();
         copy.set_status(status.clone());
@@ -230,7 +231,12 @@ impl<K: Replicated> Controller<K> {
             self.expectations.expect(key, 0, victims.iter().map(|pod| Key::of(pod.as_ref())));
             let mut calls = Vec::new();
             for pod in &victims {
-                calls.push(pods::delete(self.client.clone(), self.recorder.clone(), set.clone(), pod.clone()));
+                calls.push(pods::delete(
+                    self.client.clone(),
+                    self.recorder.clone(),
+                    set.clone(),
+                    pod.clone(),
+                ));
             }
             let ended = all(calls.into_iter().map(|call| async { call.await.map(drop) })).await;
             if ended.is_err() {

@@ -46,7 +46,11 @@ fn old_sets_shrink_by_broken_pods_first_and_keep_enough_available() {
     // The new pods do not come up: nothing more may go.
     check(&set("n2", 5, 0, (10, 13)), &[set("o1", 8, 8, (10, 13))], &[]);
     // Broken ones go first, whichever set has them.
-    check(&set("n3", 3, 3, (10, 13)), &[set("o1", 5, 5, (10, 13)), set("o2", 5, 2, (10, 13))], &[("o1", 3), ("o2", 2)]);
+    check(
+        &set("n3", 3, 3, (10, 13)),
+        &[set("o1", 5, 5, (10, 13)), set("o2", 5, 2, (10, 13))],
+        &[("o1", 3), ("o2", 2)],
+    );
 }
 
 #[test]
