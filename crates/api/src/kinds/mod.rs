@@ -1,8 +1,86 @@
-//! The strategies of the built-in kinds.
+//! The strategies of the built-in kinds: for each a row of functions over its JSON form.
+
+mod access;
+mod admission;
+mod batch;
+mod control;
+mod core;
+mod devices;
+pub(crate) mod json;
+mod network;
+pub mod pod;
+mod podspec;
+mod policy;
+mod prepare;
+mod service;
+mod storage;
+mod workloads;
 
 use crate::Strategy;
 
+pub use control::prepare_approval;
+
 /// The row of a kind; `None` if the kind has nothing beside the generic rules.
-pub fn strategy_for(_group: &str, _kind: &str) -> Option<&'static Strategy> {
-    None
+pub fn strategy_for(group: &str, kind: &str) -> Option<&'static Strategy> {
+    Some(match (group, kind) {
+        ("", "ConfigMap") => &core::CONFIG_MAP,
+        ("", "Endpoints") => &service::ENDPOINTS,
+        ("", "Event") => &core::EVENT,
+        ("", "LimitRange") => &core::LIMIT_RANGE,
+        ("", "Namespace") => &core::NAMESPACE,
+        ("", "Node") => &core::NODE,
+        ("", "PersistentVolume") => &storage::PERSISTENT_VOLUME,
+        ("", "PersistentVolumeClaim") => &storage::PERSISTENT_VOLUME_CLAIM,
+        ("", "Pod") => &pod::POD,
+        ("", "PodTemplate") => &workloads::POD_TEMPLATE,
+        ("", "ReplicationController") => &workloads::REPLICATION_CONTROLLER,
+        ("", "ResourceQuota") => &core::RESOURCE_QUOTA,
+        ("", "Secret") => &core::SECRET,
+        ("", "Service") => &service::SERVICE,
+        ("", "ServiceAccount") => &core::SERVICE_ACCOUNT,
+        ("admissionregistration.k8s.io", "MutatingAdmissionPolicy") => &admission::MUTATING_POLICY,
+        ("admissionregistration.k8s.io", "MutatingAdmissionPolicyBinding") => &admission::POLICY_BINDING,
+        ("admissionregistration.k8s.io", "MutatingWebhookConfiguration") => &admission::MUTATING_WEBHOOKS,
+        ("admissionregistration.k8s.io", "ValidatingAdmissionPolicy") => &admission::VALIDATING_POLICY,
+        ("admissionregistration.k8s.io", "ValidatingAdmissionPolicyBinding") => &admission::POLICY_BINDING,
+        ("admissionregistration.k8s.io", "ValidatingWebhookConfiguration") => &admission::VALIDATING_WEBHOOKS,
+        ("apiextensions.k8s.io", "CustomResourceDefinition") => &control::CUSTOM_RESOURCE_DEFINITION,
+        ("apiregistration.k8s.io", "APIService") => &control::API_SERVICE,
+        ("apps", "ControllerRevision") => &workloads::CONTROLLER_REVISION,
+        ("apps", "DaemonSet") => &workloads::DAEMON_SET,
+        ("apps", "Deployment") => &workloads::DEPLOYMENT,
+        ("apps", "ReplicaSet") => &workloads::REPLICA_SET,
+        ("apps", "StatefulSet") => &workloads::STATEFUL_SET,
+        ("autoscaling", "HorizontalPodAutoscaler") => &policy::HORIZONTAL_POD_AUTOSCALER,
+        ("batch", "CronJob") => &batch::CRON_JOB,
+        ("batch", "Job") => &batch::JOB,
+        ("certificates.k8s.io", "CertificateSigningRequest") => &control::CERTIFICATE_SIGNING_REQUEST,
+        ("coordination.k8s.io", "Lease") => &control::LEASE,
+        ("discovery.k8s.io", "EndpointSlice") => &service::ENDPOINT_SLICE,
+        ("events.k8s.io", "Event") => &core::NEW_EVENT,
+        ("flowcontrol.apiserver.k8s.io", "FlowSchema") => &control::FLOW_SCHEMA,
+        ("flowcontrol.apiserver.k8s.io", "PriorityLevelConfiguration") => &control::PRIORITY_LEVEL,
+        ("networking.k8s.io", "IPAddress") => &network::IP_ADDRESS,
+        ("networking.k8s.io", "Ingress") => &network::INGRESS,
+        ("networking.k8s.io", "IngressClass") => &network::INGRESS_CLASS,
+        ("networking.k8s.io", "NetworkPolicy") => &network::NETWORK_POLICY,
+        ("networking.k8s.io", "ServiceCIDR") => &network::SERVICE_CIDR,
+        ("node.k8s.io", "RuntimeClass") => &control::RUNTIME_CLASS,
+        ("policy", "PodDisruptionBudget") => &policy::POD_DISRUPTION_BUDGET,
+        ("rbac.authorization.k8s.io", "ClusterRole") => &access::CLUSTER_ROLE,
+        ("rbac.authorization.k8s.io", "ClusterRoleBinding") => &access::CLUSTER_ROLE_BINDING,
+        ("rbac.authorization.k8s.io", "Role") => &access::ROLE,
+        ("rbac.authorization.k8s.io", "RoleBinding") => &access::ROLE_BINDING,
+        ("resource.k8s.io", "DeviceClass") => &devices::DEVICE_CLASS,
+        ("resource.k8s.io", "ResourceClaim") => &devices::RESOURCE_CLAIM,
+        ("resource.k8s.io", "ResourceClaimTemplate") => &devices::RESOURCE_CLAIM_TEMPLATE,
+        ("resource.k8s.io", "ResourceSlice") => &devices::RESOURCE_SLICE,
+        ("scheduling.k8s.io", "PriorityClass") => &control::PRIORITY_CLASS,
+        ("storage.k8s.io", "CSIDriver") => &storage::CSI_DRIVER,
+        ("storage.k8s.io", "CSINode" | "CSIStorageCapacity") => &storage::CONDITIONAL,
+        ("storage.k8s.io", "StorageClass") => &storage::STORAGE_CLASS,
+        ("storage.k8s.io", "VolumeAttachment") => &storage::VOLUME_ATTACHMENT,
+        ("storage.k8s.io", "VolumeAttributesClass") => &storage::VOLUME_ATTRIBUTES_CLASS,
+        _ => return None,
+    })
 }
