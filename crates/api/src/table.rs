@@ -9,7 +9,7 @@ use crate::kinds::strategy_for;
 use crate::{Column, Resource, Resources, Strategy, Subresource};
 
 static TYPES: LazyLock<Arc<Types>> = LazyLock::new(|| {
-    let table = Types::parse(include_str!("../data/types.txt"));
+    let table = Types::parse(concat!(include_str!("../data/types.txt"), include_str!("../data/meta.txt")));
     Arc::new(table.expect("the generated type table is well formed"))
 });
 

@@ -4,6 +4,7 @@
 mod decode;
 mod normalize;
 pub mod patch;
+pub mod proto;
 pub mod quantity;
 mod table;
 pub mod time;

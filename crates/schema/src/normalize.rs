@@ -27,6 +27,9 @@ pub fn normalize(types: &Types, id: TypeId, value: &mut Value) {
                 fill(types, *element, item);
             }
         }
+        Shape::Either(object, other) => {
+            normalize(types, if value.is_object() { *object } else { *other }, value);
+        }
         _ => {}
     }
 }

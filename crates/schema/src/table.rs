@@ -64,6 +64,10 @@ fn header(types: &mut Types, line: &'static str) -> Result<Type, &'static str> {
         match part.split_once('=') {
             None if part == "atomic" => ty.atomic = true,
             Some(("any", "")) => ty.shape = Shape::Any,
+            Some(("either", names)) => match names.split_once('|') {
+                Some((object, other)) => ty.shape = Shape::Either(types.intern(object), types.intern(other)),
+                None => return Err("two types are either"),
+            },
             Some(("kind", gvk)) => {
                 let mut words = gvk.splitn(3, '/').map(Cow::Borrowed);
                 match (words.next(), words.next(), words.next()) {

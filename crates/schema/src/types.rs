@@ -3,8 +3,11 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::sync::OnceLock;
 
 use serde_json::Value;
+
+use crate::proto::Layout;
 
 /// A string that is usually a slice of the built-in table and sometimes owned (custom resources).
 pub type Str = Cow<'static, str>;
@@ -39,6 +42,8 @@ pub enum Shape {
     RawExtension,
     /// Any JSON value; protobuf carries its JSON text.
     Any,
+    /// An object of the first type, or a value of the second, which is a list or a boolean.
+    Either(TypeId, TypeId),
 }
 
 /// One type of the table.
@@ -146,6 +151,7 @@ pub struct Types {
     types: Vec<Type>,
     names: HashMap<Str, TypeId>,
     kinds: HashMap<Kind, TypeId>,
+    pub(crate) layouts: OnceLock<Vec<Layout>>,
 }
 
 impl Types {
@@ -221,6 +227,7 @@ impl Types {
             self.kinds.insert(kind.clone(), id);
         }
         self.types[id.0 as usize] = ty;
+        self.layouts = OnceLock::new();
         id
     }
 

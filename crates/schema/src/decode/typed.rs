@@ -112,7 +112,7 @@ impl<'a> Decoder<'a> {
         if first == b'n' {
             self.lexer.literal("null")?;
             let nil = field.is_some_and(|f| f.pointer && f.ty == id);
-            if nil || matches!(shape, Shape::List(_) | Shape::Map(_) | Shape::Any) {
+            if nil || matches!(shape, Shape::List(_) | Shape::Map(_) | Shape::Any | Shape::Either(..)) {
                 *slot = Value::Null;
             }
             return Ok(());
@@ -121,6 +121,9 @@ impl<'a> Decoder<'a> {
             Shape::Object(_) if first == b'{' => self.object(id, slot),
             Shape::List(element) if first == b'[' => self.list(*element, field, slot),
             Shape::Map(element) if first == b'{' => self.map(*element, field, slot),
+            Shape::Either(object, other) => {
+                self.value(if first == b'{' { *object } else { *other }, field, slot)
+            }
             Shape::Any | Shape::RawExtension | Shape::FieldsV1 => {
                 *slot = self.lexer.any(&mut |_| {})?;
                 Ok(())
