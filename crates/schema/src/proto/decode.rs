@@ -10,12 +10,7 @@ use crate::time;
 use crate::types::{Field, Shape, TypeId, Types};
 
 /// An object from its message.
-pub(super) fn object(
-    types: &Types,
-    id: TypeId,
-    raw: &[u8],
-    depth: usize,
-) -> Result<Value, ProtoError> {
+pub(super) fn object(types: &Types, id: TypeId, raw: &[u8], depth: usize) -> Result<Value, ProtoError> {
     if depth > MAX_DEPTH {
         return Err(ProtoError::Depth);
     }

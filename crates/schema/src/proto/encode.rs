@@ -9,12 +9,7 @@ use super::{Entry, Layout, ProtoError};
 use crate::types::{Field, Shape, TypeId, Types};
 
 /// The message of an object.
-pub(super) fn object(
-    types: &Types,
-    id: TypeId,
-    value: &Value,
-    out: &mut Writer,
-) -> Result<(), ProtoError> {
+pub(super) fn object(types: &Types, id: TypeId, value: &Value, out: &mut Writer) -> Result<(), ProtoError> {
     entries(types, types.fields(id), types.layout(id), value, out)
 }
 
@@ -45,13 +40,7 @@ fn entries(
     Ok(())
 }
 
-fn one(
-    types: &Types,
-    field: &Field,
-    number: u32,
-    value: &Value,
-    out: &mut Writer,
-) -> Result<(), ProtoError> {
+fn one(types: &Types, field: &Field, number: u32, value: &Value, out: &mut Writer) -> Result<(), ProtoError> {
     match types.shape(field.ty) {
         Shape::List(element_ty) => {
             let Some(items) = value.as_array() else { return Ok(()) };

@@ -44,8 +44,14 @@ pub(crate) struct Layout {
 #[derive(Debug, Clone)]
 enum Entry {
     /// A field of the type, by its place in the table.
-    Field { number: u32, index: usize },
-    Inside { number: u32, layout: Layout },
+    Field {
+        number: u32,
+        index: usize,
+    },
+    Inside {
+        number: u32,
+        layout: Layout,
+    },
 }
 
 impl Entry {
@@ -170,11 +176,7 @@ pub fn unwrap(body: &[u8]) -> Result<(String, String, &[u8]), ProtoError> {
 }
 
 /// Reads a body. What it leaves out of its kind is taken from `default`.
-pub fn decode(
-    types: &Types,
-    default: Option<TypeId>,
-    body: &[u8],
-) -> Result<Decoded, ProtoError> {
+pub fn decode(types: &Types, default: Option<TypeId>, body: &[u8]) -> Result<Decoded, ProtoError> {
     let (api_version, kind, raw) = unwrap(body)?;
     let (group, version) = api_version.split_once('/').unwrap_or(("", &api_version));
     let named = types.by_gvk(group, version, &kind);
