@@ -1,6 +1,10 @@
 //! The built-in kinds as rows: the type table, the resource table, and for each kind a [`Strategy`]. Pure: no I/O.
 
+pub mod field;
+pub mod fields;
 pub mod kinds;
+pub mod labels;
+pub mod names;
 mod resource;
 mod strategy;
 mod table;

@@ -128,7 +128,6 @@ impl FieldError {
             FieldErrorKind::Required
             | FieldErrorKind::Forbidden
             | FieldErrorKind::TooLong
-            | FieldErrorKind::TooMany
             | FieldErrorKind::Internal => detail(words.to_owned()),
             _ => detail(format!("{words}: {}", go_value(&self.value))),
         }
