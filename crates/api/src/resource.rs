@@ -68,6 +68,36 @@ impl Resource {
         self.verbs.iter().any(|v| v == verb)
     }
 
+    /// The resource as the OpenAPI documents show it.
+    pub fn route(&self) -> schema::openapi::Route<'_> {
+        let kind = |group: &Str, version: &Str, kind: &Str| schema::Kind {
+            group: group.clone(),
+            version: version.clone(),
+            kind: kind.clone(),
+        };
+        schema::openapi::Route {
+            types: &self.types,
+            group: &self.group,
+            version: &self.version,
+            plural: &self.plural,
+            namespaced: self.namespaced,
+            verbs: &self.verbs,
+            kind: kind(&self.group, &self.version, &self.kind),
+            type_id: self.type_id,
+            list_type_id: self.list_type_id,
+            subresources: self
+                .subresources
+                .iter()
+                .map(|s| schema::openapi::SubRoute {
+                    name: &s.name,
+                    verbs: &s.verbs,
+                    kind: kind(&s.group, &s.version, &s.kind),
+                    type_id: s.type_id,
+                })
+                .collect(),
+        }
+    }
+
     /// A subresource by name.
     pub fn subresource(&self, name: &str) -> Option<&Subresource> {
         self.subresources.iter().find(|s| s.name == name)

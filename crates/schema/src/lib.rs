@@ -3,6 +3,7 @@
 
 mod decode;
 mod normalize;
+pub mod openapi;
 pub mod patch;
 pub mod proto;
 pub mod quantity;

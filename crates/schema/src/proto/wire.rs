@@ -3,7 +3,7 @@
 use super::ProtoError;
 
 #[derive(Default)]
-pub(super) struct Writer {
+pub(crate) struct Writer {
     pub bytes: Vec<u8>,
 }
 
