@@ -24,9 +24,7 @@ pub(super) fn each(routes: &[Route<'_>], dialect: Dialect, emit: &mut dyn FnMut(
         groups.insert(route.group);
         let subresources = route.subresources.iter().filter_map(|s| s.type_id);
         let common = COMMON.iter().filter_map(|name| route.types.by_name(&meta(name)));
-        for id in
-            [route.type_id].into_iter().chain(route.list_type_id).chain(subresources).chain(common)
-        {
+        for id in [route.type_id].into_iter().chain(route.list_type_id).chain(subresources).chain(common) {
             reach(route.types, id, &mut wanted);
         }
     }
@@ -54,7 +52,9 @@ fn definition(types: &Types, id: TypeId, dialect: Dialect, groups: &BTreeSet<&st
     let mut schema = match &ty.shape {
         Shape::Object(_) | Shape::RawExtension | Shape::FieldsV1 => json!({"type": "object"}),
         Shape::Time | Shape::MicroTime => json!({"type": "string", "format": "date-time"}),
-        Shape::Quantity if dialect == Dialect::V3 => json!({"oneOf": [{"type": "string"}, {"type": "number"}]}),
+        Shape::Quantity if dialect == Dialect::V3 => {
+            json!({"oneOf": [{"type": "string"}, {"type": "number"}]})
+        }
         Shape::IntOrString if dialect == Dialect::V3 => {
             json!({"format": "int-or-string", "oneOf": [{"type": "integer"}, {"type": "string"}]})
         }

@@ -127,11 +127,13 @@ impl Paths<'_> {
             item.insert("get".to_owned(), self.operation(self.list("")));
         }
         if has(route.verbs, "create") {
-            let create = self.write("create", "post", "", &route.kind, Some(route.type_id), &["200", "201", "202"]);
+            let create =
+                self.write("create", "post", "", &route.kind, Some(route.type_id), &["200", "201", "202"]);
             item.insert("post".to_owned(), self.operation(create));
         }
         if has(route.verbs, "deletecollection") {
-            let mut query = LIST.iter().filter(|(name, _)| !name.contains("atch")).copied().collect::<Vec<_>>();
+            let mut query =
+                LIST.iter().filter(|(name, _)| !name.contains("atch")).copied().collect::<Vec<_>>();
             query.extend(DELETE);
             let delete = Operation {
                 name: "deleteCollection",
@@ -280,7 +282,8 @@ impl Paths<'_> {
             Some(first) => capital(first),
         };
         group.push_str(&capital(route.version));
-        let scope = if route.namespaced && operation.suffix != "ForAllNamespaces" { "Namespaced" } else { "" };
+        let scope =
+            if route.namespaced && operation.suffix != "ForAllNamespaces" { "Namespaced" } else { "" };
         // `deleteCollection` and `connectGet` have the group in the middle.
         let split = operation.name.find(char::is_uppercase).unwrap_or(operation.name.len());
         let (verb, more) = operation.name.split_at(split);

@@ -22,7 +22,8 @@ fn routes<'a>(types: &'a Types, id: TypeId, verbs: &'static [Str]) -> Vec<Route<
     }]
 }
 
-const VERBS: &[Str] = &[Str::Borrowed("get"), Str::Borrowed("list"), Str::Borrowed("create"), Str::Borrowed("patch")];
+const VERBS: &[Str] =
+    &[Str::Borrowed("get"), Str::Borrowed("list"), Str::Borrowed("create"), Str::Borrowed("patch")];
 
 #[test]
 fn v2_and_v3() {
@@ -34,7 +35,8 @@ fn v2_and_v3() {
     for document in [&v2, &v3] {
         let patch = &document["paths"][one]["patch"];
         assert_eq!(patch["x-kubernetes-group-version-kind"], json!({"group":"","version":"v1","kind":"Box"}));
-        let names: Vec<&Value> = patch["parameters"].as_array().expect("parameters").iter().map(|p| &p["name"]).collect();
+        let names: Vec<&Value> =
+            patch["parameters"].as_array().expect("parameters").iter().map(|p| &p["name"]).collect();
         assert!(names.contains(&&json!("fieldValidation")) && names.contains(&&json!("dryRun")));
         assert!(document["paths"][format!("{one}/status")].is_object());
         assert!(document["paths"]["/api/v1/boxes"]["get"].is_object());
