@@ -27,6 +27,16 @@ pub fn kubeconfig(name: &str, server: &str, ca_pem: &str, identity: &Identity) -
     )
 }
 
+/// A kubeconfig without a user: what a joining node may know before it has an identity.
+pub fn cluster_info(server: &str, ca_pem: &str) -> String {
+    let ca = STANDARD.encode(ca_pem);
+    let server = quoted(server);
+    format!(
+        "apiVersion: v1\nkind: Config\nclusters:\n- name: \"\"\n  cluster:\n    server: {server}\n    \
+         certificate-authority-data: {ca}\nusers: []\ncontexts: []\ncurrent-context: \"\"\npreferences: {{}}\n"
+    )
+}
+
 /// A YAML double-quoted scalar.
 fn quoted(text: &str) -> String {
     let mut out = String::with_capacity(text.len() + 2);

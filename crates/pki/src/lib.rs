@@ -18,7 +18,7 @@ pub use cluster::{ClusterPki, LEAF_LIFETIME, apiserver_names};
 pub use csr::Request;
 pub use error::Error;
 pub use key::Key;
-pub use kubeconfig::kubeconfig;
+pub use kubeconfig::{cluster_info, kubeconfig};
 
 fn pem_block(tag: &str, der: &[u8]) -> String {
     let config = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
