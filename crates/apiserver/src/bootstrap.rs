@@ -221,7 +221,11 @@ fn config_maps(pki: &pki::ClusterPki, server: &str) -> Vec<Value> {
     });
     vec![
         map("kube-system", "extension-apiserver-authentication", trust),
-        map("kube-public", "cluster-info", json!({"kubeconfig": pki::cluster_info(server, &pki.ca.cert_pem())})),
+        map(
+            "kube-public",
+            "cluster-info",
+            json!({"kubeconfig": pki::cluster_info(server, &pki.ca.cert_pem())}),
+        ),
     ]
 }
 

@@ -52,10 +52,9 @@ impl Authority {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from(cert_der.to_vec()))?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let verifier =
-            rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
-                .build()
-                .map_err(|_| CertificateError::Malformed)?;
+        let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+            .build()
+            .map_err(|_| CertificateError::Malformed)?;
         Ok(Self { verifier, checked: Mutex::default() })
     }
 
@@ -65,7 +64,9 @@ impl Authority {
         chain: &[CertificateDer<'static>],
         now: UnixTime,
     ) -> Result<Arc<Subject>, CertificateError> {
-        let Some((leaf, intermediates)) = chain.split_first() else { return Err(CertificateError::Malformed) };
+        let Some((leaf, intermediates)) = chain.split_first() else {
+            return Err(CertificateError::Malformed);
+        };
         if chain.len() > MAX_CHAIN {
             return Err(CertificateError::Malformed);
         }

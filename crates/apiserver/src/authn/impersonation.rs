@@ -38,7 +38,9 @@ pub(super) fn impersonate(
         if groups.is_empty() && extra.is_empty() && uid.is_empty() {
             return Ok(caller);
         }
-        return Err(Status::bad_request("requested impersonation of groups, uid or extras without impersonating a user"));
+        return Err(Status::bad_request(
+            "requested impersonation of groups, uid or extras without impersonating a user",
+        ));
     }
     let caller = Arc::new(caller);
     let check = |group: &str, resource: &str, subresource: &str, namespace: &str, name: &str| {

@@ -36,9 +36,7 @@ impl TokenRequests {
             return Ok(found);
         }
         self.cluster.fresh("", resource).await;
-        self.cluster
-            .get("", resource, namespace, name)
-            .ok_or_else(|| Status::not_found("", resource, name))
+        self.cluster.get("", resource, namespace, name).ok_or_else(|| Status::not_found("", resource, name))
     }
 
     async fn issue(&self, request: &Attributes, mut object: Value) -> Result<Value, Status> {

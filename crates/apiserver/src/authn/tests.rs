@@ -88,7 +88,10 @@ fn certificates_of_others_and_of_servers_are_refused() {
     let refused = |identity: &pki::Identity| {
         w.authenticator.user(&HeaderMap::new(), &chain(identity)).map_err(|s| s.code())
     };
-    assert_eq!(refused(&other.pki.issue_client("admin", &["system:masters".into()]).expect("issue")), Err(401));
+    assert_eq!(
+        refused(&other.pki.issue_client("admin", &["system:masters".into()]).expect("issue")),
+        Err(401)
+    );
     assert_eq!(refused(&w.pki.issue_server(&["x".into()], &[]).expect("issue")), Err(401));
     assert_eq!(refused(&w.pki.issue_front_proxy_client("front-proxy-client").expect("issue")), Err(401));
     let leaf = |lifetime| pki::Leaf {
@@ -141,10 +144,7 @@ fn a_requested_token_is_accepted() {
     let found = w.bearer(answer["status"]["token"].as_str().expect("token")).expect("ok").expect("sa");
     assert_eq!(found.name, "system:serviceaccount:ns:sa");
     assert_eq!(found.uid, "sa-uid");
-    assert_eq!(
-        found.groups,
-        ["system:serviceaccounts", "system:serviceaccounts:ns", "system:authenticated"]
-    );
+    assert_eq!(found.groups, ["system:serviceaccounts", "system:serviceaccounts:ns", "system:authenticated"]);
 }
 
 #[test]
@@ -164,7 +164,8 @@ fn a_token_dies_with_the_object_it_is_bound_to() {
     w.cluster.put("", "nodes", json!({"metadata": {"name": "n1"}}));
     let pod = json!({"metadata": {"name": "p", "namespace": "ns"}, "spec": {"serviceAccountName": "sa", "nodeName": "n1"}});
     w.cluster.put("", "pods", pod);
-    let token = w.token(json!({"boundObjectRef": {"apiVersion": "v1", "kind": "Pod", "name": "p", "uid": "p-uid"}}));
+    let token =
+        w.token(json!({"boundObjectRef": {"apiVersion": "v1", "kind": "Pod", "name": "p", "uid": "p-uid"}}));
     let found = w.bearer(&token).expect("ok").expect("sa");
     let extra = |key: &str| found.extra[&format!("authentication.kubernetes.io/{key}")].join(",");
     assert_eq!(extra("pod-name"), "p");
@@ -264,9 +265,7 @@ fn legacy_tokens_hold_as_long_as_their_secret() {
     });
     let token = signer.sign(&claims).expect("sign");
     assert_eq!(w.bearer(&token), Err(401), "no secret");
-    let secret = |token: &str| {
-        json!({"metadata": {"name": "t", "namespace": "ns"}, "data": {"token": STANDARD.encode(token)}})
-    };
+    let secret = |token: &str| json!({"metadata": {"name": "t", "namespace": "ns"}, "data": {"token": STANDARD.encode(token)}});
     w.cluster.put("", "secrets", secret(&token));
     assert_eq!(w.bearer(&token).expect("ok").expect("sa").name, "system:serviceaccount:ns:sa");
     w.cluster.put("", "secrets", secret("another"));
@@ -302,11 +301,7 @@ fn bootstrap_tokens_come_from_secrets() {
     assert_eq!(found.name, "system:bootstrap:abcdef");
     assert_eq!(
         found.groups,
-        [
-            "system:bootstrappers",
-            "system:bootstrappers:kubeadm:default-node-token",
-            "system:authenticated"
-        ]
+        ["system:bootstrappers", "system:bootstrappers:kubeadm:default-node-token", "system:authenticated"]
     );
     assert_eq!(w.bearer("abcdef.0123456789abcdeX"), Err(401));
     assert_eq!(w.bearer("abcdef.0123456789abcde0"), Err(401));

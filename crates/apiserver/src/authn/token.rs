@@ -161,13 +161,7 @@ impl Tokens {
     }
 
     /// Tokens kept in Secrets: they hold as long as their Secret holds them.
-    fn legacy(
-        &self,
-        token: &str,
-        claims: &Value,
-        wanted: &[String],
-        now: i64,
-    ) -> Result<Holder, TokenError> {
+    fn legacy(&self, token: &str, claims: &Value, wanted: &[String], now: i64) -> Result<Holder, TokenError> {
         let claim = |key: &'static str| {
             let value = claims.get(format!("kubernetes.io/serviceaccount/{key}")).and_then(Value::as_str);
             value.filter(|v| !v.is_empty()).ok_or(TokenError::Claim(key))
@@ -271,7 +265,8 @@ impl Tokens {
         for group in data("auth-extra-groups").split(',').filter(|g| !g.is_empty()) {
             let rest = group.strip_prefix("system:bootstrappers:")?;
             let good = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
-            if !rest.bytes().all(|b| good(b) || b == b':' || b == b'-') || !rest.bytes().last().is_some_and(good)
+            if !rest.bytes().all(|b| good(b) || b == b':' || b == b'-')
+                || !rest.bytes().last().is_some_and(good)
             {
                 return None;
             }
@@ -287,10 +282,7 @@ pub fn account_user(namespace: &str, name: &str, uid: &str) -> UserInfo {
     UserInfo {
         name: format!("system:serviceaccount:{namespace}:{name}"),
         uid: uid.to_owned(),
-        groups: vec![
-            "system:serviceaccounts".to_owned(),
-            format!("system:serviceaccounts:{namespace}"),
-        ],
+        groups: vec!["system:serviceaccounts".to_owned(), format!("system:serviceaccounts:{namespace}")],
         extra: BTreeMap::new(),
     }
 }

@@ -29,11 +29,7 @@ impl Authorizer {
     }
 
     fn check_role(&self, request: &Attributes, object: &Value, old: Option<&Value>) -> Result<(), Status> {
-        let escalate = Attributes {
-            verb: "escalate".to_owned(),
-            version: "*".to_owned(),
-            ..request.clone()
-        };
+        let escalate = Attributes { verb: "escalate".to_owned(), version: "*".to_owned(), ..request.clone() };
         if self.decide(&escalate).allowed() || old.is_some_and(|old| only_collection_fields(object, old)) {
             return Ok(());
         }

@@ -43,7 +43,10 @@ pub struct Rules {
 impl Authorizer {
     /// `node_rules` are those of the bootstrap role `system:node`.
     pub fn new(cluster: ClusterRef, node_rules: Vec<Rule>) -> Arc<Self> {
-        Arc::new(Self { node: NodeAuthorizer::new(Arc::clone(&cluster), node_rules), rbac: Rbac::new(cluster) })
+        Arc::new(Self {
+            node: NodeAuthorizer::new(Arc::clone(&cluster), node_rules),
+            rbac: Rbac::new(cluster),
+        })
     }
 
     /// The decision, at once: everything needed is in the watch cache.

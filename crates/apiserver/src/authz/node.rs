@@ -176,8 +176,7 @@ impl NodeAuthorizer {
     }
 
     fn uses_volume(&self, node: &str, volume: &Value) -> bool {
-        let (namespace, claim) =
-            (volume.text("spec.claimRef.namespace"), volume.text("spec.claimRef.name"));
+        let (namespace, claim) = (volume.text("spec.claimRef.namespace"), volume.text("spec.claimRef.name"));
         !claim.is_empty()
             && self.pods(node, namespace).iter().any(|pod| references::volume_claims(pod).any(|n| n == claim))
     }
@@ -226,12 +225,12 @@ fn own_node(node: &str, request: &Attributes) -> Decision {
         ("", "create" | "update" | "patch") | ("status", "update" | "patch") => Decision::allow(""),
         ("", "get" | "list" | "watch") => match request.name.as_str() {
             name if name == node => Decision::allow(""),
-            "" => Decision::no_opinion(format!(
-                "node '{node}' cannot read all nodes, only its own Node object"
-            )),
-            other => Decision::no_opinion(format!(
-                "node '{node}' cannot read '{other}', only its own Node object"
-            )),
+            "" => {
+                Decision::no_opinion(format!("node '{node}' cannot read all nodes, only its own Node object"))
+            }
+            other => {
+                Decision::no_opinion(format!("node '{node}' cannot read '{other}', only its own Node object"))
+            }
         },
         _ => Decision::no_opinion(""),
     }

@@ -14,13 +14,10 @@ fn volumes(pod: &Value) -> &[Value] {
 }
 
 /// The names at `path` in the environment of all containers (`env[].valueFrom` and `envFrom[]`).
-fn environment<'a>(
-    pod: &'a Value,
-    value_from: &'a str,
-    from: &'a str,
-) -> impl Iterator<Item = &'a str> + 'a {
+fn environment<'a>(pod: &'a Value, value_from: &'a str, from: &'a str) -> impl Iterator<Item = &'a str> + 'a {
     containers(pod.at("spec")).flat_map(move |container| {
-        let single = container.items("env").iter().map(move |e| e.at("valueFrom").at(value_from).text("name"));
+        let single =
+            container.items("env").iter().map(move |e| e.at("valueFrom").at(value_from).text("name"));
         single.chain(container.items("envFrom").iter().map(move |e| e.at(from).text("name")))
     })
 }

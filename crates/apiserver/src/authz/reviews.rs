@@ -218,10 +218,12 @@ fn asked(spec: &Value, user: Arc<UserInfo>) -> Attributes {
             "NotIn" => Some(format!("{} notin ({})", r.text("key"), joined(r))),
             _ => None,
         }),
-        field_selector: selector(what.at("fieldSelector"), |r| match (r.text("operator"), r.items("values")) {
-            ("In", [_]) => Some(format!("{}={}", r.text("key"), joined(r))),
-            ("NotIn", [_]) => Some(format!("{}!={}", r.text("key"), joined(r))),
-            _ => None,
+        field_selector: selector(what.at("fieldSelector"), |r| {
+            match (r.text("operator"), r.items("values")) {
+                ("In", [_]) => Some(format!("{}={}", r.text("key"), joined(r))),
+                ("NotIn", [_]) => Some(format!("{}!={}", r.text("key"), joined(r))),
+                _ => None,
+            }
         }),
     }
 }
@@ -301,8 +303,8 @@ fn check_metadata(object: &Value, allowed: &[&str], detail: &str) -> Option<Fiel
         Value::Object(o) => o.is_empty(),
         _ => false,
     };
-    let foreign = metadata.iter().any(|(key, value)| {
-        key != "managedFields" && !allowed.contains(&key.as_str()) && !empty(value)
-    });
+    let foreign = metadata
+        .iter()
+        .any(|(key, value)| key != "managedFields" && !allowed.contains(&key.as_str()) && !empty(value));
     foreign.then(|| invalid("metadata", object.at("metadata").clone(), detail))
 }

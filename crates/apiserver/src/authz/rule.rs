@@ -73,9 +73,11 @@ impl Rule {
             }
         }
         for url in &self.urls {
-            parts.extend(
-                self.verbs.iter().map(|verb| Self { verbs: one(verb), urls: one(url), ..Self::default() }),
-            );
+            parts.extend(self.verbs.iter().map(|verb| Self {
+                verbs: one(verb),
+                urls: one(url),
+                ..Self::default()
+            }));
         }
         parts
     }

@@ -41,8 +41,10 @@ fn a_rule_allows_what_it_names_and_no_more() {
     check(&named, "delete", "apps/deployments", "b", false);
     check(&named, "list", "apps/deployments", "", false);
     let urls = rule(json!({"verbs": ["get"], "nonResourceURLs": ["/healthz", "/apis/*"]}));
-    for (path, allowed) in [("/healthz", true), ("/healthz/x", false), ("/apis/apps", true), ("/api", false)] {
-        let request = Attributes { path: path.into(), resource_request: false, ..ask(&who, "get", "", "", "") };
+    for (path, allowed) in [("/healthz", true), ("/healthz/x", false), ("/apis/apps", true), ("/api", false)]
+    {
+        let request =
+            Attributes { path: path.into(), resource_request: false, ..ask(&who, "get", "", "", "") };
         assert_eq!(urls.allows(&request), allowed, "{path}");
     }
 }
@@ -91,10 +93,7 @@ fn a_missing_role_is_told_of_and_masters_need_none() {
     let authorizer = authorizer(&cluster);
     cluster.put(RBAC, "clusterrolebindings", bind("", "b", "ClusterRole", "gone", person("u")));
     let decision = authorizer.decide(&ask(&user("u", &[]), "get", "/pods", "a", "x"));
-    assert_eq!(
-        decision.reason,
-        "RBAC: clusterrole.rbac.authorization.k8s.io \"gone\" not found"
-    );
+    assert_eq!(decision.reason, "RBAC: clusterrole.rbac.authorization.k8s.io \"gone\" not found");
     assert!(authorizer.decide(&ask(&user("root", &["system:masters"]), "x", "y/z", "", "")).allowed());
 }
 
@@ -205,9 +204,12 @@ fn a_node_sees_what_its_pods_need() {
         assert!(!decision.allowed(), "{verb} {resource} {namespace} {name}");
     }
     let mut scoped = ask(&own, "watch", "/pods", "", "");
-    for (selector, allowed) in
-        [("spec.nodeName=n1", true), ("spec.nodeName==n1", true), ("spec.nodeName!=n1", false), ("spec.nodeName=n2", false)]
-    {
+    for (selector, allowed) in [
+        ("spec.nodeName=n1", true),
+        ("spec.nodeName==n1", true),
+        ("spec.nodeName!=n1", false),
+        ("spec.nodeName=n2", false),
+    ] {
         scoped.field_selector = Some(selector.into());
         assert_eq!(authorizer.decide(&scoped).allowed(), allowed, "{selector}");
     }
