@@ -6,17 +6,38 @@ pub mod authn;
 pub mod authz;
 pub mod bootstrap;
 mod config;
+mod discovery;
 mod hooks;
+mod http;
+mod impersonate;
+mod managed;
+mod metrics;
+mod openapi;
+mod pipeline;
+mod query;
 mod read;
+mod registry;
+mod render;
+mod request;
+mod selector;
+mod serve;
+mod server;
+mod special;
 mod status;
 #[cfg(test)]
 mod testing;
 pub mod transform;
+mod upkeep;
+mod verbs;
+mod yaml;
 
+pub use crate::http::body::Body;
+pub use api::{FieldError, FieldErrorKind};
 pub use attributes::{Attributes, Decision, Operation, UserInfo, Verdict};
 pub use config::Config;
 pub use hooks::{
     AdmissionRequest, Admit, Answer, Authenticate, Authorize, Cluster, ClusterRef, Hooks, Rotation, Snapshot,
     Transform,
 };
+pub use server::{ApiServer, Error, InProcess};
 pub use status::{Cause, Status};

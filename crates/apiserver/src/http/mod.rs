@@ -1,0 +1,5 @@
+//! The HTTP edge: bodies, content negotiation, compression and listeners.
+
+pub mod body;
+pub mod listen;
+pub mod negotiate;

@@ -1,0 +1,206 @@
+//! Which representation an answer takes, after `Accept`, and which one a body is in, after `Content-Type`.
+
+use http::HeaderMap;
+use http::header::{ACCEPT, CONTENT_TYPE, USER_AGENT};
+
+use crate::Status;
+use crate::query::Query;
+
+/// The encodings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    Json,
+    Yaml,
+    Protobuf,
+}
+
+impl Format {
+    pub fn media_type(self) -> &'static str {
+        match self {
+            Self::Json => "application/json",
+            Self::Yaml => "application/yaml",
+            Self::Protobuf => "application/vnd.kubernetes.protobuf",
+        }
+    }
+
+    fn of(media_type: &str) -> Option<Self> {
+        Some(match media_type {
+            "application/json" => Self::Json,
+            "application/yaml" => Self::Yaml,
+            "application/vnd.kubernetes.protobuf" => Self::Protobuf,
+            _ => return None,
+        })
+    }
+}
+
+/// What becomes of the object before it is encoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Convert {
+    None,
+    Table,
+    /// PartialObjectMetadata, or its list when the answer is a list.
+    Metadata,
+    MetadataList,
+}
+
+/// The representation of an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Output {
+    pub format: Format,
+    pub pretty: bool,
+    pub convert: Convert,
+    /// `;stream=watch`.
+    pub stream: bool,
+}
+
+impl Output {
+    pub const JSON: Self =
+        Self { format: Format::Json, pretty: false, convert: Convert::None, stream: false };
+
+    /// Whether the cached bytes can be sent as they are.
+    pub fn plain(&self) -> bool {
+        self.format == Format::Json && !self.pretty && self.convert == Convert::None
+    }
+}
+
+/// One clause of an Accept header.
+pub struct Clause<'a> {
+    pub main: &'a str,
+    pub sub: &'a str,
+    pub q: f64,
+    pub params: Vec<(&'a str, &'a str)>,
+}
+
+/// The clauses of an Accept header, best first.
+pub fn clauses(header: &str) -> Vec<Clause<'_>> {
+    let mut clauses: Vec<Clause<'_>> = header
+        .split(',')
+        .filter_map(|text| {
+            let mut parts = text.split(';').map(str::trim);
+            let media = parts.next().filter(|m| !m.is_empty())?;
+            let (main, sub) = match media.split_once('/') {
+                Some((main, sub)) => (main.trim(), sub.trim()),
+                None if media == "*" => ("*", "*"),
+                None => return None,
+            };
+            let mut q = 1.0;
+            let mut params = Vec::new();
+            for (key, value) in parts.filter_map(|p| p.split_once('=')) {
+                match key.trim() {
+                    "q" => q = value.trim().parse().unwrap_or(1.0),
+                    key => params.push((key, value.trim().trim_matches('"'))),
+                }
+            }
+            Some(Clause { main, sub, q, params })
+        })
+        .collect();
+    let rank = |c: &Clause<'_>| (c.q, c.main != "*", c.sub != "*");
+    clauses.sort_by(|a, b| {
+        let (a, b) = (rank(a), rank(b));
+        b.0.total_cmp(&a.0).then(b.1.cmp(&a.1)).then(b.2.cmp(&a.2))
+    });
+    clauses
+}
+
+const ALL: [Format; 3] = [Format::Json, Format::Yaml, Format::Protobuf];
+
+fn conversion(params: &[(&str, &str)]) -> Option<Convert> {
+    let get = |key: &str| params.iter().find(|(k, _)| *k == key).map(|(_, v)| *v).unwrap_or_default();
+    let (kind, group, version) = (get("as"), get("g"), get("v"));
+    if kind.is_empty() && group.is_empty() && version.is_empty() {
+        return Some(Convert::None);
+    }
+    if group != "meta.k8s.io" || !matches!(version, "v1" | "v1beta1") {
+        return None;
+    }
+    match kind {
+        "Table" => Some(Convert::Table),
+        "PartialObjectMetadata" => Some(Convert::Metadata),
+        "PartialObjectMetadataList" => Some(Convert::MetadataList),
+        _ => None,
+    }
+}
+
+/// Chooses the representation. `convertible` says whether Table and the like make sense here.
+pub fn output(headers: &HeaderMap, query: &Query, convertible: bool) -> Result<Output, Status> {
+    let header = headers.get(ACCEPT).and_then(|h| h.to_str().ok()).unwrap_or_default();
+    let pretty = pretty(headers, query);
+    if header.is_empty() {
+        return Ok(Output { pretty, ..Output::JSON });
+    }
+    for clause in clauses(header) {
+        for format in ALL {
+            let (main, sub) = format.media_type().split_once('/').unwrap_or_default();
+            if (clause.main != "*" && clause.main != main) || (clause.sub != "*" && clause.sub != sub) {
+                continue;
+            }
+            let param =
+                |key: &str| clause.params.iter().find(|(k, _)| *k == key).map(|(_, v)| *v).unwrap_or_default();
+            if !matches!(param("stream"), "" | "watch") || !param("sv").is_empty() {
+                continue;
+            }
+            let Some(convert) = conversion(&clause.params) else { continue };
+            if convert != Convert::None && !convertible {
+                continue;
+            }
+            let pretty = pretty || param("pretty") == "1";
+            let stream = !param("stream").is_empty();
+            return Ok(Output { format, pretty: pretty && format == Format::Json, convert, stream });
+        }
+    }
+    Err(not_acceptable())
+}
+
+fn not_acceptable() -> Status {
+    let names: Vec<&str> = ALL.iter().map(|f| f.media_type()).collect();
+    Status::not_acceptable(format!("only the following media types are accepted: {}", names.join(", ")))
+}
+
+fn pretty(headers: &HeaderMap, query: &Query) -> bool {
+    if let Some(value) = query.get("pretty").filter(|v| !v.is_empty()) {
+        return matches!(value, "1" | "t" | "T" | "true" | "TRUE" | "True");
+    }
+    let agent = headers.get(USER_AGENT).and_then(|h| h.to_str().ok()).unwrap_or_default();
+    ["curl", "Wget", "Mozilla/5.0"].iter().any(|a| agent.starts_with(a))
+}
+
+/// The encoding of a request body.
+pub fn input(headers: &HeaderMap) -> Result<Format, Status> {
+    let header = headers.get(CONTENT_TYPE).and_then(|h| h.to_str().ok()).unwrap_or_default();
+    let media_type = header.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    if media_type.is_empty() {
+        return Ok(Format::Json);
+    }
+    Format::of(&media_type).ok_or_else(|| {
+        let names: Vec<&str> = ALL.iter().map(|f| f.media_type()).collect();
+        Status::unsupported_media_type(format!(
+            "the body of the request was in an unknown format - accepted media types include: {}",
+            names.join(", ")
+        ))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(accept: &str, want: Option<(Format, Convert)>) {
+        let mut headers = HeaderMap::new();
+        headers.insert(ACCEPT, accept.parse().expect("a header"));
+        let got = output(&headers, &Query::default(), true).ok().map(|o| (o.format, o.convert));
+        assert_eq!(got, want, "{accept}");
+    }
+
+    #[test]
+    fn accept() {
+        check("*/*", Some((Format::Json, Convert::None)));
+        check("application/yaml", Some((Format::Yaml, Convert::None)));
+        check("text/html", None);
+        check("application/json;q=0.5,application/yaml", Some((Format::Yaml, Convert::None)));
+        check(
+            "application/json;as=Table;v=v1;g=meta.k8s.io,application/json",
+            Some((Format::Json, Convert::Table)),
+        );
+        check("application/json;as=Other;v=v1;g=meta.k8s.io", None);
+    }
+}

@@ -1,0 +1,275 @@
+//! A request's way: identity, authorization, verb, answer. Every error becomes a Status here.
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::header::{ACCEPT, ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_ENCODING, HeaderValue, VARY, WWW_AUTHENTICATE};
+use http::request::Parts;
+use http::{Method, Request, Response, StatusCode};
+
+use crate::http::body::{self, Body};
+use crate::http::listen::Peer;
+use crate::http::negotiate::{self, Output};
+use crate::query::Query;
+use crate::registry::Served;
+use crate::request::RequestInfo;
+use crate::server::Server;
+use crate::verbs::write::Part;
+use crate::verbs::{Answered, Call, create, delete, list, patch, read, scale, update, watch};
+use crate::{Attributes, Status, UserInfo, impersonate, render, special};
+
+/// How the caller reached the server.
+pub enum Caller {
+    /// Over a connection: credentials are in the request or the certificate.
+    Peer(Peer),
+    /// In this process: the identity is given.
+    User(Arc<UserInfo>),
+}
+
+/// How long a request that does not stream may take.
+const TIME_LIMIT: Duration = Duration::from_secs(60);
+
+/// Answers a request.
+pub async fn handle<B>(server: Arc<Server>, request: Request<B>, caller: Caller) -> Response<Body>
+where
+    B: http_body::Body + Send + Unpin + 'static,
+    B::Data: Send,
+    B::Error: std::fmt::Display,
+{
+    let started = Instant::now();
+    let (mut parts, body) = request.into_parts();
+    let query = Query::parse(parts.uri.query().unwrap_or_default());
+    let info = RequestInfo::parse(&parts.method, parts.uri.path(), &query);
+    let upgrade = parts.extensions.remove::<hyper::upgrade::OnUpgrade>();
+    let output = negotiate::output(&parts.headers, &query, info.is_resource).unwrap_or(Output::JSON);
+    let label = (info.verb.clone(), info.group.clone(), info.version.clone(), info.resource.clone());
+    let gzip = accepts_gzip(&parts);
+    let head = parts.method == Method::HEAD;
+    let subresource = info.subresource.clone();
+    let long = info.long_running();
+    let job = answer(server.clone(), parts, body, query, info, caller, upgrade);
+    let result = if long {
+        job.await
+    } else {
+        match tokio::time::timeout(TIME_LIMIT, job).await {
+            Ok(result) => result,
+            Err(_) => Err(Status::timeout("request did not complete within the allotted timeout")),
+        }
+    };
+    let mut response = result.unwrap_or_else(|status| {
+        let mut response = render::status(output, &status);
+        if status.code() == 401 {
+            response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    });
+    if gzip && !long {
+        let (parts, body) = response.into_parts();
+        let (body, packed) = body.gzip();
+        response = Response::from_parts(parts, body);
+        if packed {
+            response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+            response.headers_mut().insert(VARY, HeaderValue::from_static("Accept-Encoding"));
+        }
+    }
+    if head {
+        *response.body_mut() = Body::Empty;
+    }
+    response
+        .headers_mut()
+        .entry(CACHE_CONTROL)
+        .or_insert(HeaderValue::from_static("no-cache, private"));
+    let (verb, group, version, resource) = label;
+    server.metrics.request(
+        (&verb, &group, &version, &resource, &subresource),
+        response.status().as_u16(),
+        started.elapsed(),
+    );
+    response
+}
+
+fn accepts_gzip(parts: &Parts) -> bool {
+    let header = parts.headers.get(ACCEPT_ENCODING).and_then(|h| h.to_str().ok()).unwrap_or_default();
+    header.split(',').any(|e| e.split(';').next().unwrap_or_default().trim() == "gzip")
+}
+
+async fn answer<B>(
+    server: Arc<Server>,
+    parts: Parts,
+    body: B,
+    query: Query,
+    info: RequestInfo,
+    caller: Caller,
+    upgrade: Option<hyper::upgrade::OnUpgrade>,
+) -> Answered
+where
+    B: http_body::Body + Send + Unpin + 'static,
+    B::Data: Send,
+    B::Error: std::fmt::Display,
+{
+    let user = match caller {
+        Caller::User(user) => user,
+        Caller::Peer(peer) => match server.hooks.authenticate.authenticate(&parts, &peer.certificates).await? {
+            Some(user) => Arc::new(user),
+            None if server.config.anonymous => Arc::new(UserInfo::anonymous()),
+            None => return Err(Status::unauthorized()),
+        },
+    };
+    let user = impersonate::apply(&server, &parts.headers, user).await?;
+    let attributes = Attributes { user, ..info.attributes(&query) };
+    let decision = server.hooks.authorize.authorize(&attributes).await;
+    if !decision.allowed() {
+        return Err(forbidden(&attributes, &decision.reason));
+    }
+    if !info.is_resource {
+        return crate::serve::path(&server, &parts, &query, &info);
+    }
+    let output = negotiate::output(&parts.headers, &query, true);
+    let served = server.registry.find(&info.group, &info.version, &info.resource);
+    let Some(served) = served else { return Err(Status::no_such_resource()) };
+    let mut call = Call {
+        server,
+        info,
+        query,
+        headers: parts.headers,
+        attributes,
+        output: Output::JSON,
+        warnings: Mutex::default(),
+    };
+    if let Some(connect) = special::connect(&call, &served) {
+        call.output = output.unwrap_or(Output::JSON);
+        let connection = special::Connection { method: parts.method, uri: parts.uri, upgrade };
+        return connect.run(&call, &served, connection, body).await;
+    }
+    call.output = output?;
+    let body = match parts.method {
+        Method::GET | Method::HEAD => Bytes::new(),
+        _ => body::read(body).await?,
+    };
+    let mut response = dispatch(&call, &served, body).await?;
+    let warnings = std::mem::take(&mut *call.warnings.lock().unwrap_or_else(|e| e.into_inner()));
+    for warning in warnings {
+        if let Ok(value) = HeaderValue::from_str(&warning_header(&warning)) {
+            response.headers_mut().append(http::header::WARNING, value);
+        }
+    }
+    Ok(response)
+}
+
+/// `299 - "text"`, quoted as RFC 7234 wants it.
+fn warning_header(text: &str) -> String {
+    let mut out = String::from("299 - \"");
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => out.extend(['\\', c]),
+            c if c.is_control() => out.push(' '),
+            c => out.push(c),
+        }
+    }
+    out.push('"');
+    out
+}
+
+fn forbidden(attributes: &Attributes, reason: &str) -> Status {
+    let user = &attributes.user.name;
+    let verb = &attributes.verb;
+    let mut why = if attributes.resource_request {
+        let group = &attributes.group;
+        let resource = match attributes.subresource.as_str() {
+            "" => attributes.resource.clone(),
+            sub => format!("{}/{sub}", attributes.resource),
+        };
+        let place = match attributes.namespace.as_str() {
+            "" => "at the cluster scope".to_owned(),
+            namespace => format!("in the namespace {namespace:?}"),
+        };
+        format!("User {user:?} cannot {verb} resource {resource:?} in API group {group:?} {place}")
+    } else {
+        format!("User {user:?} cannot {verb} path {:?}", attributes.path)
+    };
+    if !reason.is_empty() {
+        why = format!("{why}: {reason}");
+    }
+    Status::forbidden(&attributes.group, &attributes.resource, &attributes.name, why)
+}
+
+async fn dispatch(call: &Call, served: &Arc<Served>, body: Bytes) -> Answered {
+    let info = &call.info;
+    let not_allowed = || Status::new(405, "MethodNotAllowed", "the server does not allow this method on the requested resource").with_causes(Vec::new());
+    if served.resource.namespaced && info.namespace.is_empty() && !matches!(info.verb.as_str(), "list" | "watch") {
+        // Without a namespace only lists and watches have a path.
+        return Err(if info.name.is_empty() { not_allowed() } else { Status::no_such_resource() });
+    }
+    if !served.resource.namespaced && !info.namespace.is_empty() && served.plural() != "namespaces" {
+        return Err(Status::no_such_resource());
+    }
+    if !info.subresource.is_empty() {
+        let Some(row) = served.resource.subresource(&info.subresource) else {
+            return Err(Status::no_such_resource());
+        };
+        if !info.rest.is_empty() {
+            return Err(Status::no_such_resource());
+        }
+        if !row.verbs.iter().any(|v| *v == info.verb) {
+            return Err(not_allowed());
+        }
+        return part(call, served, body).await;
+    }
+    if !served.resource.has_verb(&info.verb) {
+        return Err(not_allowed());
+    }
+    if let Some(virtual_row) = special::virtual_row(served) {
+        return special::answer_virtual(call, served, virtual_row, body).await;
+    }
+    match info.verb.as_str() {
+        "create" if !info.name.is_empty() => Err(not_allowed()),
+        "create" => create::run(call, served, body).await,
+        "get" => read::run(call, served).await,
+        "list" => list::run(call, served).await,
+        "watch" => watch::run(call, served).await,
+        "update" if info.name.is_empty() => Err(not_allowed()),
+        "update" => update::run(call, served, Part::Main, body).await,
+        "patch" if info.name.is_empty() => Err(not_allowed()),
+        "patch" => patch::run(call, served, Part::Main, body).await,
+        "delete" => delete::run(call, served, body).await,
+        "deletecollection" => delete::collection(call, served, body).await,
+        _ => Err(not_allowed()),
+    }
+}
+
+/// A subresource.
+async fn part(call: &Call, served: &Arc<Served>, body: Bytes) -> Answered {
+    let name = call.info.subresource.as_str();
+    if name == "scale" {
+        return scale::run(call, served, body).await;
+    }
+    if name == "status" {
+        return write_part(call, served, Part::Status, body).await;
+    }
+    if let Some(rules) = special::part(served.group(), served.plural(), name) {
+        return write_part(call, served, Part::Other(rules), body).await;
+    }
+    special::create_part(call, served, body).await
+}
+
+async fn write_part(call: &Call, served: &Arc<Served>, part: Part, body: Bytes) -> Answered {
+    match call.info.verb.as_str() {
+        "get" => read::run(call, served).await,
+        "update" => update::run(call, served, part, body).await,
+        _ => patch::run(call, served, part, body).await,
+    }
+}
+
+/// What a plain path (no resource) is answered with.
+pub fn text(code: StatusCode, text: impl Into<String>) -> Response<Body> {
+    let mut response = render::response(code, "text/plain; charset=utf-8", Body::Full(text.into().into()));
+    response.headers_mut().insert("X-Content-Type-Options", HeaderValue::from_static("nosniff"));
+    response
+}
+
+/// Whether an Accept header asks for anything but plain text.
+pub fn wants(parts: &Parts, media_type: &str) -> bool {
+    let header = parts.headers.get(ACCEPT).and_then(|h| h.to_str().ok()).unwrap_or_default();
+    header.contains(media_type)
+}

@@ -1,0 +1,270 @@
+//! The generic registry: every served resource is a row that points at its cache; the verbs work on rows alone.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::Resource;
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use parking_lot::RwLock;
+use serde_json::Value;
+use store::{Compare, Op, Store, Txn, TxnOutcome};
+use tokio::sync::watch;
+
+use crate::Status;
+
+pub mod cache;
+pub mod convert;
+pub mod feed;
+pub mod object;
+
+use cache::Cache;
+use feed::Codec;
+use object::{Change, Object};
+
+/// How long a read waits for a version that the server has not seen.
+const FRESH_WAIT: Duration = Duration::from_secs(3);
+
+/// All caches, and how far they have followed the store.
+pub struct Caches {
+    map: RwLock<HashMap<String, Arc<Cache>>>,
+    applied: watch::Sender<u64>,
+}
+
+impl Caches {
+    fn new() -> Self {
+        Self { map: RwLock::default(), applied: watch::Sender::new(0) }
+    }
+
+    /// The cache of a resource, made if it is new; its window then begins after `revision`.
+    pub fn of(&self, group: &str, resource: &str, revision: u64) -> Arc<Cache> {
+        let key = format!("{group}/{resource}");
+        if let Some(cache) = self.map.read().get(&key) {
+            return cache.clone();
+        }
+        self.map.write().entry(key).or_insert_with(|| Arc::new(Cache::new(revision))).clone()
+    }
+
+    /// The cache of a resource, if there is one.
+    pub fn find(&self, group: &str, resource: &str) -> Option<Arc<Cache>> {
+        self.map.read().get(&format!("{group}/{resource}")).cloned()
+    }
+
+    /// Everything up to a revision is in the caches.
+    pub fn applied(&self, revision: u64) {
+        self.applied.send_if_modified(|applied| {
+            let newer = revision > *applied;
+            *applied = revision.max(*applied);
+            newer
+        });
+    }
+}
+
+/// A resource as it is served in one version.
+pub struct Served {
+    pub resource: Arc<Resource>,
+    pub cache: Arc<Cache>,
+    /// Where the objects are stored: group and plural name.
+    pub storage: (String, String),
+    /// For a version that is not the stored one.
+    pub conversion: Option<&'static convert::Conversion>,
+}
+
+impl Served {
+    pub fn group(&self) -> &str {
+        &self.resource.group
+    }
+
+    pub fn plural(&self) -> &str {
+        &self.resource.plural
+    }
+
+    /// The key of an object in the cache.
+    pub fn key(&self, namespace: &str, name: &str) -> String {
+        if self.resource.namespaced { format!("{namespace}/{name}") } else { name.to_owned() }
+    }
+
+    /// What every key of a namespace begins with; the empty prefix means all.
+    pub fn prefix(&self, namespace: &str) -> String {
+        if self.resource.namespaced && !namespace.is_empty() { format!("{namespace}/") } else { String::new() }
+    }
+
+    pub fn not_found(&self, name: &str) -> Status {
+        Status::not_found(self.group(), self.plural(), name)
+    }
+
+    /// An object of the cache as this version shows it.
+    pub fn value(&self, object: &Object) -> Result<Value, Status> {
+        let mut value = object.value()?;
+        if let Some(conversion) = self.conversion {
+            (conversion.from_storage)(&mut value);
+        }
+        Ok(value)
+    }
+}
+
+/// The rows in force. Replaced as a whole when custom resources come and go.
+#[derive(Default)]
+pub struct Rows {
+    rows: Vec<Arc<Served>>,
+    by_name: HashMap<String, usize>,
+}
+
+impl Rows {
+    pub fn find(&self, group: &str, version: &str, plural: &str) -> Option<&Arc<Served>> {
+        self.by_name.get(&format!("{group}/{version}/{plural}")).map(|i| &self.rows[*i])
+    }
+
+    /// The first row of a resource in any version.
+    pub fn any(&self, group: &str, plural: &str) -> Option<&Arc<Served>> {
+        self.rows.iter().find(|r| r.group() == group && r.plural() == plural)
+    }
+
+    pub fn iter(&self) -> std::slice::Iter<'_, Arc<Served>> {
+        self.rows.iter()
+    }
+
+    /// Whether anything is served in a group and version.
+    pub fn has_version(&self, group: &str, version: &str) -> bool {
+        self.rows.iter().any(|r| r.group() == group && r.resource.version == version)
+    }
+}
+
+/// Resources, caches and the store behind them.
+pub struct Registry {
+    pub store: Store,
+    pub caches: Arc<Caches>,
+    pub codec: Codec,
+    rows: ArcSwap<Rows>,
+}
+
+/// What became of a conditional write.
+pub enum Written {
+    At(u64),
+    /// The key is at another revision; what it holds now.
+    Conflict(Option<Arc<Object>>),
+}
+
+impl Registry {
+    /// Reads the store; the caller then follows it from the returned revision.
+    pub async fn open(store: Store, codec: Codec) -> Result<(Self, u64), store::Error> {
+        let caches = Arc::new(Caches::new());
+        let revision = feed::load(&store, &caches, &codec).await?;
+        caches.applied(revision);
+        let mut rows = Rows::default();
+        for resource in api::resources().iter() {
+            let (storage, conversion) = convert::storage(resource);
+            let cache = caches.of(&storage.0, &storage.1, revision);
+            let served = Served { resource: resource.clone(), cache, storage, conversion };
+            rows.by_name.insert(
+                format!("{}/{}/{}", served.group(), resource.version, served.plural()),
+                rows.rows.len(),
+            );
+            rows.rows.push(Arc::new(served));
+        }
+        Ok((Self { store, caches, codec, rows: ArcSwap::from_pointee(rows) }, revision))
+    }
+
+    pub fn rows(&self) -> arc_swap::Guard<Arc<Rows>> {
+        self.rows.load()
+    }
+
+    /// The row of a resource.
+    pub fn find(&self, group: &str, version: &str, plural: &str) -> Option<Arc<Served>> {
+        self.rows.load().find(group, version, plural).cloned()
+    }
+
+    /// The row of a resource in any version.
+    pub fn any(&self, group: &str, plural: &str) -> Option<Arc<Served>> {
+        self.rows.load().any(group, plural).cloned()
+    }
+
+    /// The newest revision whose changes all caches have.
+    pub fn applied(&self) -> u64 {
+        *self.caches.applied.borrow()
+    }
+
+    /// Waits until the caches are as new as the store is now; the revision they then have at least.
+    pub async fn fresh(&self) -> Result<u64, Status> {
+        self.reach(self.store.revision()).await
+    }
+
+    /// Waits until the caches have a revision.
+    pub async fn reach(&self, revision: u64) -> Result<u64, Status> {
+        let applied = self.applied();
+        if applied >= revision {
+            return Ok(applied);
+        }
+        let mut receiver = self.caches.applied.subscribe();
+        let wait = tokio::time::timeout(FRESH_WAIT, receiver.wait_for(|applied| *applied >= revision));
+        match wait.await {
+            Ok(Ok(applied)) => Ok(*applied),
+            _ => Err(Status::too_large_resource_version(revision, self.applied())),
+        }
+    }
+
+    /// The newest state of an object.
+    pub async fn get(&self, served: &Served, key: &str) -> Result<Option<Arc<Object>>, Status> {
+        self.fresh().await?;
+        Ok(served.cache.get(key))
+    }
+
+    /// Writes the stored form if the key is at `expected` (0: absent).
+    pub async fn put(
+        &self,
+        served: &Served,
+        key: &str,
+        stored: Bytes,
+        expected: u64,
+    ) -> Result<Written, Status> {
+        let (group, plural) = (&served.storage.0, &served.storage.1);
+        let store_key = feed::join(group, plural, key);
+        let value = self.codec.seal(group, plural, &store_key, stored)?;
+        let ops = vec![Op::Put { key: store_key.clone(), value }];
+        self.write(served, key, store_key, ops, expected).await
+    }
+
+    /// Deletes the key if it is at `expected`.
+    pub async fn remove(&self, served: &Served, key: &str, expected: u64) -> Result<Written, Status> {
+        let store_key = feed::join(&served.storage.0, &served.storage.1, key);
+        let ops = vec![Op::Delete { key: store_key.clone() }];
+        self.write(served, key, store_key, ops, expected).await
+    }
+
+    async fn write(
+        &self,
+        served: &Served,
+        key: &str,
+        store_key: Bytes,
+        ops: Vec<Op>,
+        expected: u64,
+    ) -> Result<Written, Status> {
+        let compare = vec![Compare { key: store_key.clone(), mod_revision: expected }];
+        match self.store.txn(Txn { compare, ops }).await.map_err(store_error)? {
+            TxnOutcome::Committed { revision } => Ok(Written::At(revision)),
+            TxnOutcome::Conflict { current, .. } => {
+                let current = current.into_iter().next().flatten();
+                let object = current.map(|kv| {
+                    let names = (served.storage.0.as_str(), served.storage.1.as_str(), key);
+                    self.codec.object(names, &store_key, &kv.value, kv.mod_revision, Change::Modified)
+                });
+                Ok(Written::Conflict(object.transpose()?.map(Arc::new)))
+            }
+        }
+    }
+}
+
+/// A failure of the store, as clients see it.
+pub fn store_error(error: store::Error) -> Status {
+    match error {
+        store::Error::Compacted { requested, compacted } => {
+            Status::expired(format!("too old resource version: {requested} ({compacted})"))
+        }
+        store::Error::FutureRevision { requested, current } => {
+            Status::too_large_resource_version(requested, current)
+        }
+        store::Error::Closed => Status::unavailable("the server is shutting down"),
+        other => Status::internal(other),
+    }
+}

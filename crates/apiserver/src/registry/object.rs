@@ -1,0 +1,248 @@
+//! One object as the cache holds it: its JSON once, in the form of a watch frame, so that a get, a list item and an event
+//! are slices of the same bytes.
+//!
+//! The stored form puts `kind`, `apiVersion` and `metadata` first and leaves `metadata.resourceVersion` out, because it is
+//! not known before the commit. It is spliced in as the first member of `metadata` when the object is read.
+
+use std::sync::{Arc, OnceLock};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use serde_json::{Map, Value};
+
+use crate::Status;
+
+/// What happened to an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    Added,
+    Modified,
+    Deleted,
+}
+
+impl Change {
+    fn head(self) -> &'static [u8] {
+        match self {
+            Self::Added => b"{\"type\":\"ADDED\",\"object\":",
+            Self::Modified => b"{\"type\":\"MODIFIED\",\"object\":",
+            Self::Deleted => b"{\"type\":\"DELETED\",\"object\":",
+        }
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Added => "ADDED",
+            Self::Modified => "MODIFIED",
+            Self::Deleted => "DELETED",
+        }
+    }
+}
+
+const METADATA: &[u8] = b"\"metadata\":{";
+const VERSION: &[u8] = b"\"resourceVersion\":\"";
+
+/// What selectors look at.
+#[derive(Debug, Default)]
+pub struct Selectable {
+    pub labels: Vec<(String, String)>,
+    pub fields: Vec<(&'static str, String)>,
+}
+
+/// An object at a revision.
+#[derive(Debug)]
+pub struct Object {
+    /// `namespace/name`, or `name` of a cluster-wide object.
+    pub key: Arc<str>,
+    pub revision: u64,
+    change: Change,
+    frame: Bytes,
+    /// Where `"metadata":{` begins in the JSON.
+    metadata: u32,
+    selectable: OnceLock<Box<Selectable>>,
+}
+
+impl Object {
+    /// From the stored form.
+    pub fn from_stored(key: Arc<str>, revision: u64, stored: &[u8], change: Change) -> Result<Self, Status> {
+        let metadata = find(stored, METADATA).ok_or_else(|| Status::internal("a stored object has no metadata"))?;
+        Ok(Self::splice(key, revision, stored, metadata, metadata + METADATA.len(), change))
+    }
+
+    /// `stored[..metadata + len]`, then the version, then `stored[rest..]`.
+    fn splice(key: Arc<str>, revision: u64, stored: &[u8], metadata: usize, rest: usize, change: Change) -> Self {
+        let head = change.head();
+        let mut frame = BytesMut::with_capacity(head.len() + stored.len() + 48);
+        frame.put_slice(head);
+        frame.put_slice(&stored[..metadata + METADATA.len()]);
+        frame.put_slice(VERSION);
+        let mut digits = [0u8; 20];
+        frame.put_slice(decimal(revision, &mut digits));
+        frame.put_slice(if stored.get(rest) == Some(&b'}') { b"\"" } else { b"\"," });
+        frame.put_slice(&stored[rest..]);
+        frame.put_slice(b"}\n");
+        let metadata = u32::try_from(metadata).unwrap_or(0);
+        Self { key, revision, change, frame: frame.freeze(), metadata, selectable: OnceLock::new() }
+    }
+
+    /// The same content at another revision: what a DELETED event carries.
+    pub fn at(&self, revision: u64, change: Change) -> Self {
+        let json = self.json();
+        let start = self.metadata as usize + METADATA.len();
+        let mut rest = start;
+        if json[start..].starts_with(VERSION) {
+            rest += VERSION.len();
+            while json.get(rest).is_some_and(u8::is_ascii_digit) {
+                rest += 1;
+            }
+            rest += 1;
+            if json.get(rest) == Some(&b',') {
+                rest += 1;
+            }
+        }
+        Self::splice(self.key.clone(), revision, &json, self.metadata as usize, rest, change)
+    }
+
+    /// The object as JSON.
+    pub fn json(&self) -> Bytes {
+        self.frame.slice(self.change.head().len()..self.frame.len() - 2)
+    }
+
+    /// A watch frame of this object.
+    pub fn frame(&self, change: Change) -> Bytes {
+        if change == self.change {
+            return self.frame.clone();
+        }
+        let json = self.json();
+        let mut frame = BytesMut::with_capacity(json.len() + 32);
+        frame.put_slice(change.head());
+        frame.put_slice(&json);
+        frame.put_slice(b"}\n");
+        frame.freeze()
+    }
+
+    /// The JSON behind the opening brace, without kind and apiVersion: how items stand in a list of a built-in kind.
+    pub fn item(&self) -> &[u8] {
+        &self.frame[self.change.head().len() + self.metadata as usize..self.frame.len() - 2]
+    }
+
+    /// The object as a tree.
+    pub fn value(&self) -> Result<Value, Status> {
+        serde_json::from_slice(&self.json()).map_err(|e| Status::internal(format!("stored object: {e}")))
+    }
+
+    /// The labels and field values, computed on the first selector.
+    pub fn selectable(&self, fields: fn(&Value) -> Vec<(&'static str, String)>) -> &Selectable {
+        self.selectable.get_or_init(|| {
+            let value = self.value().unwrap_or_default();
+            Box::new(Selectable { labels: labels(&value), fields: fields(&value) })
+        })
+    }
+
+    /// Bytes held by this object.
+    pub fn size(&self) -> usize {
+        self.frame.len() + self.key.len() + 96
+    }
+
+    pub fn namespace(&self) -> &str {
+        self.key.split_once('/').map_or("", |(namespace, _)| namespace)
+    }
+
+    pub fn name(&self) -> &str {
+        self.key.split_once('/').map_or(&self.key, |(_, name)| name)
+    }
+}
+
+/// The labels of an object.
+pub fn labels(value: &Value) -> Vec<(String, String)> {
+    let labels = value.pointer("/metadata/labels").and_then(Value::as_object);
+    labels
+        .into_iter()
+        .flatten()
+        .map(|(k, v)| (k.clone(), v.as_str().unwrap_or_default().to_owned()))
+        .collect()
+}
+
+/// The stored form of an object.
+pub fn encode(value: &Value) -> Result<Bytes, Status> {
+    let internal = |e: serde_json::Error| Status::internal(e);
+    let map = value.as_object().ok_or_else(|| Status::internal("the object is not a JSON object"))?;
+    let mut out = Vec::with_capacity(1024);
+    out.extend_from_slice(b"{\"kind\":");
+    serde_json::to_writer(&mut out, map.get("kind").unwrap_or(&Value::Null)).map_err(internal)?;
+    out.extend_from_slice(b",\"apiVersion\":");
+    serde_json::to_writer(&mut out, map.get("apiVersion").unwrap_or(&Value::Null)).map_err(internal)?;
+    out.extend_from_slice(b",\"metadata\":{");
+    let empty = Map::new();
+    let metadata = map.get("metadata").and_then(Value::as_object).unwrap_or(&empty);
+    members(&mut out, metadata, |key| key != "resourceVersion", true).map_err(internal)?;
+    out.push(b'}');
+    members(&mut out, map, |key| !matches!(key, "kind" | "apiVersion" | "metadata"), false).map_err(internal)?;
+    out.push(b'}');
+    Ok(out.into())
+}
+
+fn members(
+    out: &mut Vec<u8>,
+    map: &Map<String, Value>,
+    keep: impl Fn(&str) -> bool,
+    mut first: bool,
+) -> Result<(), serde_json::Error> {
+    for (key, value) in map.iter().filter(|(key, _)| keep(key)) {
+        if !std::mem::take(&mut first) {
+            out.push(b',');
+        }
+        serde_json::to_writer(&mut *out, key)?;
+        out.push(b':');
+        serde_json::to_writer(&mut *out, value)?;
+    }
+    Ok(())
+}
+
+fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
+    haystack.windows(needle.len()).position(|w| w == needle)
+}
+
+fn decimal(mut number: u64, digits: &mut [u8; 20]) -> &[u8] {
+    let mut at = digits.len();
+    loop {
+        at -= 1;
+        digits[at] = b'0' + (number % 10) as u8;
+        number /= 10;
+        if number == 0 {
+            return &digits[at..];
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn object(value: &Value, revision: u64) -> Object {
+        let stored = encode(value).expect("an object");
+        Object::from_stored("n/a".into(), revision, &stored, Change::Added).expect("metadata")
+    }
+
+    #[test]
+    fn the_version_is_spliced_into_the_metadata() {
+        let value = json!({"apiVersion": "v1", "kind": "ConfigMap", "data": {"metadata": "{"},
+            "metadata": {"name": "a", "resourceVersion": "3"}});
+        let mut want = value.clone();
+        want["metadata"]["resourceVersion"] = "712".into();
+        assert_eq!(object(&value, 712).value().expect("json"), want);
+        let deleted = object(&value, 712).at(9, Change::Deleted);
+        want["metadata"]["resourceVersion"] = "9".into();
+        assert_eq!(deleted.value().expect("json"), want);
+        let frame: Value = serde_json::from_slice(&deleted.frame(Change::Deleted)).expect("a frame");
+        assert_eq!(frame, json!({"type": "DELETED", "object": want}));
+    }
+
+    #[test]
+    fn an_item_has_no_kind() {
+        let value = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {}});
+        let item = [b"{".as_slice(), object(&value, 5).item()].concat();
+        let item: Value = serde_json::from_slice(&item).expect("json");
+        assert_eq!(item, json!({"metadata": {"resourceVersion": "5"}}));
+    }
+}

@@ -1,0 +1,296 @@
+//! Objects and lists in the representation that the client asked for. The plain JSON of a stored object is sent as it lies in
+//! the cache; everything else is made from its tree.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use http::{Response, StatusCode};
+use jiff::Timestamp;
+use serde_json::{Map, Value, json};
+
+use crate::Status;
+use crate::http::body::{Body, ListBody};
+use crate::http::negotiate::{Convert, Format, Output};
+use crate::query::Query;
+use crate::registry::Served;
+use crate::registry::object::{Change, Object};
+use crate::verbs::list::Selected;
+use crate::verbs::{Answered, Call};
+
+/// A response with a body of a media type.
+pub fn response(code: StatusCode, content_type: &'static str, body: impl Into<Body>) -> Response<Body> {
+    let mut response = Response::new(body.into());
+    *response.status_mut() = code;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}
+
+/// An error as the client is told.
+pub fn status(output: Output, status: &Status) -> Response<Body> {
+    let code = StatusCode::from_u16(status.code()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let output = Output { convert: Convert::None, ..output };
+    let value = status.to_value();
+    let mut response = match encode(output, &value) {
+        Ok(body) => response(code, output.format.media_type(), Body::Full(body)),
+        Err(_) => response(code, "application/json", Body::Full(value.to_string().into())),
+    };
+    if let Some(seconds) = status.retry_after() {
+        response.headers_mut().insert(RETRY_AFTER, seconds.into());
+    }
+    response
+}
+
+/// A tree in an encoding.
+pub fn encode(output: Output, value: &Value) -> Result<Bytes, Status> {
+    match output.format {
+        Format::Json if output.pretty => {
+            let mut text = serde_json::to_vec_pretty(value).map_err(Status::internal)?;
+            text.push(b'\n');
+            Ok(text.into())
+        }
+        Format::Json => {
+            let mut text = serde_json::to_vec(value).map_err(Status::internal)?;
+            text.push(b'\n');
+            Ok(text.into())
+        }
+        Format::Yaml => to_yaml(value),
+        Format::Protobuf => to_protobuf(value),
+    }
+}
+
+fn to_yaml(value: &Value) -> Result<Bytes, Status> {
+    Ok(crate::yaml::write(value).into())
+}
+
+fn to_protobuf(_value: &Value) -> Result<Bytes, Status> {
+    Err(Status::not_acceptable("protobuf is not served for this answer"))
+}
+
+/// The tree of a protobuf body.
+pub fn from_protobuf(_body: &Bytes) -> Result<Value, Status> {
+    Err(Status::unsupported_media_type("protobuf bodies are not read"))
+}
+
+/// A stored object.
+pub fn object(call: &Call, served: &Served, code: StatusCode, object: &Object) -> Answered {
+    if call.output.plain() && served.conversion.is_none() {
+        return Ok(response(code, "application/json", Body::Full(object.json())));
+    }
+    resource(call, served, code, served.value(object)?)
+}
+
+/// An object of a served kind that is at hand as a tree.
+pub fn resource(call: &Call, served: &Served, code: StatusCode, value: Value) -> Answered {
+    let value = match call.output.convert {
+        Convert::None => value,
+        Convert::Table => {
+            let version = value.pointer("/metadata/resourceVersion").cloned();
+            let mut metadata = Map::new();
+            if let Some(version) = version {
+                metadata.insert("resourceVersion".to_owned(), version);
+            }
+            table(served, vec![value], metadata, include_object(&call.query)?, true)
+        }
+        Convert::Metadata => partial(&value),
+        Convert::MetadataList => {
+            return Err(Status::not_acceptable("the object is no list and cannot be shown as one"));
+        }
+    };
+    let body = encode(call.output, &value)?;
+    Ok(response(code, call.output.format.media_type(), Body::Full(body)))
+}
+
+/// Any other tree.
+pub fn value(call: &Call, code: StatusCode, value: Value) -> Answered {
+    let output = Output { convert: Convert::None, ..call.output };
+    let body = encode(output, &value)?;
+    Ok(response(code, output.format.media_type(), Body::Full(body)))
+}
+
+fn list_metadata(selected: &Selected) -> Map<String, Value> {
+    let mut metadata = Map::new();
+    metadata.insert("resourceVersion".to_owned(), selected.revision.to_string().into());
+    if let Some(token) = &selected.token {
+        metadata.insert("continue".to_owned(), token.as_str().into());
+    }
+    if let Some(remaining) = selected.remaining {
+        metadata.insert("remainingItemCount".to_owned(), remaining.into());
+    }
+    metadata
+}
+
+/// A list of stored objects.
+pub fn list(call: &Call, served: &Served, selected: Selected) -> Answered {
+    let metadata = list_metadata(&selected);
+    let resource = &served.resource;
+    let kind = format!("{}List", resource.kind);
+    if call.output.plain() && served.conversion.is_none() {
+        let head = format!(
+            "{{\"kind\":{},\"apiVersion\":{},\"metadata\":{},\"items\":[",
+            Value::from(kind),
+            Value::from(resource.api_version()),
+            Value::Object(metadata)
+        );
+        let body = ListBody::new(head.into(), selected.items);
+        return Ok(response(StatusCode::OK, "application/json", Body::List(body)));
+    }
+    let mut items = Vec::with_capacity(selected.items.len());
+    for object in &selected.items {
+        items.push(served.value(object)?);
+    }
+    let value = match call.output.convert {
+        Convert::Table => table(served, items, metadata, include_object(&call.query)?, true),
+        Convert::MetadataList | Convert::Metadata => json!({
+            "kind": "PartialObjectMetadataList",
+            "apiVersion": "meta.k8s.io/v1",
+            "metadata": metadata,
+            "items": items.iter().map(partial).collect::<Vec<_>>(),
+        }),
+        Convert::None => {
+            for item in items.iter_mut().filter_map(Value::as_object_mut) {
+                item.remove("kind");
+                item.remove("apiVersion");
+            }
+            json!({"kind": kind, "apiVersion": resource.api_version(), "metadata": metadata, "items": items})
+        }
+    };
+    let body = encode(call.output, &value)?;
+    Ok(response(StatusCode::OK, call.output.format.media_type(), Body::Full(body)))
+}
+
+/// PartialObjectMetadata of an object.
+fn partial(object: &Value) -> Value {
+    let metadata = object.get("metadata").cloned().unwrap_or_else(|| json!({}));
+    json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata})
+}
+
+/// What a Table row carries of its object.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Include {
+    None,
+    Metadata,
+    Object,
+}
+
+fn include_object(query: &Query) -> Result<Include, Status> {
+    match query.text("includeObject") {
+        "" | "Metadata" => Ok(Include::Metadata),
+        "None" => Ok(Include::None),
+        "Object" => Ok(Include::Object),
+        other => Err(Status::bad_request(format!(
+            "Invalid value: {other:?}: unrecognized 'includeObject' value"
+        ))),
+    }
+}
+
+fn table(
+    served: &Served,
+    items: Vec<Value>,
+    metadata: Map<String, Value>,
+    include: Include,
+    columns: bool,
+) -> Value {
+    let now = Timestamp::now();
+    let strategy = served.resource.strategy;
+    let rows: Vec<Value> = items
+        .into_iter()
+        .map(|item| {
+            let cells = (strategy.row)(&item, now);
+            let mut row = json!({"cells": cells});
+            match include {
+                Include::None => row["object"] = Value::Null,
+                Include::Metadata => row["object"] = partial(&item),
+                Include::Object => row["object"] = item,
+            }
+            row
+        })
+        .collect();
+    let definitions: Value = if columns {
+        let of = |c: &api::Column| {
+            json!({"name": c.name, "type": c.kind, "format": c.format, "description": c.description, "priority": c.priority})
+        };
+        served.resource.columns.iter().map(of).collect()
+    } else {
+        Value::Null
+    };
+    json!({
+        "kind": "Table",
+        "apiVersion": "meta.k8s.io/v1",
+        "metadata": metadata,
+        "columnDefinitions": definitions,
+        "rows": rows,
+    })
+}
+
+/// Watch frames in a representation.
+pub struct Frames {
+    served: Arc<Served>,
+    output: Output,
+    include: Include,
+    /// Only the first Table of a watch describes the columns.
+    columns: bool,
+}
+
+impl Frames {
+    pub fn new(served: Arc<Served>, output: Output, query: &Query) -> Self {
+        let include = include_object(query).unwrap_or(Include::Metadata);
+        Self { served, output, include, columns: true }
+    }
+
+    pub fn output(&self) -> Output {
+        self.output
+    }
+
+    /// The frame of a change.
+    pub fn event(&mut self, change: Change, object: &Object) -> Result<Bytes, Status> {
+        if self.output.format == Format::Json
+            && self.output.convert == Convert::None
+            && self.served.conversion.is_none()
+        {
+            return Ok(object.frame(change));
+        }
+        let value = self.served.value(object)?;
+        self.other(change.name(), value)
+    }
+
+    /// A frame of another type, of an object of the served kind.
+    pub fn other(&mut self, kind: &str, value: Value) -> Result<Bytes, Status> {
+        let value = match self.output.convert {
+            Convert::None => value,
+            Convert::Metadata | Convert::MetadataList => partial(&value),
+            Convert::Table => {
+                let version = value.pointer("/metadata/resourceVersion").cloned();
+                let mut metadata = Map::new();
+                if let Some(version) = version {
+                    metadata.insert("resourceVersion".to_owned(), version);
+                }
+                let columns = std::mem::take(&mut self.columns);
+                table(&self.served, vec![value], metadata, self.include, columns)
+            }
+        };
+        frame(self.output, kind, &value)
+    }
+}
+
+fn frame(output: Output, kind: &str, value: &Value) -> Result<Bytes, Status> {
+    let event = json!({"type": kind, "object": value});
+    match output.format {
+        Format::Json => {
+            let mut text = serde_json::to_vec(&event).map_err(Status::internal)?;
+            text.push(b'\n');
+            Ok(text.into())
+        }
+        Format::Yaml => {
+            let mut text = b"---\n".to_vec();
+            text.extend_from_slice(&to_yaml(&event)?);
+            Ok(text.into())
+        }
+        Format::Protobuf => to_protobuf(&event),
+    }
+}
+
+/// The last frame of a watch that cannot go on.
+pub fn error_frame(output: Output, status: &Status) -> Result<Bytes, Status> {
+    frame(output, "ERROR", &status.to_value())
+}

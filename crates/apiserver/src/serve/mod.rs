@@ -1,0 +1,172 @@
+//! Paths that are no resources: discovery, version, health, metrics, OpenAPI.
+
+use std::sync::Arc;
+
+use http::header::{ETAG, HeaderValue, IF_NONE_MATCH, VARY};
+use http::request::Parts;
+use http::{Method, Response, StatusCode};
+use serde_json::{Value, json};
+
+use crate::http::body::Body;
+use crate::http::negotiate::{self, Output};
+use crate::pipeline::text;
+use crate::query::Query;
+use crate::request::RequestInfo;
+use crate::server::Server;
+use crate::verbs::Answered;
+use crate::{Status, discovery, openapi, render};
+
+mod health;
+
+/// Answers a plain path.
+pub fn path(server: &Arc<Server>, parts: &Parts, query: &Query, info: &RequestInfo) -> Answered {
+    let path = info.path.as_str();
+    let trimmed = path.trim_end_matches('/');
+    let segments: Vec<&str> = trimmed.split('/').skip(1).collect();
+    let only_get = || match parts.method {
+        Method::GET => Ok(()),
+        Method::HEAD if trimmed != "/version" => Ok(()),
+        _ => Err(Status::new(
+            405,
+            "MethodNotAllowed",
+            "the server does not allow this method on the requested resource",
+        )
+        .with_causes(Vec::new())),
+    };
+    match segments.as_slice() {
+        ["api" | "apis"] => {
+            if parts.method == Method::POST && segments == ["apis"] {
+                return answer(parts, query, &discovery::group_list(&server.registry.rows()));
+            }
+            only_get()?;
+            root(server, parts, query, segments == ["api"])
+        }
+        ["api", version] => {
+            only_get()?;
+            let list = discovery::resource_list(&server.registry.rows(), "", version);
+            answer(parts, query, &list.ok_or_else(Status::no_such_resource)?)
+        }
+        ["apis", group] => {
+            only_get()?;
+            let group = discovery::group(&server.registry.rows(), group);
+            answer(parts, query, &group.ok_or_else(Status::no_such_resource)?)
+        }
+        ["apis", group, version] => {
+            only_get()?;
+            let list = discovery::resource_list(&server.registry.rows(), group, version);
+            answer(parts, query, &list.ok_or_else(Status::no_such_resource)?)
+        }
+        ["version"] => {
+            only_get()?;
+            answer(parts, query, &version())
+        }
+        ["healthz" | "livez" | "readyz", rest @ ..] => {
+            only_get()?;
+            Ok(health::answer(server, query, segments[0], rest))
+        }
+        ["metrics"] => {
+            only_get()?;
+            let rows = server.registry.rows();
+            let objects: Vec<(String, usize)> = rows
+                .iter()
+                .filter(|r| r.conversion.is_none() && r.resource.has_verb("watch"))
+                .map(|r| {
+                    let group = r.group();
+                    let name = if group.is_empty() { r.plural().to_owned() } else { format!("{}.{group}", r.plural()) };
+                    (name, r.cache.count())
+                })
+                .collect();
+            Ok(text(StatusCode::OK, server.metrics.text(&objects)))
+        }
+        ["openapi", ..] => {
+            only_get()?;
+            openapi::path(server, parts, query, trimmed)
+        }
+        [] | [""] => {
+            only_get()?;
+            answer(parts, query, &json!({"paths": paths(server)}))
+        }
+        _ => Ok(text(StatusCode::NOT_FOUND, "404 page not found\n")),
+    }
+}
+
+fn paths(server: &Server) -> Vec<String> {
+    let mut paths: Vec<String> =
+        ["/api", "/api/v1", "/apis", "/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/readyz", "/version"]
+            .map(str::to_owned)
+            .into();
+    for row in server.registry.rows().iter().filter(|r| !r.group().is_empty()) {
+        paths.push(format!("/apis/{}", row.group()));
+        paths.push(format!("/apis/{}/{}", row.group(), row.resource.version));
+    }
+    paths.sort();
+    paths.dedup();
+    paths
+}
+
+/// A document in JSON or YAML.
+fn answer(parts: &Parts, query: &Query, value: &Value) -> Answered {
+    let output = negotiate::output(&parts.headers, query, false)?;
+    let body = render::encode(output, value)?;
+    Ok(render::response(StatusCode::OK, output.format.media_type(), Body::Full(body)))
+}
+
+const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
+
+/// `/api` and `/apis`: aggregated if the client prefers that.
+fn root(server: &Server, parts: &Parts, query: &Query, core: bool) -> Answered {
+    let accept = parts.headers.get(http::header::ACCEPT).and_then(|h| h.to_str().ok()).unwrap_or_default();
+    let aggregated = negotiate::clauses(accept).into_iter().find_map(|clause| {
+        let param = |key: &str| clause.params.iter().find(|(k, _)| *k == key).map(|(_, v)| *v);
+        let json = clause.main == "application" && clause.sub == "json" || clause.main == "*";
+        match param("as") {
+            Some("APIGroupDiscoveryList") if param("v") == Some("v2") => Some(json),
+            Some(_) => None,
+            None if json => Some(false),
+            None => None,
+        }
+    });
+    if aggregated != Some(true) {
+        let value = if core {
+            discovery::core_versions(&server.advertised())
+        } else {
+            discovery::group_list(&server.registry.rows())
+        };
+        return answer(parts, query, &value).or_else(|_| {
+            let body = render::encode(Output::JSON, &value)?;
+            Ok(render::response(StatusCode::OK, "application/json", Body::Full(body)))
+        });
+    }
+    let document = server.discovery.aggregated(&server.registry, core);
+    let seen = parts.headers.get(IF_NONE_MATCH).and_then(|h| h.to_str().ok());
+    let mut response: Response<Body> = if seen == Some(document.etag.as_str()) {
+        let mut response = Response::new(Body::Empty);
+        *response.status_mut() = StatusCode::NOT_MODIFIED;
+        response
+    } else {
+        render::response(StatusCode::OK, AGGREGATED, Body::Full(document.body))
+    };
+    if let Ok(etag) = HeaderValue::from_str(&document.etag) {
+        response.headers_mut().insert(ETAG, etag);
+    }
+    response.headers_mut().insert(VARY, HeaderValue::from_static("Accept"));
+    Ok(response)
+}
+
+fn version() -> Value {
+    json!({
+        "major": "1",
+        "minor": "36",
+        "emulationMajor": "1",
+        "emulationMinor": "36",
+        "minCompatibilityMajor": "1",
+        "minCompatibilityMinor": "35",
+        "gitVersion": concat!("v1.36.2+carrack", env!("CARGO_PKG_VERSION")),
+        "gitCommit": "",
+        "gitTreeState": "clean",
+        "buildDate": "1970-01-01T00:00:00Z",
+        "goVersion": "none",
+        "compiler": "rustc",
+        "platform": concat!("linux/", "amd64"),
+    })
+}

@@ -1,0 +1,336 @@
+//! The server as a whole: started from a configuration and a store, served over TLS and in process.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock, Weak};
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use http::{Request, Response};
+use serde_json::Value;
+use store::Store;
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+
+use crate::http::body::Body;
+use crate::http::listen::{self, Peer};
+use crate::metrics::Metrics;
+use crate::pipeline::{self, Caller};
+use crate::registry::feed::{self, Codec};
+use crate::registry::{Registry, Served};
+use crate::verbs::write::{Checks, Part, Update};
+use crate::verbs::{delete, write};
+use crate::{Cluster, ClusterRef, Config, Hooks, Snapshot, Status, UserInfo};
+
+/// Why a server did not start or stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("the store cannot be read")]
+    Store(#[from] store::Error),
+    #[error("{what}")]
+    Io {
+        what: String,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("the server's certificates cannot be made or used: {0}")]
+    Pki(String),
+    #[error("what every cluster holds could not be written: {0}")]
+    Bootstrap(Status),
+}
+
+/// What the pipeline works with.
+pub struct Server {
+    pub config: Config,
+    pub registry: Arc<Registry>,
+    pub hooks: Hooks,
+    pub metrics: Metrics,
+    pub shutdown: CancellationToken,
+    pub allocators: crate::special::Allocators,
+    pub discovery: crate::discovery::Documents,
+    pub openapi: crate::openapi::Documents,
+}
+
+impl Server {
+    /// The address that discovery names.
+    pub fn advertised(&self) -> String {
+        let host = self.config.advertise.first().copied().unwrap_or(self.config.bind.ip());
+        SocketAddr::new(host, self.config.bind.port()).to_string()
+    }
+}
+
+/// A running API server. Cheap to clone.
+#[derive(Clone)]
+pub struct ApiServer {
+    server: Arc<Server>,
+    listener: Arc<parking_lot::Mutex<Option<TcpListener>>>,
+    address: SocketAddr,
+    tls: Option<Arc<rustls::ServerConfig>>,
+}
+
+impl ApiServer {
+    /// Opens the caches and binds the port. Without `tls` connections are plain, which only tests ask for.
+    pub async fn assemble(
+        config: Config,
+        store: Store,
+        tls: Option<Arc<rustls::ServerConfig>>,
+        hooks: impl FnOnce(ClusterRef) -> Hooks,
+    ) -> Result<Self, Error> {
+        let view = Arc::new(View::default());
+        let hooks = hooks(view.clone());
+        let codec = Codec { transform: hooks.transform.clone() };
+        let (registry, revision) = Registry::open(store.clone(), codec.clone()).await?;
+        let registry = Arc::new(registry);
+        let shutdown = CancellationToken::new();
+        tokio::spawn(feed::follow(store, registry.caches.clone(), codec, revision, shutdown.clone()));
+        let listener = TcpListener::bind(config.bind).await;
+        let listener = listener
+            .map_err(|source| Error::Io { what: format!("cannot listen on {}", config.bind), source })?;
+        let address = listener
+            .local_addr()
+            .map_err(|source| Error::Io { what: "the listener has no address".to_owned(), source })?;
+        let server = Arc::new(Server {
+            allocators: crate::special::Allocators::new(&config),
+            discovery: crate::discovery::Documents::default(),
+            openapi: crate::openapi::Documents::default(),
+            config,
+            registry: registry.clone(),
+            hooks,
+            metrics: Metrics::new(),
+            shutdown,
+        });
+        drop(view.registry.set(registry));
+        drop(view.server.set(Arc::downgrade(&server)));
+        let listener = Arc::new(parking_lot::Mutex::new(Some(listener)));
+        Ok(Self { server, listener, address, tls })
+    }
+
+    /// The address that is listened on.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The server's inner parts, for the crate's own use.
+    pub(crate) fn inner(&self) -> &Arc<Server> {
+        &self.server
+    }
+
+    /// The cluster's state, as the hooks see it.
+    pub fn cluster(&self) -> ClusterRef {
+        let view = View::default();
+        drop(view.registry.set(self.server.registry.clone()));
+        drop(view.server.set(Arc::downgrade(&self.server)));
+        Arc::new(view)
+    }
+
+    /// A client of this server in the same process: the whole pipeline, without a socket. The groups that follow from the
+    /// user's name are filled in.
+    pub fn in_process(&self, user: UserInfo) -> InProcess {
+        InProcess { server: self.server.clone(), user: Arc::new(implied(user)) }
+    }
+
+    /// Serves until the token is cancelled.
+    pub async fn serve(&self, shutdown: CancellationToken) {
+        let Some(listener) = self.listener.lock().take() else { return };
+        let server = self.server.clone();
+        let upkeep = tokio::spawn(crate::upkeep::run(server.clone()));
+        let handle = move |request: Request<hyper::body::Incoming>, peer: Peer| {
+            pipeline::handle(server.clone(), request, Caller::Peer(peer))
+        };
+        let tls = self.tls.clone().map(TlsAcceptor::from);
+        let ends = self.server.shutdown.clone();
+        let stopping = shutdown.clone();
+        tokio::spawn(async move {
+            stopping.cancelled().await;
+            ends.cancel();
+        });
+        listen::serve(listener, tls, self.server.config.max_connections, handle, shutdown).await;
+        upkeep.abort();
+    }
+}
+
+/// Adds the groups that every user of a kind is in.
+fn implied(mut user: UserInfo) -> UserInfo {
+    let mut add = |group: String| {
+        if !user.groups.contains(&group) {
+            user.groups.push(group);
+        }
+    };
+    if let Some(account) = user.name.strip_prefix("system:serviceaccount:") {
+        add("system:serviceaccounts".to_owned());
+        if let Some((namespace, _)) = account.split_once(':') {
+            add(format!("system:serviceaccounts:{namespace}"));
+        }
+    }
+    if user.name != "system:anonymous" {
+        add("system:authenticated".to_owned());
+    }
+    user
+}
+
+/// A client without a socket.
+#[derive(Clone)]
+pub struct InProcess {
+    server: Arc<Server>,
+    user: Arc<UserInfo>,
+}
+
+impl<B> tower::Service<Request<B>> for InProcess
+where
+    B: http_body::Body + Send + Unpin + 'static,
+    B::Data: Send,
+    B::Error: std::fmt::Display,
+{
+    type Response = Response<Body>;
+    type Error = std::convert::Infallible;
+    type Future = BoxFuture<'static, Result<Self::Response, Self::Error>>;
+
+    fn poll_ready(
+        &mut self,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Result<(), Self::Error>> {
+        std::task::Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let (server, user) = (self.server.clone(), self.user.clone());
+        pipeline::handle(server, request, Caller::User(user)).map(Ok).boxed()
+    }
+}
+
+/// The state as hooks see it; filled once the server stands.
+#[derive(Default)]
+struct View {
+    registry: OnceLock<Arc<Registry>>,
+    server: OnceLock<Weak<Server>>,
+}
+
+impl View {
+    fn row(&self, group: &str, resource: &str) -> Option<Arc<Served>> {
+        self.registry.get()?.any(group, resource)
+    }
+
+    fn server(&self) -> Result<Arc<Server>, Status> {
+        let server = self.server.get().and_then(Weak::upgrade);
+        server.ok_or_else(|| Status::unavailable("the server is not ready"))
+    }
+}
+
+fn exact(server: &Server, group: &str, version: &str, resource: &str) -> Result<Arc<Served>, Status> {
+    server.registry.find(group, version, resource).ok_or_else(Status::no_such_resource)
+}
+
+impl Cluster for View {
+    fn get(&self, group: &str, resource: &str, namespace: &str, name: &str) -> Option<Arc<Value>> {
+        let row = self.row(group, resource)?;
+        let object = row.cache.get(&row.key(namespace, name))?;
+        row.value(&object).ok().map(Arc::new)
+    }
+
+    fn list(&self, group: &str, resource: &str, namespace: Option<&str>) -> Snapshot {
+        let Some(row) = self.row(group, resource) else { return Snapshot::default() };
+        let (items, revision) = row.cache.list(&row.prefix(namespace.unwrap_or_default()), None);
+        let items = items.iter().filter_map(|o| row.value(o).ok().map(Arc::new)).collect();
+        Snapshot { revision, items }
+    }
+
+    fn changed(&self, group: &str, resource: &str) -> u64 {
+        self.row(group, resource).map_or(0, |row| row.cache.changed())
+    }
+
+    fn fresh<'a>(&'a self, _group: &'a str, _resource: &'a str) -> BoxFuture<'a, ()> {
+        async {
+            if let Some(registry) = self.registry.get() {
+                drop(registry.fresh().await);
+            }
+        }
+        .boxed()
+    }
+
+    fn create<'a>(
+        &'a self,
+        group: &'a str,
+        version: &'a str,
+        resource: &'a str,
+        namespace: &'a str,
+        object: Value,
+    ) -> BoxFuture<'a, Result<Value, Status>> {
+        async move {
+            let server = self.server()?;
+            let row = exact(&server, group, version, resource)?;
+            let object = complete(&row, object)?;
+            let outcome = write::create(&server, &row, namespace, object, &Checks::OWN).await?;
+            row.value(&outcome.object)
+        }
+        .boxed()
+    }
+
+    fn update<'a>(
+        &'a self,
+        group: &'a str,
+        version: &'a str,
+        resource: &'a str,
+        namespace: &'a str,
+        object: Value,
+    ) -> BoxFuture<'a, Result<Value, Status>> {
+        async move {
+            let server = self.server()?;
+            let row = exact(&server, group, version, resource)?;
+            let object = complete(&row, object)?;
+            let name = crate::verbs::meta::text(&object, "name").to_owned();
+            let key = row.key(namespace, &name);
+            let how = Update {
+                key: &key,
+                name: &name,
+                namespace,
+                part: Part::Main,
+                create: false,
+                retry: false,
+                managed: true,
+            };
+            let make = move |_: Option<&Value>| {
+                let object = object.clone();
+                async move { Ok(object) }.boxed()
+            };
+            let outcome = write::update(&server, &row, &how, &make, &Checks::OWN).await?;
+            row.value(&outcome.object)
+        }
+        .boxed()
+    }
+
+    fn delete<'a>(
+        &'a self,
+        group: &'a str,
+        version: &'a str,
+        resource: &'a str,
+        namespace: &'a str,
+        name: &'a str,
+    ) -> BoxFuture<'a, Result<(), Status>> {
+        async move {
+            let server = self.server()?;
+            let row = exact(&server, group, version, resource)?;
+            let key = row.key(namespace, name);
+            let options = delete::DeleteOptions::default();
+            delete::delete_with(&server, &row, &key, name, &options, &Checks::OWN).await.map(drop)
+        }
+        .boxed()
+    }
+
+    fn serves(&self, group: &str, resource: &str) -> bool {
+        self.row(group, resource).is_some()
+    }
+}
+
+/// Decodes and defaults an object that a part of the server made.
+pub(crate) fn complete(row: &Served, object: Value) -> Result<Value, Status> {
+    let resource = &row.resource;
+    let decoded =
+        schema::decode_value(&resource.types, resource.type_id, &object, schema::FieldValidation::Ignore)
+            .map_err(|e| crate::verbs::decode_status(&e, &resource.version, &resource.kind))?;
+    let mut value = decoded.value;
+    value["apiVersion"] = resource.api_version().into();
+    value["kind"] = (&*resource.kind).into();
+    schema::fill_defaults(&resource.types, resource.type_id, &mut value);
+    (resource.strategy.default)(&mut value);
+    Ok(value)
+}

@@ -1,0 +1,55 @@
+//! What the server does by itself: it forgets old revisions and expired Events.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+
+use crate::registry::Written;
+use crate::server::Server;
+use crate::verbs::meta;
+
+const COMPACTION: Duration = Duration::from_secs(300);
+const EXPIRY: Duration = Duration::from_secs(60);
+
+/// Runs until it is dropped.
+pub async fn run(server: Arc<Server>) {
+    let mut compaction = tokio::time::interval(COMPACTION);
+    let mut expiry = tokio::time::interval(EXPIRY);
+    let mut keep = None;
+    loop {
+        tokio::select! {
+            _ = compaction.tick() => {
+                // What was current one interval ago stays readable.
+                let revision = server.registry.store.revision();
+                if let Some(old) = keep.replace(revision)
+                    && let Err(error) = server.registry.store.compact(old).await
+                {
+                    tracing::warn!(%error, "compaction failed");
+                }
+            }
+            _ = expiry.tick() => expire_events(&server).await,
+            () = server.shutdown.cancelled() => return,
+        }
+    }
+}
+
+async fn expire_events(server: &Server) {
+    let Some(row) = server.registry.any("", "events") else { return };
+    let ttl = i64::try_from(server.config.event_ttl).unwrap_or(i64::MAX / 4);
+    let limit = Timestamp::now() - SignedDuration::from_secs(ttl);
+    for object in row.cache.list("", None).0 {
+        let Ok(value) = object.value() else { continue };
+        let times = ["/series/lastObservedTime", "/lastTimestamp", "/eventTime", "/metadata/creationTimestamp"];
+        let newest = times
+            .iter()
+            .filter_map(|p| value.pointer(p)?.as_str()?.parse::<Timestamp>().ok())
+            .max()
+            .unwrap_or(limit);
+        if newest < limit
+            && let Err(error) = server.registry.remove(&row, &object.key, object.revision).await.map(|w: Written| drop(w))
+        {
+            tracing::debug!(name = meta::text(&value, "name"), %error, "an expired event stays");
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! The verbs of the generic registry. Nothing here knows a kind: what differs is in the row, its strategy, and the table of
+//! special rows.
+
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use http::{HeaderMap, Response};
+use schema::{DecodeError, FieldValidation};
+use serde_json::Value;
+
+use crate::http::body::Body;
+use crate::http::negotiate::{Format, Output, input};
+use crate::query::{Query, WriteOptions};
+use crate::registry::Served;
+use crate::request::RequestInfo;
+use crate::server::Server;
+use crate::{AdmissionRequest, Attributes, Operation, Status};
+
+pub mod create;
+pub mod delete;
+pub mod list;
+pub mod meta;
+pub mod patch;
+pub mod read;
+pub mod scale;
+pub mod update;
+pub mod watch;
+pub mod write;
+
+/// A verb's answer.
+pub type Answered = Result<Response<Body>, Status>;
+
+/// One request on its way through the verbs.
+pub struct Call {
+    pub server: Arc<Server>,
+    pub info: RequestInfo,
+    pub query: Query,
+    pub headers: HeaderMap,
+    pub attributes: Attributes,
+    pub output: Output,
+    pub warnings: Mutex<Vec<String>>,
+}
+
+impl Call {
+    /// Adds a warning for the caller, once.
+    pub fn warn(&self, text: impl Into<String>) {
+        let mut warnings = self.warnings.lock().unwrap_or_else(|e| e.into_inner());
+        let text = text.into();
+        if !warnings.contains(&text) {
+            warnings.push(text);
+        }
+    }
+
+    /// Who owns the fields of a write that names no manager: the program's name.
+    pub fn manager(&self, options: &WriteOptions) -> String {
+        if !options.field_manager.is_empty() {
+            return options.field_manager.clone();
+        }
+        let agent = self.headers.get(http::header::USER_AGENT).and_then(|h| h.to_str().ok());
+        let name = agent.unwrap_or_default().split('/').next().unwrap_or_default();
+        let printable: String = name.chars().filter(|c| !c.is_control()).collect();
+        printable.chars().take(128).collect()
+    }
+
+    /// The body as an object of a type, defaulted, in the version served.
+    pub fn decode(
+        &self,
+        served: &Served,
+        body: &Bytes,
+        validation: FieldValidation,
+    ) -> Result<Value, Status> {
+        let resource = &served.resource;
+        let gvk = (&*resource.group, &*resource.version, &*resource.kind);
+        let mut value = self.decode_as(&resource.types, resource.type_id, gvk, body, validation)?;
+        schema::fill_defaults(&resource.types, resource.type_id, &mut value);
+        (resource.strategy.default)(&mut value);
+        Ok(value)
+    }
+
+    /// The body as an object of a type; a missing kind or version is filled in, a wrong one refused.
+    pub fn decode_as(
+        &self,
+        types: &schema::Types,
+        id: schema::TypeId,
+        (group, version, kind): (&str, &str, &str),
+        body: &Bytes,
+        validation: FieldValidation,
+    ) -> Result<Value, Status> {
+        let format = input(&self.headers)?;
+        let api_version =
+            if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") };
+        let decoded = match format {
+            Format::Json => schema::decode_json(types, id, body, validation),
+            Format::Yaml => schema::decode_yaml(types, id, body, validation),
+            Format::Protobuf => {
+                let value = crate::render::from_protobuf(body)?;
+                schema::decode_value(types, id, &value, validation)
+            }
+        };
+        let decoded = decoded.map_err(|e| decode_status(&e, version, kind))?;
+        for warning in decoded.warnings {
+            self.warn(warning);
+        }
+        let mut value = decoded.value;
+        let Some(map) = value.as_object_mut() else {
+            return Err(Status::bad_request("the body of the request is no object"));
+        };
+        let text = |key: &str| map.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let (got_version, got_kind) = (text("apiVersion"), text("kind"));
+        if !got_kind.is_empty() && got_kind != kind {
+            let version = if got_version.is_empty() { &api_version } else { &got_version };
+            return Err(Status::bad_request(format!(
+                "{got_kind} in version {version:?} cannot be handled as a {kind}: the kind does not match the resource"
+            )));
+        }
+        if !got_version.is_empty() && got_version != api_version {
+            return Err(Status::bad_request(format!(
+                "the API version in the data ({got_version}) does not match the expected API version ({api_version})"
+            )));
+        }
+        map.insert("apiVersion".to_owned(), api_version.into());
+        map.insert("kind".to_owned(), kind.into());
+        Ok(value)
+    }
+
+    /// Calls mutating admission.
+    pub async fn mutate(
+        &self,
+        served: &Served,
+        operation: Operation,
+        options: &Value,
+        dry_run: bool,
+        object: &mut Value,
+        old: Option<&Value>,
+    ) -> Result<(), Status> {
+        let gvk = (&*served.resource.group, &*served.resource.version, &*served.resource.kind);
+        let request = self.admission(gvk, operation, options, dry_run);
+        self.server.hooks.admit.mutate(&request, object, old).await
+    }
+
+    /// Calls validating admission.
+    pub async fn validate(
+        &self,
+        served: &Served,
+        operation: Operation,
+        options: &Value,
+        dry_run: bool,
+        object: &Value,
+        old: Option<&Value>,
+    ) -> Result<(), Status> {
+        let gvk = (&*served.resource.group, &*served.resource.version, &*served.resource.kind);
+        let request = self.admission(gvk, operation, options, dry_run);
+        self.server.hooks.admit.validate(&request, object, old).await
+    }
+
+    pub fn admission<'a>(
+        &'a self,
+        (group, version, kind): (&'a str, &'a str, &'a str),
+        operation: Operation,
+        options: &'a Value,
+        dry_run: bool,
+    ) -> AdmissionRequest<'a> {
+        AdmissionRequest {
+            attributes: &self.attributes,
+            operation,
+            group,
+            version,
+            kind,
+            dry_run,
+            options,
+            warnings: &self.warnings,
+        }
+    }
+}
+
+/// A body that did not decode.
+pub fn decode_status(error: &DecodeError, version: &str, kind: &str) -> Status {
+    match error {
+        DecodeError::Strict(_) => Status::bad_request(error.to_string()),
+        _ => Status::bad_request(format!("{kind} in version {version:?} cannot be handled as a {kind}: {error}")),
+    }
+}

@@ -1,0 +1,199 @@
+//! PATCH: JSON patch, merge patch, strategic merge patch and server-side apply. A patch that loses a race is applied again.
+
+use bytes::Bytes;
+use futures::FutureExt;
+use http::StatusCode;
+use http::header::CONTENT_TYPE;
+use schema::{FieldValidation, PatchError};
+use serde_json::Value;
+
+use super::write::{Checks, Part, Update, options, update};
+use super::{Answered, Call, decode_status, meta};
+use crate::query::WriteOptions;
+use crate::registry::Served;
+use crate::{FieldError, FieldErrorKind, Status, render};
+
+/// The patch formats.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Json,
+    Merge,
+    Strategic,
+    Apply,
+}
+
+impl Kind {
+    /// After the Content-Type.
+    pub fn of(call: &Call) -> Result<Self, Status> {
+        let header = call.headers.get(CONTENT_TYPE).and_then(|h| h.to_str().ok()).unwrap_or_default();
+        let media_type = header.split(';').next().unwrap_or_default().trim();
+        Ok(match media_type {
+            "application/json-patch+json" => Self::Json,
+            "application/merge-patch+json" => Self::Merge,
+            "application/strategic-merge-patch+json" => Self::Strategic,
+            "application/apply-patch+yaml" => Self::Apply,
+            _ => {
+                return Err(Status::unsupported_media_type(
+                    "the body of the request was in an unknown format - accepted media types include: \
+                     application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml, \
+                     application/strategic-merge-patch+json",
+                ));
+            }
+        })
+    }
+}
+
+/// The tree of a patch body.
+pub fn parse(call: &Call, kind: Kind, body: &Bytes, validation: FieldValidation) -> Result<Value, Status> {
+    let decoded = match kind {
+        Kind::Apply => schema::decode_any_yaml(body, validation)
+            .map_err(|e| Status::bad_request(format!("error decoding YAML: {e}")))?,
+        _ => schema::decode_any(body, validation).map_err(|e| match e {
+            schema::DecodeError::Strict(_) => Status::bad_request(e.to_string()),
+            _ => Status::bad_request(format!("error decoding patch: {e}")),
+        })?,
+    };
+    for warning in decoded.warnings {
+        call.warn(warning);
+    }
+    match (kind, &decoded.value) {
+        (Kind::Json, Value::Array(_)) | (Kind::Merge | Kind::Strategic | Kind::Apply, Value::Object(_)) => {
+            Ok(decoded.value)
+        }
+        (Kind::Json, _) => Err(Status::bad_request(
+            "error decoding patch: json: cannot unmarshal object into Go value of type jsonpatch.Patch",
+        )),
+        _ => Err(Status::bad_request("error decoding patch: the patch is no object")),
+    }
+}
+
+fn patch_status(error: PatchError) -> Status {
+    match error {
+        PatchError::Malformed(text) => Status::bad_request(text),
+        PatchError::TooManyOperations { .. } => Status::too_large(error.to_string()),
+        PatchError::Unprocessable(text) => {
+            let cause = crate::Cause { reason: String::new(), message: text, field: String::new() };
+            let message = "the server rejected our request due to an error in our request";
+            Status::new(422, "Invalid", message).with_causes(vec![cause])
+        }
+        PatchError::Internal(text) => Status::internal(text),
+    }
+}
+
+/// A patch applied to an object of a type; the result decoded and defaulted.
+pub fn apply(
+    call: &Call,
+    served: &Served,
+    kind: Kind,
+    old: &Value,
+    patch: &Value,
+    validation: FieldValidation,
+) -> Result<Value, Status> {
+    let resource = &served.resource;
+    let name = call.info.name.as_str();
+    let patched = match kind {
+        Kind::Json => schema::json_patch(old, patch).map_err(patch_status)?,
+        Kind::Merge => schema::merge_patch(old, patch),
+        Kind::Strategic | Kind::Apply => {
+            schema::strategic_merge_patch(&resource.types, resource.type_id, old, patch)
+                .map_err(patch_status)?
+        }
+    };
+    let kind_of = |v: &Value, key: &str| v.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+    for key in ["apiVersion", "kind"] {
+        let (was, is) = (kind_of(old, key), kind_of(&patched, key));
+        if was != is {
+            return Err(Status::bad_request(format!(
+                "the {key} in the data ({is}) does not match the expected {key} ({was})"
+            )));
+        }
+    }
+    let decoded = schema::decode_value(&resource.types, resource.type_id, &patched, validation).map_err(|e| {
+        match e {
+            schema::DecodeError::Strict(findings) => {
+                let findings = findings
+                    .into_iter()
+                    .map(|f| FieldError::new(FieldErrorKind::Invalid, "patch", patch.to_string(), format!("strict decoding error: {f}")))
+                    .collect::<Vec<_>>();
+                Status::invalid(served.group(), &resource.kind, name, &findings)
+            }
+            schema::DecodeError::Type(_) => Status::invalid(
+                served.group(),
+                &resource.kind,
+                name,
+                &[FieldError::new(FieldErrorKind::Invalid, "patch", patch.to_string(), e.to_string())],
+            ),
+            other => decode_status(&other, &resource.version, &resource.kind),
+        }
+    })?;
+    for warning in decoded.warnings {
+        call.warn(warning);
+    }
+    let mut value = decoded.value;
+    schema::fill_defaults(&resource.types, resource.type_id, &mut value);
+    (resource.strategy.default)(&mut value);
+    Ok(value)
+}
+
+pub async fn run(call: &Call, served: &Served, part: Part, body: Bytes) -> Answered {
+    let kind = Kind::of(call)?;
+    let write = WriteOptions::read(&call.query, "PatchOptions")?;
+    if kind == Kind::Apply && write.field_manager.is_empty() {
+        return Err(Status::invalid_field(
+            ("meta.k8s.io", "PatchOptions", ""),
+            FieldErrorKind::Required,
+            "fieldManager",
+            "",
+            "is required for apply patch",
+        ));
+    }
+    if kind != Kind::Apply && write.force.is_some() {
+        return Err(Status::invalid_field(
+            ("meta.k8s.io", "PatchOptions", ""),
+            FieldErrorKind::Forbidden,
+            "force",
+            "",
+            "may not be specified for non-apply patch",
+        ));
+    }
+    let patch = parse(call, kind, &body, write.field_validation)?;
+    let manager = call.manager(&write);
+    let admission_options = options("PatchOptions", write.dry_run, &write.field_manager);
+    let checks = Checks {
+        call: Some(call),
+        options: &admission_options,
+        dry_run: write.dry_run,
+        manager: &manager,
+    };
+    let key = served.key(&call.info.namespace, &call.info.name);
+    let how = Update {
+        key: &key,
+        name: &call.info.name,
+        namespace: &call.info.namespace,
+        part,
+        create: kind == Kind::Apply && matches!(part, Part::Main),
+        retry: meta::text(&patch, "resourceVersion").is_empty(),
+        managed: kind != Kind::Apply,
+    };
+    let make = |old: Option<&Value>| {
+        let made = if kind == Kind::Apply {
+            crate::managed::apply(call, served, part, old, &patch, &write)
+        } else {
+            old.ok_or_else(|| served.not_found(&call.info.name))
+                .and_then(|old| apply(call, served, kind, old, &patch, write.field_validation))
+        };
+        let made = made.and_then(|new| unrenamed(new, old, &call.info.name));
+        async move { made }.boxed()
+    };
+    let outcome = update(&call.server, served, &how, &make, &checks).await?;
+    let code = if outcome.created { StatusCode::CREATED } else { StatusCode::OK };
+    render::object(call, served, code, &outcome.object)
+}
+
+/// A patch may not take the name away; a changed one is refused as immutable later.
+fn unrenamed(mut new: Value, old: Option<&Value>, name: &str) -> Result<Value, Status> {
+    if old.is_none() && meta::text(&new, "name").is_empty() {
+        meta::of(&mut new)?.insert("name".to_owned(), name.into());
+    }
+    Ok(new)
+}

@@ -1,0 +1,322 @@
+//! Watches: a stream of shared frames out of the cache's window, with the initial state where it was asked for, selector
+//! transitions, and bookmarks.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use http::header::{CONTENT_TYPE, HeaderValue};
+use http::{Response, StatusCode};
+use rand::Rng;
+use serde_json::{Value, json};
+use tokio::sync::watch::Receiver;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::read::invalid_version;
+use super::{Answered, Call};
+use crate::http::body::Body;
+use crate::http::negotiate::{Convert, Format, Output};
+use crate::query::ListOptions;
+use crate::registry::cache::{CacheEvent, Recent};
+use crate::registry::object::{Change, Object};
+use crate::registry::{Registry, Served, feed, store_error};
+use crate::render::Frames;
+use crate::selector::Selector;
+use crate::{Status, render};
+
+const BOOKMARK: Duration = Duration::from_secs(60);
+/// Without a time limit from the client a watch ends after half an hour to an hour.
+const LIFETIME: u64 = 1800;
+
+/// Everything that a running watch needs; it holds no queue.
+struct Watcher {
+    served: Arc<Served>,
+    server: Arc<crate::server::Server>,
+    selector: Selector,
+    prefix: String,
+    frames: Frames,
+    /// Events up to this revision have been sent.
+    position: u64,
+    bell: Receiver<u64>,
+    initial: Option<Initial>,
+    ready: std::vec::IntoIter<CacheEvent>,
+    bookmarks: bool,
+    next_bookmark: Instant,
+    deadline: Instant,
+    shutdown: CancellationToken,
+    /// What the store still has of the time before the cache's window.
+    history: Option<store::Watch>,
+    done: bool,
+}
+
+/// The state at the start, still to be sent.
+struct Initial {
+    items: std::vec::IntoIter<Arc<Object>>,
+    /// The end is marked by an annotated bookmark.
+    mark: bool,
+}
+
+pub async fn run(call: &Call, served: &Arc<Served>) -> Answered {
+    let options = ListOptions::read(&call.query, true)?;
+    let selector = Selector::parse(served, &options.label_selector, &options.field_selector)?;
+    if matches!(call.output.convert, Convert::MetadataList) {
+        return Err(Status::not_acceptable("watches do not support PartialObjectMetadataList"));
+    }
+    let registry = &call.server.registry;
+    let version: u64 = match options.resource_version.as_str() {
+        "" => 0,
+        text => text.parse().map_err(|_| invalid_version(text))?,
+    };
+    let bell = served.cache.bell();
+    let prefix = served.prefix(&call.info.namespace);
+    let explicit = call.query.get("sendInitialEvents").is_some();
+    let from_state = options.initial_events == Some(true);
+    let mut history = None;
+    let (position, initial) = if from_state || (version == 0 && options.initial_events.is_none()) {
+        if options.resource_version.is_empty() {
+            registry.fresh().await?;
+        } else if version > 0 {
+            registry.reach(version).await?;
+        }
+        let applied = registry.applied();
+        let (items, changed) = served.cache.list(&prefix, None);
+        let mark = explicit && options.bookmarks;
+        (applied.max(changed), Some(Initial { items: items.into_iter(), mark }))
+    } else if version == 0 {
+        (registry.fresh().await?, None)
+    } else {
+        if version > registry.store.revision() {
+            registry.reach(version).await?;
+        }
+        if matches!(served.cache.since(version), Recent::Older) {
+            let prefix = feed::join(&served.storage.0, &served.storage.1, &prefix);
+            match registry.store.watch(prefix, version + 1).await {
+                Ok(watch) => history = Some(watch),
+                Err(error) => return refused(call, store_error(error)),
+            }
+        }
+        (version, None)
+    };
+    let lifetime = match options.timeout {
+        Some(seconds) if seconds > 0 => Duration::from_secs(seconds),
+        _ => Duration::from_millis(rand::rng().random_range(LIFETIME * 1000..LIFETIME * 2000)),
+    };
+    let now = Instant::now();
+    let watcher = Watcher {
+        frames: Frames::new(served.clone(), call.output, &call.query),
+        served: served.clone(),
+        server: call.server.clone(),
+        selector,
+        prefix,
+        position,
+        bell,
+        initial,
+        ready: Vec::new().into_iter(),
+        bookmarks: options.bookmarks,
+        next_bookmark: now + BOOKMARK,
+        deadline: now + lifetime,
+        shutdown: call.server.shutdown.clone(),
+        history,
+        done: false,
+    };
+    let stream = futures::stream::unfold(watcher, |mut watcher| async move {
+        watcher.next().await.map(|frame| (frame, watcher))
+    });
+    Ok(response(call.output, Body::Stream(stream.boxed())))
+}
+
+fn response(output: Output, body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
+    let content_type = match output.format {
+        Format::Json => "application/json",
+        Format::Yaml => "application/yaml",
+        Format::Protobuf => "application/vnd.kubernetes.protobuf;stream=watch",
+    };
+    *response.status_mut() = StatusCode::OK;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}
+
+/// A watch that cannot begin says so in its first and only event.
+fn refused(call: &Call, status: Status) -> Answered {
+    let frame = render::error_frame(call.output, &status)?;
+    Ok(response(call.output, Body::Full(frame)))
+}
+
+impl Watcher {
+    /// The next chunk of the stream.
+    async fn next(&mut self) -> Option<Bytes> {
+        loop {
+            if self.done {
+                return None;
+            }
+            match self.step().await {
+                Ok(Some(frame)) => return Some(frame),
+                Ok(None) => {}
+                Err(status) => {
+                    self.done = true;
+                    return render::error_frame(self.frames.output(), &status).ok();
+                }
+            }
+        }
+    }
+
+    async fn step(&mut self) -> Result<Option<Bytes>, Status> {
+        if let Some(initial) = &mut self.initial {
+            for object in initial.items.by_ref() {
+                if self.selector.matches(&self.served, &object) {
+                    return self.frames.event(Change::Added, &object).map(Some);
+                }
+            }
+            let mark = initial.mark;
+            self.initial = None;
+            if mark {
+                return self.bookmark(true).map(Some);
+            }
+        }
+        while let Some(event) = self.ready.next() {
+            if let Some((change, object)) = self.visible(&event) {
+                return self.frames.event(change, &object).map(Some);
+            }
+        }
+        if self.history.is_some() {
+            return self.catch_up().await.map(|()| None);
+        }
+        let applied = self.server.registry.applied();
+        self.bell.borrow_and_update();
+        let events = match self.served.cache.since(self.position) {
+            Recent::Events(events) => events,
+            Recent::Older => {
+                return Err(Status::expired(format!("too old resource version: {}", self.position)));
+            }
+        };
+        match events.last() {
+            Some(last) => {
+                self.position = last.revision;
+                self.ready = events.into_iter();
+                return Ok(None);
+            }
+            // Nothing happened here up to what all caches have seen.
+            None => self.position = self.position.max(applied),
+        }
+        let (bookmarks, next_bookmark) = (self.bookmarks, self.next_bookmark);
+        tokio::select! {
+            changed = self.bell.changed() => {
+                if changed.is_err() {
+                    self.done = true;
+                }
+            }
+            () = tokio::time::sleep_until(next_bookmark), if bookmarks => {
+                self.next_bookmark = Instant::now() + BOOKMARK;
+                self.position = self.position.max(self.quiet());
+                return self.bookmark(false).map(Some);
+            }
+            () = tokio::time::sleep_until(self.deadline) => self.done = true,
+            () = self.shutdown.cancelled() => self.done = true,
+        }
+        Ok(None)
+    }
+
+    /// The newest revision up to which there is nothing unsent.
+    fn quiet(&self) -> u64 {
+        let applied = self.server.registry.applied();
+        match self.served.cache.since(self.position) {
+            Recent::Events(events) if events.is_empty() => applied,
+            _ => self.position,
+        }
+    }
+
+    /// Reads the store's log until the cache's window takes over.
+    async fn catch_up(&mut self) -> Result<(), Status> {
+        let Some(watch) = &mut self.history else { return Ok(()) };
+        let batch = tokio::select! {
+            batch = watch.next() => batch,
+            () = self.shutdown.cancelled() => None,
+        };
+        let events = match batch {
+            Some(Ok(events)) => events,
+            Some(Err(error)) => return Err(store_error(error)),
+            None => {
+                self.done = true;
+                return Ok(());
+            }
+        };
+        let registry: &Registry = &self.server.registry;
+        let (group, plural) = (self.served.storage.0.as_str(), self.served.storage.1.as_str());
+        let mut ready = Vec::with_capacity(events.len());
+        for event in events.iter() {
+            let Some((_, _, key)) = feed::split(&event.key) else { continue };
+            let open = |kv: &store::KeyValue, change| {
+                registry.codec.object((group, plural, key), &kv.key, &kv.value, kv.mod_revision, change)
+            };
+            let change = match (&event.current, &event.previous) {
+                (None, _) => Change::Deleted,
+                (Some(_), None) => Change::Added,
+                (Some(_), Some(_)) => Change::Modified,
+            };
+            let previous = event.previous.as_ref().map(|kv| open(kv, Change::Modified)).transpose()?;
+            let object = match (&event.current, &previous) {
+                (Some(kv), _) => open(kv, change)?,
+                (None, Some(previous)) => previous.at(event.revision, Change::Deleted),
+                (None, None) => continue,
+            };
+            ready.push(CacheEvent {
+                revision: event.revision,
+                change,
+                object: Arc::new(object),
+                previous: previous.map(Arc::new),
+            });
+        }
+        if let Some(last) = events.last() {
+            self.position = last.revision;
+        }
+        self.ready = ready.into_iter();
+        if matches!(self.served.cache.since(self.position), Recent::Events(_)) {
+            self.history = None;
+        }
+        Ok(())
+    }
+
+    /// What this watcher sees of an event: an object that enters its selection is added, one that leaves it is deleted.
+    fn visible(&self, event: &CacheEvent) -> Option<(Change, Arc<Object>)> {
+        if !event.object.key.starts_with(&self.prefix) {
+            return None;
+        }
+        if self.selector.everything() {
+            return Some((event.change, event.object.clone()));
+        }
+        let is = event.change != Change::Deleted && self.selector.matches(&self.served, &event.object);
+        let was = event.previous.as_ref().is_some_and(|p| self.selector.matches(&self.served, p));
+        match (was, is) {
+            (false, false) => None,
+            (false, true) => Some((Change::Added, event.object.clone())),
+            (true, true) => Some((Change::Modified, event.object.clone())),
+            (true, false) if event.change == Change::Deleted => Some((Change::Deleted, event.object.clone())),
+            (true, false) => {
+                let previous = event.previous.as_ref()?;
+                Some((Change::Deleted, Arc::new(previous.at(event.revision, Change::Deleted))))
+            }
+        }
+    }
+
+    fn bookmark(&mut self, end: bool) -> Result<Bytes, Status> {
+        let resource = &self.served.resource;
+        let mut object = json!({
+            "kind": resource.kind,
+            "apiVersion": resource.api_version(),
+            "metadata": {"resourceVersion": self.position.to_string()},
+        });
+        if end {
+            object["metadata"]["annotations"] = json!({"k8s.io/initial-events-end": "true"});
+        }
+        schema::normalize(&resource.types, resource.type_id, &mut object);
+        self.frames.other("BOOKMARK", object)
+    }
+}
+
+/// A frame around any object.
+pub fn frame(kind: &str, object: &Value) -> Value {
+    json!({"type": kind, "object": object})
+}

@@ -1,0 +1,396 @@
+//! The core of every write: prepare, validate, admit, compare-and-write. Used by the verbs and by the server's own parts.
+
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use serde_json::{Value, json};
+
+use super::{Call, meta};
+use crate::registry::object::{Change, Object, encode};
+use crate::registry::{Registry, Served, Written};
+use crate::special;
+use crate::{FieldError, Operation, Status};
+
+/// Retries of a write that only lost a race.
+const RETRIES: usize = 16;
+const NAME_TRIES: usize = 8;
+
+/// An object after a write, in the form that is stored.
+pub struct Outcome {
+    pub object: Arc<Object>,
+    pub created: bool,
+    /// The write removed the object, because its last finalizer went.
+    pub deleted: bool,
+}
+
+/// Which part of the object a write may change.
+#[derive(Clone, Copy)]
+pub enum Part {
+    Main,
+    Status,
+    /// Another subresource, with its own rules.
+    Other(&'static special::PartRules),
+}
+
+impl Part {
+    fn prepare(self, served: &Served, new: &mut Value, old: &Value) {
+        match self {
+            Self::Main => (served.resource.strategy.prepare_update)(new, old),
+            Self::Status => (served.resource.strategy.prepare_status)(new, old),
+            Self::Other(rules) => (rules.prepare)(new, old),
+        }
+    }
+
+    fn validate(self, served: &Served, new: &Value, old: &Value) -> Vec<FieldError> {
+        let strategy = served.resource.strategy;
+        match self {
+            Self::Main => {
+                let mut errors = (strategy.validate)(new);
+                errors.extend((strategy.validate_update)(new, old));
+                errors
+            }
+            Self::Status => (strategy.validate_status)(new, old),
+            Self::Other(rules) => (rules.validate)(new, old),
+        }
+    }
+}
+
+/// The value in the stored version.
+fn to_stored(served: &Served, mut value: Value) -> Value {
+    if let Some(conversion) = served.conversion {
+        (conversion.to_storage)(&mut value);
+    }
+    value
+}
+
+fn invalid(served: &Served, name: &str, errors: &[FieldError]) -> Status {
+    Status::invalid(served.group(), &served.resource.kind, name, errors)
+}
+
+/// An object that was not written, for a dry run.
+fn unwritten(key: &str, value: &Value, revision: u64) -> Result<Arc<Object>, Status> {
+    let stored = encode(value)?;
+    Ok(Arc::new(Object::from_stored(key.into(), revision, &stored, Change::Added)?))
+}
+
+/// Who checks a write: the caller's admission, or nobody for the server's own writes.
+pub struct Checks<'a> {
+    pub call: Option<&'a Call>,
+    pub options: &'a Value,
+    pub dry_run: bool,
+    pub manager: &'a str,
+}
+
+impl Checks<'_> {
+    pub const OWN: Checks<'static> =
+        Checks { call: None, options: &Value::Null, dry_run: false, manager: "carrack" };
+
+    async fn mutate(
+        &self,
+        served: &Served,
+        operation: Operation,
+        object: &mut Value,
+        old: Option<&Value>,
+    ) -> Result<(), Status> {
+        match self.call {
+            Some(call) => call.mutate(served, operation, self.options, self.dry_run, object, old).await,
+            None => Ok(()),
+        }
+    }
+
+    pub async fn validate(
+        &self,
+        served: &Served,
+        operation: Operation,
+        object: &Value,
+        old: Option<&Value>,
+    ) -> Result<(), Status> {
+        match self.call {
+            Some(call) => call.validate(served, operation, self.options, self.dry_run, object, old).await,
+            None => Ok(()),
+        }
+    }
+
+    fn warn(&self, warnings: Vec<String>) {
+        if let Some(call) = self.call {
+            warnings.into_iter().for_each(|w| call.warn(w));
+        }
+    }
+}
+
+/// Creates an object that is decoded and defaulted.
+pub async fn create(
+    server: &crate::server::Server,
+    served: &Served,
+    namespace: &str,
+    mut object: Value,
+    checks: &Checks<'_>,
+) -> Result<Outcome, Status> {
+    meta::wipe(&mut object)?;
+    meta::namespace(served, namespace, &mut object)?;
+    meta::of(&mut object)?.remove("resourceVersion");
+    crate::managed::created(served, &mut object, checks);
+    checks.mutate(served, Operation::Create, &mut object, None).await?;
+    let generated = meta::text(&object, "name").is_empty() && !meta::text(&object, "generateName").is_empty();
+    if !generated {
+        return create_once(server, served, object, false, checks).await;
+    }
+    for _ in 1..NAME_TRIES {
+        match create_once(server, served, object.clone(), true, checks).await {
+            Err(status) if status.reason() == "AlreadyExists" => {}
+            other => return other,
+        }
+    }
+    create_once(server, served, object, true, checks).await
+}
+
+async fn create_once(
+    server: &crate::server::Server,
+    served: &Served,
+    mut object: Value,
+    generated: bool,
+    checks: &Checks<'_>,
+) -> Result<Outcome, Status> {
+    let strategy = served.resource.strategy;
+    meta::fill(&mut object)?;
+    (strategy.prepare_create)(&mut object);
+    if generated {
+        let name = meta::generate_name(meta::text(&object, "generateName"));
+        meta::of(&mut object)?.insert("name".to_owned(), name.into());
+    }
+    let name = meta::text(&object, "name").to_owned();
+    let special = special::of(served.group(), served.plural());
+    let mut undo = special::Undo::default();
+    if let Some(begin) = special.begin_create {
+        undo = begin(server, &mut object, checks.dry_run).await?;
+    }
+    let written = async {
+        let mut errors = meta::validate(served, &object);
+        errors.extend((strategy.validate)(&object));
+        if !errors.is_empty() {
+            return Err(invalid(served, &name, &errors));
+        }
+        checks.warn((strategy.warnings)(&object, None));
+        checks.validate(served, Operation::Create, &object, None).await?;
+        let key = served.key(meta::text(&object, "namespace"), &name);
+        let stored_value = to_stored(served, object);
+        if checks.dry_run {
+            if server.registry.get(served, &key).await?.is_some() {
+                return Err(Status::already_exists(served.group(), served.plural(), &name));
+            }
+            return Ok((unwritten(&key, &stored_value, 0)?, key));
+        }
+        let stored = encode(&stored_value)?;
+        match server.registry.put(served, &key, stored.clone(), 0).await? {
+            Written::At(revision) => {
+                let object = Object::from_stored(key.as_str().into(), revision, &stored, Change::Added)?;
+                Ok((Arc::new(object), key))
+            }
+            Written::Conflict(_) if generated => {
+                Err(Status::generate_name_conflict(served.group(), served.plural(), &name))
+            }
+            Written::Conflict(_) => Err(Status::already_exists(served.group(), served.plural(), &name)),
+        }
+    }
+    .await;
+    match written {
+        Ok((object, _)) => {
+            if checks.dry_run {
+                undo.run(server).await;
+            }
+            Ok(Outcome { object, created: true, deleted: false })
+        }
+        Err(status) => {
+            undo.run(server).await;
+            Err(status)
+        }
+    }
+}
+
+/// How an update is made.
+pub struct Update<'a> {
+    pub key: &'a str,
+    pub name: &'a str,
+    pub namespace: &'a str,
+    pub part: Part,
+    /// Whether a missing object is created.
+    pub create: bool,
+    /// Whether a lost race is tried again although the new object was made from a version.
+    pub retry: bool,
+    /// The manager's operation that is recorded; apply has recorded its own.
+    pub managed: bool,
+}
+
+/// Makes the new object from the present one (none: it is to be created).
+pub type Make<'a> = dyn Fn(Option<&Value>) -> BoxFuture<'a, Result<Value, Status>> + Send + Sync + 'a;
+
+/// Reads, changes and writes an object until nothing came between.
+pub async fn update(
+    server: &crate::server::Server,
+    served: &Served,
+    update: &Update<'_>,
+    make: &Make<'_>,
+    checks: &Checks<'_>,
+) -> Result<Outcome, Status> {
+    let registry = &server.registry;
+    let mut existing = registry.get(served, update.key).await?;
+    for _ in 0..RETRIES {
+        let Some(current) = existing else {
+            if !update.create {
+                return Err(served.not_found(update.name));
+            }
+            let object = make(None).await?;
+            return create(server, served, update.namespace, object, checks).await;
+        };
+        match update_once(server, served, update, &current, make, checks).await? {
+            Ok(outcome) => return Ok(outcome),
+            Err(newer) => existing = newer,
+        }
+    }
+    Err(Status::modified(served.group(), served.plural(), update.name))
+}
+
+/// One attempt; the inner error is what stands there now.
+async fn update_once(
+    server: &crate::server::Server,
+    served: &Served,
+    update: &Update<'_>,
+    current: &Arc<Object>,
+    make: &Make<'_>,
+    checks: &Checks<'_>,
+) -> Result<Result<Outcome, Option<Arc<Object>>>, Status> {
+    let strategy = served.resource.strategy;
+    let old = served.value(current)?;
+    let mut new = make(Some(&old)).await?;
+    let wanted_uid = meta::text(&new, "uid");
+    if !wanted_uid.is_empty() && wanted_uid != meta::text(&old, "uid") {
+        let why = format!(
+            "Precondition failed: UID in precondition: {wanted_uid}, UID in object meta: {}",
+            meta::text(&old, "uid")
+        );
+        return Err(Status::conflict(served.group(), served.plural(), update.name, why));
+    }
+    let version = meta::text(&new, "resourceVersion").to_owned();
+    let unconditional = version.is_empty() || version == "0";
+    if unconditional {
+        if !strategy.unconditional_update {
+            return Err(Status::invalid_field(
+                (served.group(), served.plural(), update.name),
+                crate::FieldErrorKind::Invalid,
+                "metadata.resourceVersion",
+                0,
+                "must be specified for an update",
+            ));
+        }
+    } else {
+        let parsed: u64 = version.parse().map_err(|_| {
+            Status::invalid_field(
+                (served.group(), &served.resource.kind, update.name),
+                crate::FieldErrorKind::Invalid,
+                "metadata.resourceVersion",
+                version.as_str(),
+                "must be an unsigned integer",
+            )
+        })?;
+        if parsed != current.revision {
+            return Err(Status::modified(served.group(), served.plural(), update.name));
+        }
+    }
+    meta::namespace(served, update.namespace, &mut new)?;
+    if update.managed {
+        crate::managed::updated(served, &mut new, &old, update.part, checks);
+    }
+    checks.mutate(served, Operation::Update, &mut new, Some(&old)).await?;
+    meta::carry(&mut new, &old)?;
+    update.part.prepare(served, &mut new, &old);
+    let special = special::of(served.group(), served.plural());
+    let mut undo = special::Undo::default();
+    if let (Part::Main, Some(begin)) = (update.part, special.begin_update) {
+        undo = begin(server, &mut new, &old, checks.dry_run).await?;
+    }
+    let result = finish_update(server, served, update, current, (new, &old), checks).await;
+    if !matches!(result, Ok(Ok(_))) || checks.dry_run {
+        undo.run(server).await;
+    } else {
+        undo.commit(server).await;
+    }
+    result
+}
+
+async fn finish_update(
+    server: &crate::server::Server,
+    served: &Served,
+    update: &Update<'_>,
+    current: &Arc<Object>,
+    (new, old): (Value, &Value),
+    checks: &Checks<'_>,
+) -> Result<Result<Outcome, Option<Arc<Object>>>, Status> {
+    let mut errors = meta::validate_update(&new, old);
+    errors.extend(meta::validate(served, &new));
+    errors.extend(update.part.validate(served, &new, old));
+    if !errors.is_empty() {
+        return Err(invalid(served, update.name, &errors));
+    }
+    checks.warn((served.resource.strategy.warnings)(&new, Some(old)));
+    checks.validate(served, Operation::Update, &new, Some(old)).await?;
+    let gone = vanishes(served, &new);
+    let retry = update.retry || {
+        let version = meta::text(&new, "resourceVersion");
+        version.is_empty() || version == "0"
+    };
+    let mut new = crate::managed::settle(served, new, old);
+    meta::of(&mut new)?.insert("resourceVersion".to_owned(), current.revision.to_string().into());
+    let same = new == *old;
+    let stored_value = to_stored(served, new);
+    if checks.dry_run || (same && !gone) {
+        let object = if same { current.clone() } else { unwritten(update.key, &stored_value, current.revision)? };
+        return Ok(Ok(Outcome { object, created: false, deleted: false }));
+    }
+    let stored = encode(&stored_value)?;
+    let written = if gone {
+        server.registry.remove(served, update.key, current.revision).await?
+    } else {
+        server.registry.put(served, update.key, stored.clone(), current.revision).await?
+    };
+    match written {
+        Written::At(revision) => {
+            let object = Object::from_stored(update.key.into(), revision, &stored, Change::Modified)?;
+            if gone && let Some(after) = special::of(served.group(), served.plural()).after_delete {
+                after(server, &stored_value).await;
+            }
+            Ok(Ok(Outcome { object: Arc::new(object), created: false, deleted: gone }))
+        }
+        Written::Conflict(newer) if retry => Ok(Err(newer)),
+        Written::Conflict(None) => Err(served.not_found(update.name)),
+        Written::Conflict(Some(_)) => Err(Status::modified(served.group(), served.plural(), update.name)),
+    }
+}
+
+/// Whether an object that is being deleted has nothing left that keeps it.
+fn vanishes(served: &Served, object: &Value) -> bool {
+    let metadata = object.get("metadata").unwrap_or(&Value::Null);
+    if metadata.get("deletionTimestamp").is_none_or(Value::is_null) || !meta::finalizers(object).is_empty() {
+        return false;
+    }
+    if special::of(served.group(), served.plural()).keeps.is_some_and(|keeps| keeps(object)) {
+        return false;
+    }
+    metadata.get("deletionGracePeriodSeconds").and_then(Value::as_i64).unwrap_or(0) == 0
+}
+
+/// Options as admission sees them.
+pub fn options(kind: &str, dry_run: bool, manager: &str) -> Value {
+    let mut options = json!({"kind": kind, "apiVersion": "meta.k8s.io/v1"});
+    if dry_run {
+        options["dryRun"] = json!(["All"]);
+    }
+    if !manager.is_empty() {
+        options["fieldManager"] = manager.into();
+    }
+    options
+}
+
+/// Reads through the registry for the server's own parts.
+pub async fn stored(registry: &Registry, served: &Served, key: &str) -> Result<Option<Value>, Status> {
+    registry.get(served, key).await?.map(|object| served.value(&object)).transpose()
+}
