@@ -60,11 +60,7 @@ pub async fn apply(
                 implied.push(format!("system:serviceaccounts:{namespace}"));
             }
         }
-        None => asks.push(Attributes {
-            resource: "users".to_owned(),
-            name: name.to_owned(),
-            ..base.clone()
-        }),
+        None => asks.push(Attributes { resource: "users".to_owned(), name: name.to_owned(), ..base.clone() }),
     }
     for group in &groups {
         asks.push(Attributes { resource: "groups".to_owned(), name: group.clone(), ..base.clone() });

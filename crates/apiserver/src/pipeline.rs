@@ -4,7 +4,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::header::{ACCEPT, ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_ENCODING, HeaderValue, VARY, WWW_AUTHENTICATE};
+use http::header::{
+    ACCEPT, ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_ENCODING, HeaderValue, VARY, WWW_AUTHENTICATE,
+};
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode};
 
@@ -76,10 +78,7 @@ where
     if head {
         *response.body_mut() = Body::Empty;
     }
-    response
-        .headers_mut()
-        .entry(CACHE_CONTROL)
-        .or_insert(HeaderValue::from_static("no-cache, private"));
+    response.headers_mut().entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-cache, private"));
     let (verb, group, version, resource) = label;
     server.metrics.request(
         (&verb, &group, &version, &resource, &subresource),
@@ -110,7 +109,8 @@ where
 {
     let user = match caller {
         Caller::User(user) => user,
-        Caller::Peer(peer) => match server.hooks.authenticate.authenticate(&parts, &peer.certificates).await? {
+        Caller::Peer(peer) => match server.hooks.authenticate.authenticate(&parts, &peer.certificates).await?
+        {
             Some(user) => Arc::new(user),
             None if server.config.anonymous => Arc::new(UserInfo::anonymous()),
             None => return Err(Status::unauthorized()),
@@ -196,8 +196,18 @@ fn forbidden(attributes: &Attributes, reason: &str) -> Status {
 
 async fn dispatch(call: &Call, served: &Arc<Served>, body: Bytes) -> Answered {
     let info = &call.info;
-    let not_allowed = || Status::new(405, "MethodNotAllowed", "the server does not allow this method on the requested resource").with_causes(Vec::new());
-    if served.resource.namespaced && info.namespace.is_empty() && !matches!(info.verb.as_str(), "list" | "watch") {
+    let not_allowed = || {
+        Status::new(
+            405,
+            "MethodNotAllowed",
+            "the server does not allow this method on the requested resource",
+        )
+        .with_causes(Vec::new())
+    };
+    if served.resource.namespaced
+        && info.namespace.is_empty()
+        && !matches!(info.verb.as_str(), "list" | "watch")
+    {
         // Without a namespace only lists and watches have a path.
         return Err(if info.name.is_empty() { not_allowed() } else { Status::no_such_resource() });
     }

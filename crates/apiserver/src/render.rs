@@ -178,9 +178,9 @@ fn include_object(query: &Query) -> Result<Include, Status> {
         "" | "Metadata" => Ok(Include::Metadata),
         "None" => Ok(Include::None),
         "Object" => Ok(Include::Object),
-        other => Err(Status::bad_request(format!(
-            "Invalid value: {other:?}: unrecognized 'includeObject' value"
-        ))),
+        other => {
+            Err(Status::bad_request(format!("Invalid value: {other:?}: unrecognized 'includeObject' value")))
+        }
     }
 }
 
@@ -207,9 +207,7 @@ fn table(
         })
         .collect();
     let definitions: Value = if columns {
-        let of = |c: &api::Column| {
-            json!({"name": c.name, "type": c.kind, "format": c.format, "description": c.description, "priority": c.priority})
-        };
+        let of = |c: &api::Column| json!({"name": c.name, "type": c.kind, "format": c.format, "description": c.description, "priority": c.priority});
         served.resource.columns.iter().map(of).collect()
     } else {
         Value::Null

@@ -69,9 +69,8 @@ impl Selector {
         }
         let selectable = object.selectable(served.resource.strategy.fields);
         let label = |key: &str| selectable.labels.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_str());
-        let field = |key: &str| {
-            selectable.fields.iter().find(|(k, _)| *k == key).map_or("", |(_, v)| v.as_str())
-        };
+        let field =
+            |key: &str| selectable.fields.iter().find(|(k, _)| *k == key).map_or("", |(_, v)| v.as_str());
         self.labels.iter().all(|r| r.holds(&label))
             && self
                 .fields
@@ -159,7 +158,9 @@ fn operator<'t, 'a>(key: String, tokens: &'t [Token<'a>]) -> Result<Parsed<'t, '
             Ok((Requirement::NotIn(key, vec![value]), rest))
         }
         [Token::Sign(sign @ (">" | "<")), Token::Word(number), rest @ ..] => {
-            let bound = number.parse().map_err(|_| format!("for 'Gt', 'Lt' operators, the value must be an integer: {number:?}"))?;
+            let bound = number
+                .parse()
+                .map_err(|_| format!("for 'Gt', 'Lt' operators, the value must be an integer: {number:?}"))?;
             let requirement =
                 if *sign == ">" { Requirement::Greater(key, bound) } else { Requirement::Less(key, bound) };
             Ok((requirement, rest))
@@ -222,8 +223,15 @@ fn checked(key: &str) -> Result<String, String> {
 }
 
 fn valued(value: &str) -> Result<String, String> {
-    let fine = value.len() <= 63 && (value.is_empty() || qualified_name(value).is_none()) && !value.contains('/');
-    if fine { Ok(value.to_owned()) } else { Err(format!("Invalid value: {value:?}: a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.'")) }
+    let fine =
+        value.len() <= 63 && (value.is_empty() || qualified_name(value).is_none()) && !value.contains('/');
+    if fine {
+        Ok(value.to_owned())
+    } else {
+        Err(format!(
+            "Invalid value: {value:?}: a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.'"
+        ))
+    }
 }
 
 fn parse_fields(text: &str) -> Result<Vec<FieldTerm>, String> {
@@ -234,11 +242,7 @@ fn parse_fields(text: &str) -> Result<Vec<FieldTerm>, String> {
         }
         let (at, length, equal) = find_operator(&part)
             .ok_or_else(|| format!("invalid selector: '{text}'; can't understand '{part}'"))?;
-        terms.push(FieldTerm {
-            field: part[..at].to_owned(),
-            value: unescape(&part[at + length..])?,
-            equal,
-        });
+        terms.push(FieldTerm { field: part[..at].to_owned(), value: unescape(&part[at + length..])?, equal });
     }
     Ok(terms)
 }

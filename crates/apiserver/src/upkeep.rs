@@ -40,14 +40,16 @@ async fn expire_events(server: &Server) {
     let limit = Timestamp::now() - SignedDuration::from_secs(ttl);
     for object in row.cache.list("", None).0 {
         let Ok(value) = object.value() else { continue };
-        let times = ["/series/lastObservedTime", "/lastTimestamp", "/eventTime", "/metadata/creationTimestamp"];
+        let times =
+            ["/series/lastObservedTime", "/lastTimestamp", "/eventTime", "/metadata/creationTimestamp"];
         let newest = times
             .iter()
             .filter_map(|p| value.pointer(p)?.as_str()?.parse::<Timestamp>().ok())
             .max()
             .unwrap_or(limit);
         if newest < limit
-            && let Err(error) = server.registry.remove(&row, &object.key, object.revision).await.map(|w: Written| drop(w))
+            && let Err(error) =
+                server.registry.remove(&row, &object.key, object.revision).await.map(|w: Written| drop(w))
         {
             tracing::debug!(name = meta::text(&value, "name"), %error, "an expired event stays");
         }

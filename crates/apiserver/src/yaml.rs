@@ -71,7 +71,9 @@ fn leaf(out: &mut String, value: &Value, depth: usize) {
 
 /// A string, quoted where it would be read as something else; several lines as a literal block.
 fn scalar(text: &str, depth: usize) -> String {
-    if text.contains('\n') && !text.starts_with([' ', '\n']) && text.chars().all(|c| c == '\n' || !c.is_control())
+    if text.contains('\n')
+        && !text.starts_with([' ', '\n'])
+        && text.chars().all(|c| c == '\n' || !c.is_control())
     {
         let mut block = String::from(match (text.ends_with('\n'), text.ends_with("\n\n")) {
             (true, true) => "|+",
@@ -108,7 +110,19 @@ fn looks_typed(text: &str) -> bool {
     text.is_empty()
         || matches!(
             text.to_ascii_lowercase().as_str(),
-            "true" | "false" | "yes" | "no" | "on" | "off" | "null" | "~" | "y" | "n" | ".nan" | ".inf" | "-.inf"
+            "true"
+                | "false"
+                | "yes"
+                | "no"
+                | "on"
+                | "off"
+                | "null"
+                | "~"
+                | "y"
+                | "n"
+                | ".nan"
+                | ".inf"
+                | "-.inf"
         )
         || text.parse::<f64>().is_ok()
         || ((text.starts_with("0x") || text.starts_with("0o") || text.starts_with("0b")) && text.len() > 2)

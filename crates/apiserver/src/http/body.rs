@@ -162,9 +162,8 @@ where
     B: http_body::Body + Unpin,
     B::Error: std::fmt::Display,
 {
-    let too_large = || {
-        Status::too_large(format!("Request entity too large: limit is {LIMIT}")).with_causes(Vec::new())
-    };
+    let too_large =
+        || Status::too_large(format!("Request entity too large: limit is {LIMIT}")).with_causes(Vec::new());
     if body.size_hint().lower() > LIMIT as u64 {
         return Err(too_large());
     }

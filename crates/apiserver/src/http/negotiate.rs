@@ -134,8 +134,9 @@ pub fn output(headers: &HeaderMap, query: &Query, convertible: bool) -> Result<O
             if (clause.main != "*" && clause.main != main) || (clause.sub != "*" && clause.sub != sub) {
                 continue;
             }
-            let param =
-                |key: &str| clause.params.iter().find(|(k, _)| *k == key).map(|(_, v)| *v).unwrap_or_default();
+            let param = |key: &str| {
+                clause.params.iter().find(|(k, _)| *k == key).map(|(_, v)| *v).unwrap_or_default()
+            };
             if !matches!(param("stream"), "" | "watch") || !param("sv").is_empty() {
                 continue;
             }

@@ -77,7 +77,9 @@ pub async fn load(store: &Store, caches: &Caches, codec: &Codec) -> Result<u64, 
             let Some((group, resource, key)) = split(&kv.key) else { continue };
             match codec.object((group, resource, key), &kv.key, &kv.value, kv.mod_revision, Change::Added) {
                 Ok(object) => caches.of(group, resource, revision).load(object),
-                Err(error) => tracing::error!(key = %String::from_utf8_lossy(&kv.key), %error, "unreadable object"),
+                Err(error) => {
+                    tracing::error!(key = %String::from_utf8_lossy(&kv.key), %error, "unreadable object")
+                }
             }
         }
         match page.items.last() {

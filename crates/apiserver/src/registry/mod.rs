@@ -87,7 +87,11 @@ impl Served {
 
     /// What every key of a namespace begins with; the empty prefix means all.
     pub fn prefix(&self, namespace: &str) -> String {
-        if self.resource.namespaced && !namespace.is_empty() { format!("{namespace}/") } else { String::new() }
+        if self.resource.namespaced && !namespace.is_empty() {
+            format!("{namespace}/")
+        } else {
+            String::new()
+        }
     }
 
     pub fn not_found(&self, name: &str) -> Status {

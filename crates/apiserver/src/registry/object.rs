@@ -63,12 +63,20 @@ pub struct Object {
 impl Object {
     /// From the stored form.
     pub fn from_stored(key: Arc<str>, revision: u64, stored: &[u8], change: Change) -> Result<Self, Status> {
-        let metadata = find(stored, METADATA).ok_or_else(|| Status::internal("a stored object has no metadata"))?;
+        let metadata =
+            find(stored, METADATA).ok_or_else(|| Status::internal("a stored object has no metadata"))?;
         Ok(Self::splice(key, revision, stored, metadata, metadata + METADATA.len(), change))
     }
 
     /// `stored[..metadata + len]`, then the version, then `stored[rest..]`.
-    fn splice(key: Arc<str>, revision: u64, stored: &[u8], metadata: usize, rest: usize, change: Change) -> Self {
+    fn splice(
+        key: Arc<str>,
+        revision: u64,
+        stored: &[u8],
+        metadata: usize,
+        rest: usize,
+        change: Change,
+    ) -> Self {
         let head = change.head();
         let mut frame = BytesMut::with_capacity(head.len() + stored.len() + 48);
         frame.put_slice(head);
@@ -175,7 +183,8 @@ pub fn encode(value: &Value) -> Result<Bytes, Status> {
     let metadata = map.get("metadata").and_then(Value::as_object).unwrap_or(&empty);
     members(&mut out, metadata, |key| key != "resourceVersion", true).map_err(internal)?;
     out.push(b'}');
-    members(&mut out, map, |key| !matches!(key, "kind" | "apiVersion" | "metadata"), false).map_err(internal)?;
+    members(&mut out, map, |key| !matches!(key, "kind" | "apiVersion" | "metadata"), false)
+        .map_err(internal)?;
     out.push(b'}');
     Ok(out.into())
 }

@@ -11,12 +11,8 @@ use crate::server::Server;
 fn checks(server: &Server, endpoint: &str) -> Vec<(&'static str, bool)> {
     let registry = &server.registry;
     let lag = registry.store.revision().saturating_sub(registry.applied());
-    let mut checks = vec![
-        ("ping", true),
-        ("log", true),
-        ("etcd", true),
-        ("poststarthook/bootstrap-controller", true),
-    ];
+    let mut checks =
+        vec![("ping", true), ("log", true), ("etcd", true), ("poststarthook/bootstrap-controller", true)];
     if endpoint != "livez" {
         checks.push(("informer-sync", lag < 100_000));
     }
@@ -32,7 +28,9 @@ pub fn answer(server: &Server, query: &Query, endpoint: &str, rest: &[&str]) -> 
     if !single.is_empty() {
         return match checks.iter().find(|(name, _)| *name == single) {
             Some((_, true)) => text(StatusCode::OK, "ok"),
-            Some((_, false)) => text(StatusCode::INTERNAL_SERVER_ERROR, "internal server error: check failed\n"),
+            Some((_, false)) => {
+                text(StatusCode::INTERNAL_SERVER_ERROR, "internal server error: check failed\n")
+            }
             None => text(StatusCode::NOT_FOUND, "404 page not found\n"),
         };
     }

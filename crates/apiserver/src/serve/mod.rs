@@ -72,7 +72,11 @@ pub fn path(server: &Arc<Server>, parts: &Parts, query: &Query, info: &RequestIn
                 .filter(|r| r.conversion.is_none() && r.resource.has_verb("watch"))
                 .map(|r| {
                     let group = r.group();
-                    let name = if group.is_empty() { r.plural().to_owned() } else { format!("{}.{group}", r.plural()) };
+                    let name = if group.is_empty() {
+                        r.plural().to_owned()
+                    } else {
+                        format!("{}.{group}", r.plural())
+                    };
                     (name, r.cache.count())
                 })
                 .collect();
@@ -91,10 +95,20 @@ pub fn path(server: &Arc<Server>, parts: &Parts, query: &Query, info: &RequestIn
 }
 
 fn paths(server: &Server) -> Vec<String> {
-    let mut paths: Vec<String> =
-        ["/api", "/api/v1", "/apis", "/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/readyz", "/version"]
-            .map(str::to_owned)
-            .into();
+    let mut paths: Vec<String> = [
+        "/api",
+        "/api/v1",
+        "/apis",
+        "/healthz",
+        "/livez",
+        "/metrics",
+        "/openapi/v2",
+        "/openapi/v3",
+        "/readyz",
+        "/version",
+    ]
+    .map(str::to_owned)
+    .into();
     for row in server.registry.rows().iter().filter(|r| !r.group().is_empty()) {
         paths.push(format!("/apis/{}", row.group()));
         paths.push(format!("/apis/{}/{}", row.group(), row.resource.version));

@@ -109,7 +109,11 @@ pub fn of(group: &str, plural: &str) -> &'static Special {
         ("", "replicationcontrollers") => &ORPHANS,
         (
             "",
-            "resourcequotas" | "persistentvolumes" | "persistentvolumeclaims" | "serviceaccounts" | "podtemplates"
+            "resourcequotas"
+            | "persistentvolumes"
+            | "persistentvolumeclaims"
+            | "serviceaccounts"
+            | "podtemplates"
             | "services",
         )
         | ("resource.k8s.io", _)

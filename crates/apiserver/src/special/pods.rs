@@ -4,8 +4,7 @@ use serde_json::Value;
 
 use super::Special;
 
-pub static ROW: Special =
-    Special { returns_deleted: true, grace: Some(grace), ..Special::GENERIC };
+pub static ROW: Special = Special { returns_deleted: true, grace: Some(grace), ..Special::GENERIC };
 
 /// The seconds that a pod is given; none are needed where no kubelet has it, or where it has ended.
 fn grace(pod: &Value, asked: Option<i64>) -> Option<i64> {

@@ -19,12 +19,8 @@ pub async fn run(call: &Call, served: &Served, body: Bytes) -> Answered {
     let object = call.decode(served, &body, write.field_validation)?;
     let manager = call.manager(&write);
     let admission_options = options("CreateOptions", write.dry_run, &write.field_manager);
-    let checks = Checks {
-        call: Some(call),
-        options: &admission_options,
-        dry_run: write.dry_run,
-        manager: &manager,
-    };
+    let checks =
+        Checks { call: Some(call), options: &admission_options, dry_run: write.dry_run, manager: &manager };
     let outcome = create(&call.server, served, namespace, object, &checks).await?;
     render::object(call, served, StatusCode::CREATED, &outcome.object)
 }

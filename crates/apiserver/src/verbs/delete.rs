@@ -45,9 +45,7 @@ impl DeleteOptions {
             let decoded = match input(&call.headers)? {
                 Format::Json => schema::decode_json(types, id, body, strict),
                 Format::Yaml => schema::decode_yaml(types, id, body, strict),
-                Format::Protobuf => {
-                    schema::decode_value(types, id, &render::from_protobuf(body)?, strict)
-                }
+                Format::Protobuf => schema::decode_value(types, id, &render::from_protobuf(body)?, strict),
             };
             let value = decoded.map_err(|e| Status::bad_request(e.to_string()))?.value;
             let kind = value.get("kind").and_then(Value::as_str).unwrap_or("DeleteOptions");
@@ -65,7 +63,10 @@ impl DeleteOptions {
         let text = |pointer: &str| options.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
         let dry = options.get("dryRun").and_then(Value::as_array).is_some_and(|d| !d.is_empty());
         Ok(Self {
-            grace: options.get("gracePeriodSeconds").and_then(Value::as_i64).map(|g| if g < 0 { 1 } else { g }),
+            grace: options
+                .get("gracePeriodSeconds")
+                .and_then(Value::as_i64)
+                .map(|g| if g < 0 { 1 } else { g }),
             uid: text("/preconditions/uid"),
             version: text("/preconditions/resourceVersion"),
             orphan_dependents: options.get("orphanDependents").and_then(Value::as_bool),
@@ -156,8 +157,7 @@ pub async fn delete(
     name: &str,
     options: &DeleteOptions,
 ) -> Result<Deleted, Status> {
-    let checks =
-        Checks { call: Some(call), options: &options.value, dry_run: options.dry_run, manager: "" };
+    let checks = Checks { call: Some(call), options: &options.value, dry_run: options.dry_run, manager: "" };
     delete_with(&call.server, served, key, name, options, &checks).await
 }
 
@@ -259,7 +259,8 @@ fn plan(
     let deleting = !meta::text(old, "deletionTimestamp").is_empty();
     let mut graceful = false;
     if served.resource.strategy.has_graceful_delete {
-        let current = new.pointer("/metadata/deletionGracePeriodSeconds").and_then(Value::as_i64).unwrap_or(0);
+        let current =
+            new.pointer("/metadata/deletionGracePeriodSeconds").and_then(Value::as_i64).unwrap_or(0);
         if deleting && current > 0 {
             match options.grace {
                 Some(wanted) if wanted < current => {

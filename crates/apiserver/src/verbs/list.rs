@@ -139,7 +139,9 @@ fn at_revision(options: &ListOptions) -> Result<At, Status> {
     let version = options.resource_version.as_str();
     if !options.token.is_empty() {
         if !matches!(version, "" | "0") {
-            return Err(Status::bad_request("specifying resource version is not allowed when using continue"));
+            return Err(Status::bad_request(
+                "specifying resource version is not allowed when using continue",
+            ));
         }
         return Ok(At::Token(decode_token(&options.token)?));
     }

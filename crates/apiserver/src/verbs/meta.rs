@@ -50,7 +50,8 @@ pub fn generate_name(base: &str) -> String {
         end -= 1;
     }
     let mut rng = rand::rng();
-    let suffix: String = (0..SUFFIX).map(|_| char::from(ALPHABET[rng.random_range(0..ALPHABET.len())])).collect();
+    let suffix: String =
+        (0..SUFFIX).map(|_| char::from(ALPHABET[rng.random_range(0..ALPHABET.len())])).collect();
     format!("{}{suffix}", &base[..end])
 }
 
@@ -94,7 +95,12 @@ pub fn namespace(served: &Served, requested: &str, object: &mut Value) -> Result
     Ok(())
 }
 
-fn error(kind: FieldErrorKind, field: &str, value: impl Into<Value>, detail: impl Into<String>) -> FieldError {
+fn error(
+    kind: FieldErrorKind,
+    field: &str,
+    value: impl Into<Value>,
+    detail: impl Into<String>,
+) -> FieldError {
     FieldError::new(kind, format!("metadata.{field}"), value, detail)
 }
 
@@ -176,7 +182,9 @@ pub fn qualified_name(key: &str) -> Option<&'static str> {
     match prefix {
         Some("") => return Some("prefix part must be non-empty"),
         Some(prefix) if !is_subdomain(prefix) => {
-            return Some("prefix part a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character");
+            return Some(
+                "prefix part a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character",
+            );
         }
         _ => {}
     }
@@ -185,9 +193,13 @@ pub fn qualified_name(key: &str) -> Option<&'static str> {
     } else if name.len() > 63 {
         Some("name part must be no more than 63 characters")
     } else if name.contains('/') {
-        Some("a qualified name must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character with an optional DNS subdomain prefix and '/'")
+        Some(
+            "a qualified name must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character with an optional DNS subdomain prefix and '/'",
+        )
     } else if !is_name_part(name) {
-        Some("name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character")
+        Some(
+            "name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character",
+        )
     } else {
         None
     }
@@ -306,12 +318,14 @@ pub fn validate_update(new: &Value, old: &Value) -> Vec<FieldError> {
     if !text(old, "deletionTimestamp").is_empty() {
         let added: Vec<&str> = finalizers(new).into_iter().filter(|f| !old_finalizers.contains(f)).collect();
         if !added.is_empty() {
-            let detail =
-                format!("no new finalizers can be added if the object is being deleted, found new finalizers {added:?}");
+            let detail = format!(
+                "no new finalizers can be added if the object is being deleted, found new finalizers {added:?}"
+            );
             errors.push(error(FieldErrorKind::Forbidden, "finalizers", "", detail));
         }
     }
-    for name in ["name", "namespace", "uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds"]
+    for name in
+        ["name", "namespace", "uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds"]
     {
         let (was, is) = (field(old, name), field(new, name));
         if was != is {

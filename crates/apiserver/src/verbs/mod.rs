@@ -87,8 +87,7 @@ impl Call {
         validation: FieldValidation,
     ) -> Result<Value, Status> {
         let format = input(&self.headers)?;
-        let api_version =
-            if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") };
+        let api_version = if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") };
         let decoded = match format {
             Format::Json => schema::decode_json(types, id, body, validation),
             Format::Yaml => schema::decode_yaml(types, id, body, validation),
@@ -177,6 +176,8 @@ impl Call {
 pub fn decode_status(error: &DecodeError, version: &str, kind: &str) -> Status {
     match error {
         DecodeError::Strict(_) => Status::bad_request(error.to_string()),
-        _ => Status::bad_request(format!("{kind} in version {version:?} cannot be handled as a {kind}: {error}")),
+        _ => Status::bad_request(format!(
+            "{kind} in version {version:?} cannot be handled as a {kind}: {error}"
+        )),
     }
 }

@@ -108,12 +108,19 @@ pub fn apply(
             )));
         }
     }
-    let decoded = schema::decode_value(&resource.types, resource.type_id, &patched, validation).map_err(|e| {
-        match e {
+    let decoded = schema::decode_value(&resource.types, resource.type_id, &patched, validation).map_err(
+        |e| match e {
             schema::DecodeError::Strict(findings) => {
                 let findings = findings
                     .into_iter()
-                    .map(|f| FieldError::new(FieldErrorKind::Invalid, "patch", patch.to_string(), format!("strict decoding error: {f}")))
+                    .map(|f| {
+                        FieldError::new(
+                            FieldErrorKind::Invalid,
+                            "patch",
+                            patch.to_string(),
+                            format!("strict decoding error: {f}"),
+                        )
+                    })
                     .collect::<Vec<_>>();
                 Status::invalid(served.group(), &resource.kind, name, &findings)
             }
@@ -124,8 +131,8 @@ pub fn apply(
                 &[FieldError::new(FieldErrorKind::Invalid, "patch", patch.to_string(), e.to_string())],
             ),
             other => decode_status(&other, &resource.version, &resource.kind),
-        }
-    })?;
+        },
+    )?;
     for warning in decoded.warnings {
         call.warn(warning);
     }
@@ -159,12 +166,8 @@ pub async fn run(call: &Call, served: &Served, part: Part, body: Bytes) -> Answe
     let patch = parse(call, kind, &body, write.field_validation)?;
     let manager = call.manager(&write);
     let admission_options = options("PatchOptions", write.dry_run, &write.field_manager);
-    let checks = Checks {
-        call: Some(call),
-        options: &admission_options,
-        dry_run: write.dry_run,
-        manager: &manager,
-    };
+    let checks =
+        Checks { call: Some(call), options: &admission_options, dry_run: write.dry_run, manager: &manager };
     let key = served.key(&call.info.namespace, &call.info.name);
     let how = Update {
         key: &key,

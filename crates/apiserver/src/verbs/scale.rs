@@ -72,12 +72,8 @@ pub async fn run(call: &Call, served: &Served, body: Bytes) -> Answered {
     let manager = call.manager(&write);
     let kind = if patching { "PatchOptions" } else { "UpdateOptions" };
     let admission_options = options(kind, write.dry_run, &write.field_manager);
-    let checks = Checks {
-        call: Some(call),
-        options: &admission_options,
-        dry_run: write.dry_run,
-        manager: &manager,
-    };
+    let checks =
+        Checks { call: Some(call), options: &admission_options, dry_run: write.dry_run, manager: &manager };
     let how = Update {
         key: &key,
         name: &call.info.name,
@@ -117,13 +113,7 @@ fn patched(scale: &Value, kind: Kind, patch: &Value, id: schema::TypeId) -> Resu
 }
 
 /// The object with the replica count of a Scale.
-fn set(
-    served: &Served,
-    old: &Value,
-    scale: &Value,
-    paths: &ScalePaths,
-    name: &str,
-) -> Result<Value, Status> {
+fn set(served: &Served, old: &Value, scale: &Value, paths: &ScalePaths, name: &str) -> Result<Value, Status> {
     if meta::text(scale, "name") != name {
         return Err(Status::bad_request(format!(
             "the name of the object ({}) does not match the name on the URL ({name})",

@@ -18,12 +18,8 @@ pub async fn run(call: &Call, served: &Served, part: Part, body: Bytes) -> Answe
     named(call, served, &mut object)?;
     let manager = call.manager(&write);
     let admission_options = options("UpdateOptions", write.dry_run, &write.field_manager);
-    let checks = Checks {
-        call: Some(call),
-        options: &admission_options,
-        dry_run: write.dry_run,
-        manager: &manager,
-    };
+    let checks =
+        Checks { call: Some(call), options: &admission_options, dry_run: write.dry_run, manager: &manager };
     let key = served.key(&call.info.namespace, &call.info.name);
     let how = Update {
         key: &key,

@@ -343,7 +343,8 @@ async fn finish_update(
     let same = new == *old;
     let stored_value = to_stored(served, new);
     if checks.dry_run || (same && !gone) {
-        let object = if same { current.clone() } else { unwritten(update.key, &stored_value, current.revision)? };
+        let object =
+            if same { current.clone() } else { unwritten(update.key, &stored_value, current.revision)? };
         return Ok(Ok(Outcome { object, created: false, deleted: false }));
     }
     let stored = encode(&stored_value)?;
