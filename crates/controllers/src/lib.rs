@@ -2,8 +2,10 @@
 //! say. They know only the Kubernetes API through `kube::Client`.
 
 mod deployment;
+mod endpoints;
 mod kit;
 mod namespace;
+mod node;
 mod replicaset;
 mod serviceaccount;
 
@@ -11,6 +13,7 @@ use std::sync::Arc;
 
 use informer::{Factory, LeaderElection, while_leading};
 use kube::Client;
+pub use node::Range;
 use tokio_util::sync::CancellationToken;
 
 /// How the controllers run.
@@ -22,6 +25,8 @@ pub struct Config {
     pub leader_election: Option<LeaderElection>,
     /// The cluster's CA certificate as PEM, published in each namespace as `kube-root-ca.crt`.
     pub root_ca: String,
+    /// The ranges from which each node gets its pod addresses, one per family; none if something else gives them.
+    pub pod_ranges: Vec<Range>,
 }
 
 /// Makes the client that acts as the controller of this name, `system:serviceaccount:kube-system:<name>` where
@@ -63,6 +68,13 @@ async fn control(client: Client, clients: Clients, config: Config, shutdown: Can
         serviceaccount::accounts(context.named("service-account-controller")),
         serviceaccount::root_ca(context.named("root-ca-cert-publisher")),
         namespace::run(context.named("namespace-controller")),
+        node::ipam(context.named("node-controller")),
+        node::health(context.named("node-controller")),
+        node::evict(context.named("node-controller")),
+        node::gc(context.named("pod-garbage-collector")),
+        endpoints::slices(context.named("endpointslice-controller")),
+        endpoints::endpoints(context.named("endpoint-controller")),
+        endpoints::mirror(context.named("endpointslicemirroring-controller")),
         replicaset::replica_sets(context.named("replicaset-controller")),
         replicaset::replication_controllers(context.named("replication-controller")),
         deployment::run(context.named("deployment-controller")),

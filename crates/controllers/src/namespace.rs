@@ -219,7 +219,8 @@ fn update_conditions(conditions: &mut Vec<NamespaceCondition>, report: &Report) 
     let count = errors.len();
     let failed = (count > 0)
         .then(|| format!("Failed to delete all resource types, {count} remaining: {}", errors.join(", ")));
-    let rows: [(&str, (&str, &str), (&str, Option<String>)); 5] = [
+    type Trouble = (&'static str, Option<String>);
+    let rows: [(&str, (&str, &str), Trouble); 5] = [
         (
             "NamespaceDeletionDiscoveryFailure",
             ("ResourcesDiscovered", "All resources successfully discovered"),

@@ -17,12 +17,15 @@ use crate::cache::{Informer, Key, Object};
 const FIRST_RETRY: Duration = Duration::from_millis(20);
 const LAST_RETRY: Duration = Duration::from_secs(10);
 
+/// By kind and field selector.
+type Running = HashMap<(TypeId, String), Arc<dyn Any + Send + Sync>>;
+
 /// Gives out the shared informers of a client. Cloning shares.
 #[derive(Clone)]
 pub struct Factory {
     client: Client,
     shutdown: CancellationToken,
-    running: Arc<Mutex<HashMap<(TypeId, String), Arc<dyn Any + Send + Sync>>>>,
+    running: Arc<Mutex<Running>>,
 }
 
 impl Factory {

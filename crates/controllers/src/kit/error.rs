@@ -13,6 +13,8 @@ pub(crate) enum Error {
     Replaced(String),
     #[error("{0} is being deleted")]
     Deleting(String),
+    #[error("the cache is not yet as new as what was written")]
+    Stale,
     #[error("the work was interrupted")]
     Interrupted,
     #[error("the revision name {0} is taken")]

@@ -7,6 +7,7 @@ pub(crate) mod history;
 pub(crate) mod intstr;
 pub(crate) mod pods;
 pub(crate) mod refs;
+pub(crate) mod written;
 
 use std::future::Future;
 use std::sync::Arc;
