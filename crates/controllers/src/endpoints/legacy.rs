@@ -233,14 +233,21 @@ mod tests {
                 .expect("a pod"),
             )
         };
-        let pods =
-            [pod("a", "10.0.0.2", 1, "True"), pod("b", "10.0.0.1", 1, "False"), pod("c", "10.0.0.3", 2, "True")];
+        let pods = [
+            pod("a", "10.0.0.2", 1, "True"),
+            pod("b", "10.0.0.1", 1, "False"),
+            pod("c", "10.0.0.3", 2, "True"),
+        ];
         let subsets = subsets(&service, &pods);
         let shape: Vec<_> = subsets
             .iter()
             .map(|one| {
                 let len = |list: &Option<Vec<EndpointAddress>>| list.as_ref().map_or(0, Vec::len);
-                (one.ports.as_ref().map(|ports| ports[0].port), len(&one.addresses), len(&one.not_ready_addresses))
+                (
+                    one.ports.as_ref().map(|ports| ports[0].port),
+                    len(&one.addresses),
+                    len(&one.not_ready_addresses),
+                )
             })
             .collect();
         assert_eq!(shape, [(Some(1), 1, 1), (Some(2), 1, 0)]);

@@ -49,7 +49,9 @@ pub(crate) async fn run(context: Context) {
     let to = queue.clone();
     this.services.on_change(move |change| to.add(Key::of(change.latest().as_ref())));
     let to = queue.clone();
-    this.slices.on_change(move |change| service_key(change.latest(), CONTROLLER).into_iter().for_each(|key| to.add(key)));
+    this.slices.on_change(move |change| {
+        service_key(change.latest(), CONTROLLER).into_iter().for_each(|key| to.add(key))
+    });
     let sync = move |key: Key| {
         let this = this.clone();
         async move { this.sync(key).await }
@@ -93,7 +95,12 @@ fn of_subset(subset: &EndpointSubset, v6: bool) -> impl Iterator<Item = Endpoint
     })
 }
 
-fn slice(endpoints: &Endpoints, subset: &EndpointSubset, family: &str, found: Vec<Endpoint>) -> EndpointSlice {
+fn slice(
+    endpoints: &Endpoints,
+    subset: &EndpointSubset,
+    family: &str,
+    found: Vec<Endpoint>,
+) -> EndpointSlice {
     let meta = &endpoints.metadata;
     let mut labels = meta.labels.clone().unwrap_or_default();
     labels.insert(SERVICE_NAME.into(), meta.name.clone().unwrap_or_default());
@@ -142,10 +149,12 @@ impl Controller {
 
         let api = Api::<EndpointSlice>::namespaced(self.client.clone(), &key.namespace);
         for mut slice in wanted {
-            let like = |one: &Arc<EndpointSlice>| one.address_type == slice.address_type && one.ports == slice.ports;
-            let at = old.iter().position(like).or_else(|| {
-                old.iter().position(|one| one.address_type == slice.address_type)
-            });
+            let like =
+                |one: &Arc<EndpointSlice>| one.address_type == slice.address_type && one.ports == slice.ports;
+            let at = old
+                .iter()
+                .position(like)
+                .or_else(|| old.iter().position(|one| one.address_type == slice.address_type));
             let Some(at) = at else {
                 match api.create(&PostParams::default(), &slice).await.map_err(Error::from) {
                     Ok(created) => self.written.wrote(&key, &created),

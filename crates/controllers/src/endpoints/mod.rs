@@ -41,7 +41,12 @@ fn services_of(services: &Informer<Service>, change: &Change<'_, Pod>) -> Vec<Ke
             !selector.is_empty() && labels.iter().flatten().any(|labels| contains(labels, Some(selector)))
         })
     };
-    services.in_namespace(namespace).iter().filter(|one| selects(one)).map(|one| Key::of(one.as_ref())).collect()
+    services
+        .in_namespace(namespace)
+        .iter()
+        .filter(|one| selects(one))
+        .map(|one| Key::of(one.as_ref()))
+        .collect()
 }
 
 /// All of a pod that shows in an endpoint.

@@ -129,10 +129,9 @@ fn endpoint(service: &Service, pod: &Pod, node: Option<&Node>, family: &str) -> 
         Some("PreferClose" | "PreferSameZone") if ready => {
             near_zone().map(|zones| EndpointHints { for_zones: Some(zones), for_nodes: None })
         }
-        Some("PreferSameNode") if ready => node_name.clone().map(|name| EndpointHints {
-            for_zones: near_zone(),
-            for_nodes: Some(vec![ForNode { name }]),
-        }),
+        Some("PreferSameNode") if ready => node_name
+            .clone()
+            .map(|name| EndpointHints { for_zones: near_zone(), for_nodes: Some(vec![ForNode { name }]) }),
         _ => None,
     };
     Some(Endpoint {
@@ -265,7 +264,8 @@ fn fill(
     let mut unchanged = Vec::new();
     for slice in existing {
         let old = slice.endpoints.clone().unwrap_or_default();
-        let new: Vec<Endpoint> = old.iter().filter_map(|endpoint| wanted.remove(&identity(endpoint))).collect();
+        let new: Vec<Endpoint> =
+            old.iter().filter_map(|endpoint| wanted.remove(&identity(endpoint))).collect();
         if new.is_empty() {
             delete.push(slice);
         } else if new != old || slice.metadata.labels.as_ref() != Some(&labels) {

@@ -101,7 +101,12 @@ impl Controller {
         let Some(seconds) = tolerated_for(&taints, &tolerations).filter(|_| !taints.is_empty()) else {
             if self.since.lock().remove(&uid).is_some() {
                 let message = format!("Cancelling deletion of Pod {key}");
-                self.recorder.event(reference(pod.as_ref()), EventType::Normal, "TaintManagerEviction", message);
+                self.recorder.event(
+                    reference(pod.as_ref()),
+                    EventType::Normal,
+                    "TaintManagerEviction",
+                    message,
+                );
             }
             return Ok(None);
         };
@@ -135,9 +140,15 @@ mod tests {
         check(json!([]), Some(0));
         check(json!([{"operator": "Exists"}]), None);
         check(json!([{"key": "a", "operator": "Exists"}]), Some(0));
-        check(json!([{"key": "a", "operator": "Exists", "tolerationSeconds": 30},
-            {"key": "b", "operator": "Exists", "tolerationSeconds": 20}]), Some(20));
-        check(json!([{"key": "a", "operator": "Exists", "tolerationSeconds": 30},
-            {"key": "b", "operator": "Exists"}]), Some(30));
+        check(
+            json!([{"key": "a", "operator": "Exists", "tolerationSeconds": 30},
+            {"key": "b", "operator": "Exists", "tolerationSeconds": 20}]),
+            Some(20),
+        );
+        check(
+            json!([{"key": "a", "operator": "Exists", "tolerationSeconds": 30},
+            {"key": "b", "operator": "Exists"}]),
+            Some(30),
+        );
     }
 }

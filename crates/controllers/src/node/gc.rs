@@ -26,8 +26,11 @@ struct Controller {
 
 /// Runs the controller.
 pub(crate) async fn run(context: Context) {
-    let this =
-        Arc::new(Controller { client: context.client.clone(), nodes: context.informer(), pods: context.informer() });
+    let this = Arc::new(Controller {
+        client: context.client.clone(),
+        nodes: context.informer(),
+        pods: context.informer(),
+    });
     let queue = Queue::new();
     this.nodes.synced().await;
     let (to, nodes) = (queue.clone(), this.nodes.clone());
@@ -100,7 +103,8 @@ impl Controller {
         let surplus = ended.len().saturating_sub(MOST_ENDED);
         ended.sort_by_key(|pod| pod.metadata.creation_timestamp.as_ref().map(|time| time.0));
         for pod in ended.iter().take(surplus) {
-            disrupt(&self.client, pod, "DeletionByPodGC", "PodGC: too many pods that have ended", true).await?;
+            disrupt(&self.client, pod, "DeletionByPodGC", "PodGC: too many pods that have ended", true)
+                .await?;
         }
         Ok(())
     }

@@ -87,7 +87,8 @@ impl Controller {
                 self.recorder.event(reference(node.as_ref()), EventType::Normal, "RegisteredNode", message);
             }
             Change::Applied { old: Some(old), new } => {
-                let beat = |node: &Node| condition(node, "Ready").and_then(|one| one.last_heartbeat_time.clone());
+                let beat =
+                    |node: &Node| condition(node, "Ready").and_then(|one| one.last_heartbeat_time.clone());
                 if beat(old) != beat(new) {
                     self.hear(name);
                 }

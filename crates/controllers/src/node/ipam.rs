@@ -144,7 +144,9 @@ fn choose(ranges: &[Range], taken: &[Vec<String>], given: &[Vec<u32>]) -> Option
 
 impl Controller {
     async fn sync(&self, key: Key) -> Result<Option<Duration>> {
-        let Some(node) = self.nodes.get(&key).filter(|node| ranges_of(node).is_empty()) else { return Ok(None) };
+        let Some(node) = self.nodes.get(&key).filter(|node| ranges_of(node).is_empty()) else {
+            return Ok(None);
+        };
         let taken: Vec<_> = self.nodes.list().iter().map(|node| ranges_of(node)).collect();
         let parts = {
             let mut given = self.given.lock();

@@ -10,8 +10,8 @@ mod taints;
 pub(crate) use evict::run as evict;
 pub(crate) use gc::run as gc;
 pub(crate) use health::run as health;
-pub(crate) use ipam::run as ipam;
 pub use ipam::Range;
+pub(crate) use ipam::run as ipam;
 
 use k8s_openapi::api::core::v1::{Node, NodeCondition, Pod, PodCondition};
 use kube::Client;

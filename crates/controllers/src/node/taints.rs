@@ -52,7 +52,8 @@ pub(super) fn plan(node: &Node, may_evict: bool, now: Timestamp) -> Option<Vec<T
         wanted.push((UNSCHEDULABLE, "NoSchedule"));
     }
     let is_wanted = |taint: &Taint| wanted.contains(&(taint.key.as_str(), taint.effect.as_str()));
-    let mut new: Vec<Taint> = old.iter().filter(|taint| !is_ours(taint) || is_wanted(taint)).cloned().collect();
+    let mut new: Vec<Taint> =
+        old.iter().filter(|taint| !is_ours(taint) || is_wanted(taint)).cloned().collect();
     for (key, effect) in &wanted {
         if !new.iter().any(|taint| taint.key == *key && taint.effect == *effect) {
             new.push(Taint {
@@ -86,7 +87,12 @@ mod tests {
     #[test]
     fn taints_follow_the_conditions() {
         check("True", json!({}), true, &[]);
-        check("False", json!({}), true, &["node.kubernetes.io/not-ready:NoSchedule", "node.kubernetes.io/not-ready:NoExecute"]);
+        check(
+            "False",
+            json!({}),
+            true,
+            &["node.kubernetes.io/not-ready:NoSchedule", "node.kubernetes.io/not-ready:NoExecute"],
+        );
         check("Unknown", json!({}), false, &["node.kubernetes.io/unreachable:NoSchedule"]);
         let stale = json!({"taints": [
             {"key": "mine", "effect": "NoSchedule"},

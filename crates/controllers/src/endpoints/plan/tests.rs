@@ -71,7 +71,10 @@ fn endpoints_say_what_the_pods_are() {
     let no = Some(false);
     assert_eq!(conditions, [(yes, yes, no), (no, no, no), (no, yes, yes)]);
     let first = slice.endpoints.as_ref().and_then(|all| all.first()).expect("an endpoint");
-    assert_eq!((first.addresses.as_slice(), first.zone.as_deref()), (&["10.0.0.1".to_owned()][..], Some("z1")));
+    assert_eq!(
+        (first.addresses.as_slice(), first.zone.as_deref()),
+        (&["10.0.0.1".to_owned()][..], Some("z1"))
+    );
 }
 
 #[test]
