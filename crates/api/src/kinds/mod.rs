@@ -12,16 +12,102 @@ pub mod pod;
 mod podspec;
 mod policy;
 mod prepare;
+pub(crate) mod rows;
 mod service;
 mod storage;
 mod workloads;
 
+use std::sync::LazyLock;
+
 use crate::Strategy;
 
 pub use control::prepare_approval;
+pub use rows::human_duration;
+
+/// The kinds that have rules of their own.
+const KINDS: &[(&str, &str)] = &[
+    ("", "ComponentStatus"),
+    ("", "ConfigMap"),
+    ("", "Endpoints"),
+    ("", "Event"),
+    ("", "LimitRange"),
+    ("", "Namespace"),
+    ("", "Node"),
+    ("", "PersistentVolume"),
+    ("", "PersistentVolumeClaim"),
+    ("", "Pod"),
+    ("", "PodTemplate"),
+    ("", "ReplicationController"),
+    ("", "ResourceQuota"),
+    ("", "Secret"),
+    ("", "Service"),
+    ("", "ServiceAccount"),
+    ("admissionregistration.k8s.io", "MutatingAdmissionPolicy"),
+    ("admissionregistration.k8s.io", "MutatingAdmissionPolicyBinding"),
+    ("admissionregistration.k8s.io", "MutatingWebhookConfiguration"),
+    ("admissionregistration.k8s.io", "ValidatingAdmissionPolicy"),
+    ("admissionregistration.k8s.io", "ValidatingAdmissionPolicyBinding"),
+    ("admissionregistration.k8s.io", "ValidatingWebhookConfiguration"),
+    ("apiextensions.k8s.io", "CustomResourceDefinition"),
+    ("apiregistration.k8s.io", "APIService"),
+    ("apps", "ControllerRevision"),
+    ("apps", "DaemonSet"),
+    ("apps", "Deployment"),
+    ("apps", "ReplicaSet"),
+    ("apps", "StatefulSet"),
+    ("autoscaling", "HorizontalPodAutoscaler"),
+    ("batch", "CronJob"),
+    ("batch", "Job"),
+    ("certificates.k8s.io", "CertificateSigningRequest"),
+    ("coordination.k8s.io", "Lease"),
+    ("discovery.k8s.io", "EndpointSlice"),
+    ("events.k8s.io", "Event"),
+    ("flowcontrol.apiserver.k8s.io", "FlowSchema"),
+    ("flowcontrol.apiserver.k8s.io", "PriorityLevelConfiguration"),
+    ("networking.k8s.io", "IPAddress"),
+    ("networking.k8s.io", "Ingress"),
+    ("networking.k8s.io", "IngressClass"),
+    ("networking.k8s.io", "NetworkPolicy"),
+    ("networking.k8s.io", "ServiceCIDR"),
+    ("node.k8s.io", "RuntimeClass"),
+    ("policy", "PodDisruptionBudget"),
+    ("rbac.authorization.k8s.io", "ClusterRole"),
+    ("rbac.authorization.k8s.io", "ClusterRoleBinding"),
+    ("rbac.authorization.k8s.io", "Role"),
+    ("rbac.authorization.k8s.io", "RoleBinding"),
+    ("resource.k8s.io", "DeviceClass"),
+    ("resource.k8s.io", "ResourceClaim"),
+    ("resource.k8s.io", "ResourceClaimTemplate"),
+    ("resource.k8s.io", "ResourceSlice"),
+    ("scheduling.k8s.io", "PriorityClass"),
+    ("storage.k8s.io", "CSIDriver"),
+    ("storage.k8s.io", "CSINode"),
+    ("storage.k8s.io", "CSIStorageCapacity"),
+    ("storage.k8s.io", "StorageClass"),
+    ("storage.k8s.io", "VolumeAttachment"),
+    ("storage.k8s.io", "VolumeAttributesClass"),
+];
+
+/// Each kind's strategy with its table row.
+static WHOLE: LazyLock<Vec<(&'static str, &'static str, Strategy)>> = LazyLock::new(|| {
+    KINDS
+        .iter()
+        .map(|&(group, kind)| {
+            let mut strategy = *own(group, kind).unwrap_or(&Strategy::GENERIC);
+            if let Some(row) = rows::row_for(group, kind) {
+                strategy.row = row;
+            }
+            (group, kind, strategy)
+        })
+        .collect()
+});
 
 /// The row of a kind; `None` if the kind has nothing beside the generic rules.
 pub fn strategy_for(group: &str, kind: &str) -> Option<&'static Strategy> {
+    WHOLE.iter().find(|row| row.0 == group && row.1 == kind).map(|row| &row.2)
+}
+
+fn own(group: &str, kind: &str) -> Option<&'static Strategy> {
     Some(match (group, kind) {
         ("", "ConfigMap") => &core::CONFIG_MAP,
         ("", "Endpoints") => &service::ENDPOINTS,
