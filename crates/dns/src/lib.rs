@@ -1,1 +1,5 @@
-//! Placeholder until the crate's first part lands.
+//! Cluster DNS: answers for the cluster's domain from memory, straight from the watch, and forwards everything else.
+
+#![forbid(unsafe_code)]
+
+pub mod wire;
