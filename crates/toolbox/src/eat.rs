@@ -13,9 +13,7 @@ pub(crate) fn main(args: &[String]) -> Outcome {
         ["cpu"] => cpu(1, forever),
         ["cpu", cores] => cpu(number(cores)?, forever),
         ["cpu", cores, time] => cpu(number(cores)?, duration(time)?),
-        ["file", path, amount] => {
-            crate::fs::files(&["fill".to_owned(), path.to_owned(), amount.to_owned()])
-        }
+        ["file", path, amount] => crate::fs::files(&["fill".to_owned(), path.to_owned(), amount.to_owned()]),
         _ => Err(Failure::usage("eat memory SIZE [FOR] | cpu [CORES [FOR]] | file PATH SIZE")),
     }
 }

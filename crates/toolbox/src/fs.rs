@@ -273,9 +273,8 @@ pub(crate) fn stat(args: &[String]) -> Outcome {
 /// Device, mount point, type and options of everything mounted.
 fn mounts() -> Result<Vec<[String; 4]>, Failure> {
     let text = about("/proc/mounts", fs::read_to_string("/proc/mounts"))?;
-    let field = |parts: &mut std::str::SplitWhitespace<'_>| {
-        parts.next().unwrap_or_default().replace("\\040", " ")
-    };
+    let field =
+        |parts: &mut std::str::SplitWhitespace<'_>| parts.next().unwrap_or_default().replace("\\040", " ");
     Ok(text
         .lines()
         .map(|line| {
@@ -324,7 +323,8 @@ pub(crate) fn df(args: &[String]) -> Outcome {
 }
 
 pub(crate) fn files(args: &[String]) -> Outcome {
-    const USAGE: &str = "files write PATH TEXT | append PATH TEXT [EVERY] | read PATH | fill PATH SIZE | watch PATH [FOR]";
+    const USAGE: &str =
+        "files write PATH TEXT | append PATH TEXT [EVERY] | read PATH | fill PATH SIZE | watch PATH [FOR]";
     let usage = || Failure::usage(USAGE);
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
     match words[..] {

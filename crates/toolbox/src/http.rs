@@ -94,9 +94,9 @@ fn read_request(reader: &mut impl BufRead) -> io::Result<Option<Request>> {
 }
 
 fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
-    head.lines().filter_map(|line| line.split_once(':')).find_map(|(known, value)| {
-        known.trim().eq_ignore_ascii_case(name).then_some(value.trim())
-    })
+    head.lines()
+        .filter_map(|line| line.split_once(':'))
+        .find_map(|(known, value)| known.trim().eq_ignore_ascii_case(name).then_some(value.trim()))
 }
 
 impl Server {
@@ -107,7 +107,8 @@ impl Server {
         while let Some(request) = read_request(&mut reader)? {
             let (status, body) = self.answer(&request, &stream);
             println!("{} {} {status}", request.method, request.target);
-            let close = header(&request.head, "connection").is_some_and(|text| text.eq_ignore_ascii_case("close"))
+            let close = header(&request.head, "connection")
+                .is_some_and(|text| text.eq_ignore_ascii_case("close"))
                 || request.head.lines().next().is_some_and(|line| line.ends_with("HTTP/1.0"));
             let head = format!(
                 "HTTP/1.1 {status} {}\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {}\r\n{}\r\n",
@@ -139,7 +140,8 @@ impl Server {
     fn answer(&self, request: &Request, stream: &TcpStream) -> (u16, Vec<u8>) {
         let path = request.target.split('?').next().unwrap_or_default();
         let host = process::name_of_host().unwrap_or_default();
-        let state = |fine: bool, code| if fine { (200, b"ok\n".to_vec()) } else { (code, b"failing\n".to_vec()) };
+        let state =
+            |fine: bool, code| if fine { (200, b"ok\n".to_vec()) } else { (code, b"failing\n".to_vec()) };
         if let Some(code) = path.strip_prefix("/status/") {
             return (code.parse().unwrap_or(400), format!("{code}\n").into());
         }
@@ -224,7 +226,8 @@ pub(crate) fn client(args: &[String]) -> Outcome {
     let body: Option<String> = value(&found, 'd')?;
     let method: String = value(&found, 'X')?.unwrap_or(if body.is_some() { "POST" } else { "GET" }.into());
     let headers: Vec<&str> = found.iter().filter(|(flag, _)| *flag == 'H').map(|(_, text)| *text).collect();
-    let output = found.iter().find(|(flag, _)| *flag == 'O').map(|(_, file)| *file).filter(|file| *file != "-");
+    let output =
+        found.iter().find(|(flag, _)| *flag == 'O').map(|(_, file)| *file).filter(|file| *file != "-");
     let interval = time('i', if repeat > 1 { "1" } else { "0" })?;
     let mut result = Ok(0);
     for round in 0..repeat {

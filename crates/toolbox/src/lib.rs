@@ -211,7 +211,10 @@ pub(crate) fn has(found: &[(char, &str)], letter: char) -> bool {
 }
 
 /// The value of a flag, parsed.
-pub(crate) fn value<T: std::str::FromStr>(found: &[(char, &str)], letter: char) -> Result<Option<T>, Failure> {
+pub(crate) fn value<T: std::str::FromStr>(
+    found: &[(char, &str)],
+    letter: char,
+) -> Result<Option<T>, Failure> {
     match found.iter().rev().find(|(known, _)| *known == letter) {
         None => Ok(None),
         Some((_, text)) => {

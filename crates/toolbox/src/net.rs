@@ -8,14 +8,16 @@ use std::net::{IpAddr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, U
 use std::time::Duration;
 
 pub(crate) fn dns(args: &[String]) -> Outcome {
-    const USAGE: &str = "dns [-t a|aaaa|srv|ptr|txt|cname|ns|soa|any] [-s SERVER[:PORT]] [-T] [-q] NAME|ADDRESS";
+    const USAGE: &str =
+        "dns [-t a|aaaa|srv|ptr|txt|cname|ns|soa|any] [-s SERVER[:PORT]] [-T] [-q] NAME|ADDRESS";
     let (found, operands) = flags(args, "Tq", "ts", USAGE)?;
     let (Some(name), None | Some(_)) = (operands.first(), operands.get(1)) else {
         return Err(Failure::usage(USAGE));
     };
     let mut config = Config::load();
     // As nslookup has it, a second operand is the server.
-    let server = found.iter().find(|(flag, _)| *flag == 's').map(|(_, text)| *text).or(operands.get(1).copied());
+    let server =
+        found.iter().find(|(flag, _)| *flag == 's').map(|(_, text)| *text).or(operands.get(1).copied());
     if let Some(server) = server {
         config.servers = resolve::sockets(server, Some(53))?;
     }
@@ -123,7 +125,8 @@ pub(crate) fn connect(text: &str, default_port: Option<u16>, time: Duration) -> 
 }
 
 pub(crate) fn tcp(args: &[String]) -> Outcome {
-    const USAGE: &str = "tcp listen PORT | tcp [-w WAIT] connect HOST:PORT [TEXT] | tcp [-w WAIT] check HOST:PORT";
+    const USAGE: &str =
+        "tcp listen PORT | tcp [-w WAIT] connect HOST:PORT [TEXT] | tcp [-w WAIT] check HOST:PORT";
     let (found, operands) = flags(args, "", "w", USAGE)?;
     let time = duration(value::<String>(&found, 'w')?.as_deref().unwrap_or("5"))?;
     match operands[..] {
@@ -180,8 +183,9 @@ pub(crate) fn udp(args: &[String]) -> Outcome {
             }
         }
         ["send", target, ref text @ ..] if !text.is_empty() => {
-            let address =
-                *resolve::sockets(target, None)?.first().ok_or_else(|| Failure::about(target, "no address"))?;
+            let address = *resolve::sockets(target, None)?
+                .first()
+                .ok_or_else(|| Failure::about(target, "no address"))?;
             let any: SocketAddr =
                 if address.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0u16; 8], 0).into() };
             let socket = UdpSocket::bind(any)?;

@@ -135,10 +135,17 @@ pub(crate) fn uname(args: &[String]) -> Outcome {
 pub(crate) fn ps(_: &[String]) -> Outcome {
     let mut rows: Vec<(u32, String, String)> = Vec::new();
     for entry in fs::read_dir("/proc")?.flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
         let Ok(status) = fs::read_to_string(entry.path().join("status")) else { continue };
         let field = |name: &str| {
-            status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim).unwrap_or_default().to_owned()
+            status
+                .lines()
+                .find_map(|line| line.strip_prefix(name))
+                .map(str::trim)
+                .unwrap_or_default()
+                .to_owned()
         };
         let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
         let mut text = String::from_utf8_lossy(&line).trim_end_matches('\0').replace('\0', " ");

@@ -25,9 +25,9 @@ impl Config {
         for line in text.lines() {
             let mut words = line.split_whitespace();
             match words.next() {
-                Some("nameserver") => config
-                    .servers
-                    .extend(words.next().and_then(|ip| ip.parse().ok()).map(|ip: IpAddr| SocketAddr::new(ip, 53))),
+                Some("nameserver") => config.servers.extend(
+                    words.next().and_then(|ip| ip.parse().ok()).map(|ip: IpAddr| SocketAddr::new(ip, 53)),
+                ),
                 Some("search" | "domain") => config.search = words.map(str::to_owned).collect(),
                 Some("options") => {
                     let mut ndots = words.filter_map(|word| word.strip_prefix("ndots:")?.parse().ok());
@@ -47,7 +47,11 @@ impl Config {
         let mut names: Vec<String> =
             self.search.iter().map(|domain| format!("{name}.{}", domain.trim_end_matches('.'))).collect();
         let dots = name.matches('.').count();
-        if dots >= self.ndots { names.insert(0, name.to_owned()) } else { names.push(name.to_owned()) }
+        if dots >= self.ndots {
+            names.insert(0, name.to_owned())
+        } else {
+            names.push(name.to_owned())
+        }
         names
     }
 }

@@ -13,7 +13,8 @@ use std::io::{self, IsTerminal, Read, Write};
 pub(crate) fn main(args: &[String]) -> Outcome {
     let mut rest = args;
     let mut options = String::new();
-    while let Some(letters) = rest.first().and_then(|arg| arg.strip_prefix('-')).filter(|arg| !arg.is_empty()) {
+    while let Some(letters) = rest.first().and_then(|arg| arg.strip_prefix('-')).filter(|arg| !arg.is_empty())
+    {
         options += letters;
         rest = &rest[1..];
     }
@@ -21,7 +22,9 @@ pub(crate) fn main(args: &[String]) -> Outcome {
     shell.exit_on_error = options.contains('e');
     shell.trace = options.contains('x');
     if options.contains('c') {
-        let Some((script, words)) = rest.split_first() else { return Err(Failure::usage("sh -c SCRIPT [NAME ARGUMENT...]")) };
+        let Some((script, words)) = rest.split_first() else {
+            return Err(Failure::usage("sh -c SCRIPT [NAME ARGUMENT...]"));
+        };
         shell.set_arguments(words.first().map_or("sh", String::as_str), words.get(1..).unwrap_or_default());
         return shell.run_script(script, true);
     }

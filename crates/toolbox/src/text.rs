@@ -41,7 +41,9 @@ pub(crate) fn cat(args: &[String]) -> Outcome {
 pub(crate) fn echo(args: &[String]) -> Outcome {
     let mut rest = args;
     let (mut newline, mut escapes) = (true, false);
-    while let Some(flag) = rest.first().filter(|arg| matches!(arg.as_str(), "-n" | "-e" | "-ne" | "-en" | "-E")) {
+    while let Some(flag) =
+        rest.first().filter(|arg| matches!(arg.as_str(), "-n" | "-e" | "-ne" | "-en" | "-E"))
+    {
         newline &= !flag.contains('n');
         escapes |= flag.contains('e');
         rest = &rest[1..];
@@ -124,7 +126,9 @@ pub(crate) fn printf(args: &[String]) -> Outcome {
                 Some(b'd' | b'i' | b'u') => {
                     rest.next().and_then(|arg| arg.parse::<i64>().ok()).unwrap_or(0).to_string()
                 }
-                Some(b'x') => format!("{:x}", rest.next().and_then(|arg| arg.parse::<i64>().ok()).unwrap_or(0)),
+                Some(b'x') => {
+                    format!("{:x}", rest.next().and_then(|arg| arg.parse::<i64>().ok()).unwrap_or(0))
+                }
                 _ => return Err(Failure::new("unknown conversion in the format")),
             };
             if width.starts_with('-') {
@@ -184,7 +188,12 @@ pub(crate) fn tail(args: &[String]) -> Outcome {
     let start = if count == 0 {
         bytes.len()
     } else {
-        body.iter().enumerate().rev().filter(|(_, byte)| **byte == b'\n').nth(count - 1).map_or(0, |(at, _)| at + 1)
+        body.iter()
+            .enumerate()
+            .rev()
+            .filter(|(_, byte)| **byte == b'\n')
+            .nth(count - 1)
+            .map_or(0, |(at, _)| at + 1)
     };
     let mut out = io::stdout().lock();
     out.write_all(&bytes[start..])?;
@@ -252,11 +261,8 @@ pub(crate) fn grep(args: &[String]) -> Outcome {
     let fold = |text: String| if has(&found, 'i') { text.to_lowercase() } else { text };
     let pattern = fold(pattern.to_owned());
     // Alternatives of -E are tried one by one.
-    let patterns: Vec<String> = if has(&found, 'E') {
-        pattern.split('|').map(str::to_owned).collect()
-    } else {
-        vec![pattern]
-    };
+    let patterns: Vec<String> =
+        if has(&found, 'E') { pattern.split('|').map(str::to_owned).collect() } else { vec![pattern] };
     let chars: Vec<Vec<char>> = patterns.iter().map(|pattern| pattern.chars().collect()).collect();
     let names = or_stdin(operands);
     let mut out = io::stdout().lock();
@@ -518,8 +524,10 @@ pub(crate) fn base64(args: &[String]) -> Outcome {
         let mut bits = 0u32;
         let mut count = 0;
         for byte in input.iter().filter(|byte| !byte.is_ascii_whitespace() && **byte != b'=') {
-            let digit =
-                LETTERS.iter().position(|letter| letter == byte).ok_or_else(|| Failure::new("invalid input"))?;
+            let digit = LETTERS
+                .iter()
+                .position(|letter| letter == byte)
+                .ok_or_else(|| Failure::new("invalid input"))?;
             bits = bits << 6 | digit as u32;
             count += 6;
             if count >= 8 {
@@ -529,7 +537,8 @@ pub(crate) fn base64(args: &[String]) -> Outcome {
         }
     } else {
         for chunk in input.chunks(3) {
-            let bits = chunk.iter().fold(0u32, |bits, byte| bits << 8 | u32::from(*byte)) << (8 * (3 - chunk.len()));
+            let bits =
+                chunk.iter().fold(0u32, |bits, byte| bits << 8 | u32::from(*byte)) << (8 * (3 - chunk.len()));
             for at in 0..4 {
                 let digit = (bits >> (18 - 6 * at) & 63) as usize;
                 output.push(if at <= chunk.len() { LETTERS[digit] } else { b'=' });

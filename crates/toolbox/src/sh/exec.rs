@@ -135,8 +135,12 @@ impl Shell {
                 }
                 self.run_program(&program);
             }
-            Parsed::Incomplete => return Err(crate::Failure { text: "syntax error: unexpected end".into(), code: 2 }),
-            Parsed::Wrong(error) => return Err(crate::Failure { text: format!("syntax error: {error}"), code: 2 }),
+            Parsed::Incomplete => {
+                return Err(crate::Failure { text: "syntax error: unexpected end".into(), code: 2 });
+            }
+            Parsed::Wrong(error) => {
+                return Err(crate::Failure { text: format!("syntax error: {error}"), code: 2 });
+            }
         }
         Ok(self.finish())
     }
@@ -277,7 +281,10 @@ impl Shell {
             Node::If { branches, otherwise } => {
                 for (condition, body) in branches {
                     if self.condition(condition) {
-                        return if self.stopped() {} else { self.run(body) };
+                        return if self.stopped() {
+                        } else {
+                            self.run(body)
+                        };
                     }
                     if self.stopped() {
                         return;
@@ -394,7 +401,8 @@ impl Shell {
             }
             return;
         }
-        let before: Vec<_> = values.iter().map(|(name, _)| (name.clone(), self.variables.get(name).cloned())).collect();
+        let before: Vec<_> =
+            values.iter().map(|(name, _)| (name.clone(), self.variables.get(name).cloned())).collect();
         for (name, value) in &values {
             self.set(name, value);
         }
@@ -693,8 +701,9 @@ impl Shell {
             }
             "export" | "local" | "readonly" => {
                 for field in &fields[1..] {
-                    let (name, value) =
-                        field.split_once('=').map_or((field.as_str(), None), |(name, value)| (name, Some(value)));
+                    let (name, value) = field
+                        .split_once('=')
+                        .map_or((field.as_str(), None), |(name, value)| (name, Some(value)));
                     if let Some(value) = value {
                         self.set(name, value);
                     }
@@ -713,7 +722,9 @@ impl Shell {
             }
             "set" => {
                 let mut rest = &fields[1..];
-                while let Some(option) = rest.first().filter(|arg| arg.starts_with(['-', '+']) && arg.len() > 1) {
+                while let Some(option) =
+                    rest.first().filter(|arg| arg.starts_with(['-', '+']) && arg.len() > 1)
+                {
                     let on = option.starts_with('-');
                     rest = &rest[1..];
                     if option == "--" {
@@ -785,7 +796,10 @@ impl Shell {
                     return self.status;
                 }
                 let path = self.get("PATH").unwrap_or_default();
-                let found = path.split(':').map(|folder| format!("{folder}/{name}")).find(|path| std::path::Path::new(path).exists());
+                let found = path
+                    .split(':')
+                    .map(|folder| format!("{folder}/{name}"))
+                    .find(|path| std::path::Path::new(path).exists());
                 let known = builtin(name) || self.functions.contains_key(name) || find(name).is_some();
                 match found {
                     Some(path) => println!("{path}"),

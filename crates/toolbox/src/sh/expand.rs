@@ -47,7 +47,8 @@ impl Shell {
             };
             if !split {
                 // An empty quoted piece next to "$@" must not make a field of its own.
-                let alone = word.iter().any(|part| matches!(part, Part::Variable { name, .. } if name == "@"));
+                let alone =
+                    word.iter().any(|part| matches!(part, Part::Variable { name, .. } if name == "@"));
                 if !(text.is_empty() && alone) {
                     open.get_or_insert_default().extend(text.chars().map(|c| (c, quoted)));
                 }
@@ -78,9 +79,7 @@ impl Shell {
             Part::Variable { name, operator: Some((operator, operand)), .. } => {
                 self.substitute(name, operator, operand)
             }
-            Part::Command { script, .. } => {
-                self.capture(script).trim_end_matches('\n').to_owned()
-            }
+            Part::Command { script, .. } => self.capture(script).trim_end_matches('\n').to_owned(),
             Part::Arithmetic(word) => {
                 let text = self.expand_one(word);
                 match arithmetic(self, &text) {

@@ -439,8 +439,7 @@ impl Parser {
     fn redirection(&mut self) -> Result<Option<Redirection>> {
         self.blanks();
         let start = self.at;
-        let digits: String =
-            self.text[self.at..].iter().take_while(|c| c.is_ascii_digit()).take(3).collect();
+        let digits: String = self.text[self.at..].iter().take_while(|c| c.is_ascii_digit()).take(3).collect();
         self.at += digits.len();
         let descriptor = |default| digits.parse().unwrap_or(default);
         let target = |parser: &mut Self| match parser.word()? {
@@ -597,7 +596,8 @@ impl Parser {
             let mut operator = String::new();
             while let Some(c) = self.peek().filter(|c| ":-=+?#%".contains(*c)) {
                 // `##` and `%%`, or one with a colon before it.
-                if operator.len() == 2 || (operator.len() == 1 && operator != ":" && !operator.starts_with(c)) {
+                if operator.len() == 2 || (operator.len() == 1 && operator != ":" && !operator.starts_with(c))
+                {
                     break;
                 }
                 operator.push(c);
@@ -607,8 +607,7 @@ impl Parser {
             if operator.is_empty() && !inner.is_empty() {
                 return Err(Stop::Wrong("bad substitution".into()));
             }
-            let operator =
-                if operator.is_empty() { None } else { Some((operator, operand_word(&inner)?)) };
+            let operator = if operator.is_empty() { None } else { Some((operator, operand_word(&inner)?)) };
             word.push(Part::Variable { name, operator, quoted });
         } else {
             self.at += 1;

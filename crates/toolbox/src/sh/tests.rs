@@ -75,7 +75,10 @@ fn redirections_and_pipes() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("f");
     let path = path.to_str().unwrap();
-    says(&format!("echo a > {path}; echo b >> {path}; cat < {path}; cat {path} | tr a-z A-Z"), "a\nb\nA\nB\n");
+    says(
+        &format!("echo a > {path}; echo b >> {path}; cat < {path}; cat {path} | tr a-z A-Z"),
+        "a\nb\nA\nB\n",
+    );
     says("echo err 2>/dev/null >&2; (echo out; echo err >&2) 2>&1 | sort", "err\nout\n");
     says("x=1\ncat <<END\nx is $x\nEND\ncat <<'END'\n$x\nEND", "x is 1\n$x\n");
     says("printf 'a 1\\nb 2\\n' | while read -r name number; do echo $number$name; done", "1a\n2b\n");
