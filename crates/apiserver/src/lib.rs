@@ -1,6 +1,8 @@
 //! The API server: HTTP front, request pipeline, generic registry, watch cache, discovery and streaming proxies. Only this
 //! crate uses `store`; everything else reaches the cluster's state through the API that this crate serves.
 
+mod access;
+pub mod admission;
 mod attributes;
 pub mod authn;
 pub mod authz;
@@ -33,6 +35,7 @@ mod yaml;
 
 pub use crate::http::body::Body;
 pub use api::{FieldError, FieldErrorKind};
+pub use access::{Access, AccessError, Assembled};
 pub use attributes::{Attributes, Decision, Operation, UserInfo, Verdict};
 pub use config::Config;
 pub use hooks::{

@@ -7,23 +7,18 @@ use std::sync::Arc;
 use http::HeaderMap;
 
 use super::token::{account_user, split_account};
-use crate::authz::{Authorizer, forbidden};
-use crate::{Attributes, Status, UserInfo};
+use crate::authz::forbidden;
+use crate::{Attributes, Authorize, Status, UserInfo};
 
 const EXTRA: &str = "impersonate-extra-";
 const AUTHENTICATION: &str = "authentication.k8s.io";
 
-/// Whether some header asks for impersonation.
-pub(super) fn asked(headers: &HeaderMap) -> bool {
-    headers.keys().any(|name| name.as_str().starts_with("impersonate-"))
-}
-
 /// The user to go on as: the one of the headers if there are such and the caller may, else the caller.
-pub(super) fn impersonate(
-    authorizer: &Authorizer,
-    caller: UserInfo,
+pub async fn impersonate(
+    authorizer: &dyn Authorize,
+    caller: Arc<UserInfo>,
     headers: &HeaderMap,
-) -> Result<UserInfo, Status> {
+) -> Result<Arc<UserInfo>, Status> {
     let first = |name: &str| headers.get(name).map(text).unwrap_or_default();
     let user = first("impersonate-user");
     let uid = first("impersonate-uid");
@@ -42,9 +37,9 @@ pub(super) fn impersonate(
             "requested impersonation of groups, uid or extras without impersonating a user",
         ));
     }
-    let caller = Arc::new(caller);
-    let check = |group: &str, resource: &str, subresource: &str, namespace: &str, name: &str| {
-        let attributes = Attributes {
+    let mut asks: Vec<Attributes> = Vec::new();
+    let mut ask = |group: &str, resource: &str, subresource: &str, namespace: &str, name: &str| {
+        asks.push(Attributes {
             user: Arc::clone(&caller),
             verb: "impersonate".to_owned(),
             group: group.to_owned(),
@@ -55,33 +50,37 @@ pub(super) fn impersonate(
             name: name.to_owned(),
             resource_request: true,
             ..Attributes::default()
-        };
-        let decision = authorizer.decide(&attributes);
-        if decision.allowed() { Ok(()) } else { Err(forbidden(&attributes, &decision.reason)) }
+        });
     };
     let mut target = match split_account(&user) {
         Some((namespace, name)) => {
-            check("", "serviceaccounts", "", namespace, name)?;
+            ask("", "serviceaccounts", "", namespace, name);
             account_user(namespace, name, "")
         }
         None => {
-            check("", "users", "", "", &user)?;
+            ask("", "users", "", "", &user);
             UserInfo { name: user, ..UserInfo::default() }
         }
     };
     if !groups.is_empty() {
         target.groups = groups;
         for group in &target.groups {
-            check("", "groups", "", "", group)?;
+            ask("", "groups", "", "", group);
         }
     }
     for (key, values) in &extra {
         for value in values {
-            check(AUTHENTICATION, "userextras", key, "", value)?;
+            ask(AUTHENTICATION, "userextras", key, "", value);
         }
     }
     if !uid.is_empty() {
-        check(AUTHENTICATION, "uids", "", "", &uid)?;
+        ask(AUTHENTICATION, "uids", "", "", &uid);
+    }
+    for attributes in &asks {
+        let decision = authorizer.authorize(attributes).await;
+        if !decision.allowed() {
+            return Err(forbidden(attributes, &decision.reason));
+        }
     }
     target.extra = extra;
     target.uid = uid;
@@ -92,7 +91,7 @@ pub(super) fn impersonate(
     if !target.in_group(implied) && !target.in_group(excluding) {
         target.groups.push(implied.to_owned());
     }
-    Ok(target)
+    Ok(Arc::new(target))
 }
 
 fn text(value: &http::HeaderValue) -> String {

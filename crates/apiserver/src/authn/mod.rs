@@ -1,5 +1,5 @@
-//! Who calls: front proxies that vouch for somebody, client certificates, bearer tokens; then impersonation. Credentials
-//! that are given and do not hold are a 401, never the anonymous user.
+//! Who calls: front proxies that vouch for somebody, client certificates, bearer tokens. Credentials that are given and do
+//! not hold are a 401, never the anonymous user. And acting as somebody else.
 
 mod certificate;
 mod impersonation;
@@ -19,10 +19,10 @@ use http::HeaderMap;
 use rustls::pki_types::{CertificateDer, UnixTime};
 
 pub use certificate::{AnyCertificate, Authority, CertificateError};
+pub use impersonation::impersonate;
 pub use request::TokenRequests;
 pub use token::{Holder, TokenError, Tokens, account_user, split_account};
 
-use crate::authz::Authorizer;
 use crate::{Authenticate, Status, UserInfo};
 
 /// The common names that a front proxy's certificate may carry.
@@ -35,25 +35,16 @@ pub struct Authenticator {
     clients: Authority,
     front_proxies: Authority,
     tokens: Arc<Tokens>,
-    authorizer: Arc<Authorizer>,
 }
 
 impl Authenticator {
-    /// Clients are certified by the cluster's CA, front proxies by their own; the authorizer decides on impersonation.
-    pub fn new(
-        pki: &pki::ClusterPki,
-        tokens: Arc<Tokens>,
-        authorizer: Arc<Authorizer>,
-    ) -> Result<Self, CertificateError> {
-        Ok(Self {
-            clients: Authority::new(pki.ca.cert_der())?,
-            front_proxies: Authority::new(pki.front_proxy_ca.cert_der())?,
-            tokens,
-            authorizer,
-        })
+    /// Clients are certified by one authority (the cluster's), front proxies by another.
+    pub fn new(clients: Authority, front_proxies: Authority, tokens: Arc<Tokens>) -> Self {
+        Self { clients, front_proxies, tokens }
     }
 
-    fn identify(
+    /// The caller by its credentials; `None` if it gives none.
+    pub fn user(
         &self,
         headers: &HeaderMap,
         peer: &[CertificateDer<'static>],
@@ -98,20 +89,6 @@ impl Authenticator {
             user.groups.push("system:authenticated".to_owned());
         }
         Ok(Some(user))
-    }
-
-    /// The caller by its credentials and the user that it acts as.
-    pub fn user(
-        &self,
-        headers: &HeaderMap,
-        peer: &[CertificateDer<'static>],
-    ) -> Result<Option<UserInfo>, Status> {
-        let caller = self.identify(headers, peer)?;
-        if !impersonation::asked(headers) {
-            return Ok(caller);
-        }
-        let caller = caller.unwrap_or_else(UserInfo::anonymous);
-        impersonation::impersonate(&self.authorizer, caller, headers).map(Some)
     }
 }
 

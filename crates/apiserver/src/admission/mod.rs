@@ -1,0 +1,190 @@
+//! Admission: what is filled into an object, and what is refused, between authorization and validation. The plug-ins run in
+//! upstream's order (`pkg/kubeapiserver/options/plugins.go`); a row of the table is one plug-in.
+
+mod lifecycle;
+mod priority;
+mod service_account;
+mod tolerations;
+
+use std::sync::Arc;
+
+use futures::future::{BoxFuture, FutureExt};
+use serde_json::Value;
+
+use crate::authz::Authorizer;
+use crate::read::Read;
+use crate::{Admit, AdmissionRequest, ClusterRef, Operation, Status};
+
+/// What a plug-in works with.
+#[derive(Clone, Copy)]
+pub(crate) struct Scene<'a> {
+    pub cluster: &'a ClusterRef,
+    pub authorizer: &'a Authorizer,
+    pub request: &'a AdmissionRequest<'a>,
+}
+
+type Mutate = fn(&Scene<'_>, &mut Value, Option<&Value>) -> Result<(), Status>;
+type Validate = fn(&Scene<'_>, &Value, Option<&Value>) -> Result<(), Status>;
+type MutateLater =
+    for<'a> fn(Scene<'a>, &'a mut Value, Option<&'a Value>) -> BoxFuture<'a, Result<(), Status>>;
+type ValidateLater =
+    for<'a> fn(Scene<'a>, &'a Value, Option<&'a Value>) -> BoxFuture<'a, Result<(), Status>>;
+
+/// One thing that a plug-in does. Those that may have to wait for the cache return a future.
+enum Step {
+    Mutate(Mutate),
+    MutateLater(MutateLater),
+    Validate(Validate),
+    #[allow(dead_code, reason = "used by the rows that are yet to come")]
+    ValidateLater(ValidateLater),
+}
+
+struct Plugin {
+    name: &'static str,
+    operations: &'static [Operation],
+    steps: &'static [Step],
+}
+
+use Operation::{Create, Delete, Update};
+use Step::{Mutate as M, MutateLater as ML, Validate as V};
+
+/// The plug-ins that are on by default, in order. Policies and webhooks come between the last two.
+const PLUGINS: &[Plugin] = &[
+    Plugin {
+        name: "NamespaceLifecycle",
+        operations: &[Create, Update, Delete],
+        steps: &[ML(lifecycle::admit)],
+    },
+    Plugin {
+        name: "ServiceAccount",
+        operations: &[Create, Update],
+        steps: &[ML(service_account::admit), V(service_account::validate)],
+    },
+    Plugin { name: "TaintNodesByCondition", operations: &[Create], steps: &[M(tolerations::taint_node)] },
+    Plugin {
+        name: "Priority",
+        operations: &[Create, Update],
+        steps: &[M(priority::admit), V(priority::validate)],
+    },
+    Plugin {
+        name: "DefaultTolerationSeconds",
+        operations: &[Create, Update],
+        steps: &[M(tolerations::default_seconds)],
+    },
+];
+
+/// The chain of the built-in plug-ins, with the check against granting more than one has at its end.
+pub struct Admission {
+    cluster: ClusterRef,
+    authorizer: Arc<Authorizer>,
+}
+
+impl Admission {
+    /// Admission over this view of the cluster.
+    pub fn new(cluster: ClusterRef, authorizer: Arc<Authorizer>) -> Self {
+        Self { cluster, authorizer }
+    }
+
+    fn scene<'a>(&'a self, request: &'a AdmissionRequest<'a>) -> Scene<'a> {
+        Scene { cluster: &self.cluster, authorizer: &self.authorizer, request }
+    }
+}
+
+impl Admit for Admission {
+    fn mutate<'a>(
+        &'a self,
+        request: &'a AdmissionRequest<'a>,
+        object: &'a mut Value,
+        old: Option<&'a Value>,
+    ) -> BoxFuture<'a, Result<(), Status>> {
+        async move {
+            let scene = self.scene(request);
+            for plugin in PLUGINS.iter().filter(|p| p.operations.contains(&request.operation)) {
+                for step in plugin.steps {
+                    let result = match step {
+                        M(mutate) => mutate(&scene, object, old),
+                        ML(mutate) => mutate(scene, object, old).await,
+                        V(_) | Step::ValidateLater(_) => continue,
+                    };
+                    result.inspect_err(|status| tracing::debug!(plugin.name, %status, "refused"))?;
+                }
+            }
+            if matches!(request.operation, Create | Update) {
+                self.authorizer.check_escalation(request.attributes, object, old)?;
+            }
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn validate<'a>(
+        &'a self,
+        request: &'a AdmissionRequest<'a>,
+        object: &'a Value,
+        old: Option<&'a Value>,
+    ) -> BoxFuture<'a, Result<(), Status>> {
+        async move {
+            let scene = self.scene(request);
+            for plugin in PLUGINS.iter().filter(|p| p.operations.contains(&request.operation)) {
+                for step in plugin.steps {
+                    let result = match step {
+                        V(validate) => validate(&scene, object, old),
+                        Step::ValidateLater(validate) => validate(scene, object, old).await,
+                        M(_) | ML(_) => continue,
+                    };
+                    result.inspect_err(|status| tracing::debug!(plugin.name, %status, "refused"))?;
+                }
+            }
+            Ok(())
+        }
+        .boxed()
+    }
+}
+
+impl<'a> Scene<'a> {
+    /// Whether the request is for this resource itself, or for this subresource of it (`pods`, `pods/status`).
+    pub(crate) fn is(&self, group: &str, resource: &str) -> bool {
+        let attributes = self.request.attributes;
+        let (resource, subresource) = resource.split_once('/').unwrap_or((resource, ""));
+        attributes.group == group && attributes.resource == resource && attributes.subresource == subresource
+    }
+
+    /// The operation.
+    pub(crate) fn operation(&self) -> Operation {
+        self.request.operation
+    }
+
+    /// The namespace of the request.
+    pub(crate) fn namespace(&self) -> &'a str {
+        &self.request.attributes.namespace
+    }
+
+    /// The name of the object: of the URL, else its own, else its prefix.
+    pub(crate) fn name<'b>(&self, object: &'b Value) -> &'b str
+    where
+        'a: 'b,
+    {
+        let candidates = [
+            self.request.attributes.name.as_str(),
+            object.name(),
+            object.text("metadata.generateName"),
+            "Unknown",
+        ];
+        candidates.into_iter().find(|name| !name.is_empty()).unwrap_or_default()
+    }
+
+    /// The 403 of a plug-in.
+    pub(crate) fn forbid(&self, object: &Value, why: impl std::fmt::Display) -> Status {
+        let attributes = self.request.attributes;
+        Status::forbidden(&attributes.group, &attributes.resource, self.name(object), why)
+    }
+
+    /// An object of the core group; a second look is taken once the cache is as new as the store.
+    pub(crate) async fn find(&self, resource: &str, namespace: &str, name: &str) -> Option<Arc<Value>> {
+        if let Some(found) = self.cluster.get("", resource, namespace, name) {
+            return Some(found);
+        }
+        self.cluster.fresh("", resource).await;
+        self.cluster.get("", resource, namespace, name)
+    }
+}
