@@ -34,8 +34,8 @@ mod verbs;
 mod yaml;
 
 pub use crate::http::body::Body;
-pub use api::{FieldError, FieldErrorKind};
 pub use access::{Access, AccessError, Assembled};
+pub use api::{FieldError, FieldErrorKind};
 pub use attributes::{Attributes, Decision, Operation, UserInfo, Verdict};
 pub use config::Config;
 pub use hooks::{

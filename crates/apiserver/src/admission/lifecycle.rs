@@ -36,8 +36,9 @@ pub(super) fn admit<'a>(
             return Err(Status::not_found("", "namespaces", namespace));
         };
         if scene.operation() == Operation::Create && found.text("status.phase") == "Terminating" {
-            let why =
-                format!("unable to create new content in namespace {namespace} because it is being terminated");
+            let why = format!(
+                "unable to create new content in namespace {namespace} because it is being terminated"
+            );
             let cause = Cause {
                 reason: "NamespaceTerminating".to_owned(),
                 message: format!("namespace {namespace} is being terminated"),

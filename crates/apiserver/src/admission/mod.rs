@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::authz::Authorizer;
 use crate::read::Read;
-use crate::{Admit, AdmissionRequest, ClusterRef, Operation, Status};
+use crate::{AdmissionRequest, Admit, ClusterRef, Operation, Status};
 
 /// What a plug-in works with.
 #[derive(Clone, Copy)]
@@ -27,8 +27,7 @@ type Mutate = fn(&Scene<'_>, &mut Value, Option<&Value>) -> Result<(), Status>;
 type Validate = fn(&Scene<'_>, &Value, Option<&Value>) -> Result<(), Status>;
 type MutateLater =
     for<'a> fn(Scene<'a>, &'a mut Value, Option<&'a Value>) -> BoxFuture<'a, Result<(), Status>>;
-type ValidateLater =
-    for<'a> fn(Scene<'a>, &'a Value, Option<&'a Value>) -> BoxFuture<'a, Result<(), Status>>;
+type ValidateLater = for<'a> fn(Scene<'a>, &'a Value, Option<&'a Value>) -> BoxFuture<'a, Result<(), Status>>;
 
 /// One thing that a plug-in does. Those that may have to wait for the cache return a future.
 enum Step {

@@ -31,9 +31,10 @@ pub(super) fn admit(scene: &Scene<'_>, pod: &mut Value, old: Option<&Value>) -> 
         default_class(scene)
     } else {
         let found = scene.cluster.get(GROUP, RESOURCE, "", asked);
-        Some(found.ok_or_else(|| {
-            scene.forbid(pod, format!("no PriorityClass with name {asked} was found"))
-        })?)
+        Some(
+            found
+                .ok_or_else(|| scene.forbid(pod, format!("no PriorityClass with name {asked} was found")))?,
+        )
     };
     let (name, value, policy) = match &class {
         Some(class) => {

@@ -28,9 +28,7 @@ pub(super) fn admit<'a>(
 ) -> BoxFuture<'a, Result<(), Status>> {
     async move {
         // Mirror pods must stay as the kubelet wrote them.
-        if !scene.is("", "pods")
-            || scene.operation() != Operation::Create
-            || pod.annotation(MIRROR).is_some()
+        if !scene.is("", "pods") || scene.operation() != Operation::Create || pod.annotation(MIRROR).is_some()
         {
             return Ok(());
         }

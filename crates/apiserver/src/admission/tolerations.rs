@@ -30,8 +30,7 @@ pub(super) fn default_seconds(scene: &Scene<'_>, pod: &mut Value, _: Option<&Val
     let given = tolerations.len();
     for key in [NOT_READY, UNREACHABLE] {
         let tolerated = tolerations[..given].iter().any(|t| {
-            (t.text("key") == key || t.text("key").is_empty())
-                && matches!(t.text("effect"), "NoExecute" | "")
+            (t.text("key") == key || t.text("key").is_empty()) && matches!(t.text("effect"), "NoExecute" | "")
         });
         if !tolerated {
             tolerations.push(json!({

@@ -8,8 +8,8 @@ use http::HeaderMap;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::authz::Authorizer;
 use crate::authn::request::TokenRequests;
+use crate::authz::Authorizer;
 use crate::testing::{FakeCluster, ask, bind, role, user};
 use crate::{Answer, bootstrap};
 
