@@ -55,6 +55,8 @@ pub(super) struct Shell {
     jobs: Vec<Pid>,
     finished: HashMap<Pid, u8>,
     interactive: bool,
+    /// The next simple command is all that this process is for.
+    last: bool,
     /// Depth of conditions, in which a failure does not end the shell under `-e`.
     tested: usize,
 }
@@ -83,6 +85,7 @@ impl Shell {
             jobs: Vec::new(),
             finished: HashMap::new(),
             interactive: false,
+            last: false,
             tested: 0,
         }
     }
@@ -271,7 +274,7 @@ impl Shell {
                     {
                         move_to(null.into(), 0);
                     }
-                    shell.run(inner);
+                    shell.run_last(inner);
                 }) {
                     self.background = Some(pid);
                     self.jobs.push(pid);
@@ -354,6 +357,13 @@ impl Shell {
         }
     }
 
+    /// Runs a node for which this process was forked: a single command takes its place, so that signals to it arrive.
+    fn run_last(&mut self, node: &Node) {
+        let inner = if let Node::Redirected(inner, _) = node { inner } else { node };
+        self.last = matches!(inner, Node::Simple { .. });
+        self.run(node);
+    }
+
     /// After a loop's body: whether the loop is over.
     fn loop_ends(&mut self) -> bool {
         match self.flow {
@@ -388,14 +398,19 @@ impl Shell {
         }
         let function = self.functions.get(name).cloned();
         let inside = function.is_some() || builtin(name) || INSIDE.contains(&name.as_str());
+        let last = std::mem::take(&mut self.last);
         if !inside {
-            let pid = self.fork(|shell| {
+            let become_it = |shell: &mut Self| {
                 for (name, value) in &values {
                     shell.set(name, value);
                     shell.exported.insert(name.clone(), ());
                 }
                 shell.status = shell.replace(fields);
-            });
+            };
+            if last {
+                return become_it(self);
+            }
+            let pid = self.fork(become_it);
             if let Some(pid) = pid {
                 self.status = self.wait_for(pid);
             }
@@ -452,7 +467,7 @@ impl Shell {
                 if let Some(fd) = reader {
                     let _ = nix::unistd::close(fd);
                 }
-                shell.run(node);
+                shell.run_last(node);
             });
             pids.extend(pid);
             input = next;
