@@ -60,9 +60,7 @@ pub fn choose<'a>(
                 && match topology {
                     Topology::Everywhere => true,
                     Topology::SameNode => endpoint.node_hints.iter().any(|hint| hint == node),
-                    Topology::SameZone => {
-                        endpoint.zone_hints.iter().any(|hint| Some(hint.as_str()) == zone)
-                    }
+                    Topology::SameZone => endpoint.zone_hints.iter().any(|hint| Some(hint.as_str()) == zone),
                 }
         });
         if choice.cluster.is_empty() {
@@ -91,9 +89,8 @@ fn topology(endpoints: &[&Endpoint], node: &str, zone: Option<&str>) -> Topology
         return Topology::SameNode;
     }
     let all_zone = ready().all(|endpoint| !endpoint.zone_hints.is_empty());
-    let for_us = |endpoint: &&&Endpoint| {
-        zone.is_some_and(|zone| endpoint.zone_hints.iter().any(|hint| hint == zone))
-    };
+    let for_us =
+        |endpoint: &&&Endpoint| zone.is_some_and(|zone| endpoint.zone_hints.iter().any(|hint| hint == zone));
     if all_zone && ready().any(|endpoint| for_us(&endpoint)) {
         return Topology::SameZone;
     }

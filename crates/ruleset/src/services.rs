@@ -107,11 +107,8 @@ fn frame(table: &mut Ruleset, node: &Node) {
     use HookKind::{Filter, Nat};
     let (mut dispatch, mut missing, mut missing_ports, mut unknown, mut sources) =
         (vec![], vec![], vec![], vec![], vec![]);
-    let mut masquerade: Vec<Rule> = vec![vec![
-        Statement::Marked(MASQUERADE),
-        Statement::ClearMark(MASQUERADE),
-        Statement::Masquerade,
-    ]];
+    let mut masquerade: Vec<Rule> =
+        vec![vec![Statement::Marked(MASQUERADE), Statement::ClearMark(MASQUERADE), Statement::Masquerade]];
     for family in Family::BOTH {
         let address = Field::Address(family);
         let by_address = [address, Field::Protocol, Field::Port];
@@ -224,7 +221,8 @@ fn add(table: &mut Ruleset, node: &Node, service: &ServicePort, family: Family) 
     let balancers: Vec<IpAddr> = of(family, &service.load_balancer_ips).collect();
     let outside: Vec<IpAddr> = of(family, &service.external_ips).chain(balancers.iter().copied()).collect();
     // A service has node ports only in its own families.
-    let node_port = of(family, &service.cluster_ips).next().and(Some(service.node_port)).filter(|port| *port != 0);
+    let node_port =
+        of(family, &service.cluster_ips).next().and(Some(service.node_port)).filter(|port| *port != 0);
     if cluster.is_empty() && outside.is_empty() && node_port.is_none() {
         return;
     }
@@ -291,10 +289,7 @@ fn add(table: &mut Ruleset, node: &Node, service: &ServicePort, family: Family) 
         let mut rules: Vec<Rule> = ranges_of(family, &service.source_ranges)
             .map(|range| {
                 let load = Load::Source(family);
-                vec![
-                    Statement::InRange { load, range, negate: false },
-                    Statement::Verdict(Verdict::Return),
-                ]
+                vec![Statement::InRange { load, range, negate: false }, Statement::Verdict(Verdict::Return)]
             })
             .collect();
         // A request of this node to the address may carry that address as its source.

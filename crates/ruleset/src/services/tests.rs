@@ -322,7 +322,10 @@ fn apply(table: &Ruleset, steps: &[Step]) -> Ruleset {
     let mut now = table.clone();
     let points_to = |now: &Ruleset, chain: &str| {
         let text = format!("\"{chain}\"");
-        now.chains.values().flat_map(|c| &c.rules).any(|rule| format!("{rule:?}").contains(&format!("to({text})")))
+        now.chains
+            .values()
+            .flat_map(|c| &c.rules)
+            .any(|rule| format!("{rule:?}").contains(&format!("to({text})")))
             || now.sets.values().flat_map(|set| set.elements.values()).any(
                 |value| matches!(value, Value::Verdict(Verdict::Goto(to) | Verdict::Jump(to)) if to == chain),
             )
