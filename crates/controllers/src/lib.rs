@@ -3,6 +3,7 @@
 
 mod deployment;
 mod endpoints;
+mod garbage;
 mod kit;
 mod namespace;
 mod node;
@@ -72,6 +73,7 @@ async fn control(client: Client, clients: Clients, config: Config, shutdown: Can
         node::health(context.named("node-controller")),
         node::evict(context.named("node-controller")),
         node::gc(context.named("pod-garbage-collector")),
+        garbage::run(context.named("generic-garbage-collector")),
         endpoints::slices(context.named("endpointslice-controller")),
         endpoints::endpoints(context.named("endpoint-controller")),
         endpoints::mirror(context.named("endpointslicemirroring-controller")),

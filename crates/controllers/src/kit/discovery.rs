@@ -15,6 +15,12 @@ pub(crate) struct Kind {
 }
 
 impl Kind {
+    /// A kind that can do nothing, for tests.
+    #[cfg(test)]
+    pub(crate) fn new(resource: ApiResource, namespaced: bool) -> Self {
+        Self { resource, namespaced, verbs: Vec::new() }
+    }
+
     pub(crate) fn can(&self, verb: &str) -> bool {
         self.verbs.iter().any(|one| one == verb)
     }

@@ -15,6 +15,8 @@ pub(crate) enum Error {
     Deleting(String),
     #[error("the cache is not yet as new as what was written")]
     Stale,
+    #[error("the server has no kind {0}")]
+    UnknownKind(String),
     #[error("the work was interrupted")]
     Interrupted,
     #[error("the revision name {0} is taken")]

@@ -1,0 +1,206 @@
+//! One metadata watch per kind, as many as the server has kinds.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::{StreamExt, pin_mut};
+use kube::Api;
+use kube::api::{DynamicObject, PartialObjectMeta};
+use kube::runtime::watcher::{self, Event, InitialListStrategy};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::Collector;
+use crate::kit::discovery::{Kind, kinds};
+
+const FIRST_RETRY: Duration = Duration::from_millis(50);
+const LAST_RETRY: Duration = Duration::from_secs(30);
+/// A change of kinds is often followed by another at once.
+const SETTLE: Duration = Duration::from_millis(100);
+
+type Meta = PartialObjectMeta<DynamicObject>;
+
+struct Monitor {
+    stop: CancellationToken,
+    synced: watch::Receiver<bool>,
+}
+
+pub(super) struct Monitors {
+    collector: Arc<Collector>,
+    shutdown: CancellationToken,
+    running: HashMap<Arc<Kind>, Monitor>,
+}
+
+impl Monitors {
+    pub(super) fn new(collector: Arc<Collector>, shutdown: CancellationToken) -> Self {
+        Self { collector, shutdown, running: HashMap::new() }
+    }
+
+    /// Starts watches of new kinds and stops those of kinds that are gone; whether the server could tell.
+    pub(super) async fn update(&mut self) -> bool {
+        if !self.running.is_empty() {
+            tokio::time::sleep(SETTLE).await;
+        }
+        let found = loop {
+            match kinds(&self.collector.client).await {
+                Ok(found) => break found,
+                Err(error) if self.running.is_empty() => {
+                    tracing::debug!(%error, "kinds are not known yet");
+                    tokio::select! {
+                        () = tokio::time::sleep(FIRST_RETRY * 4) => {}
+                        () = self.shutdown.cancelled() => return true,
+                    }
+                }
+                Err(_) => return false,
+            }
+        };
+        let wanted: HashSet<Arc<Kind>> = found
+            .into_iter()
+            .filter(|kind| ["delete", "list", "watch"].iter().all(|verb| kind.can(verb)))
+            // Events own nothing, are owned by nobody, and are many.
+            .filter(|kind| kind.resource.kind != "Event")
+            .map(Arc::new)
+            .collect();
+        self.running.retain(|kind, monitor| {
+            let stays = wanted.contains(kind);
+            if !stays {
+                monitor.stop.cancel();
+            }
+            stays
+        });
+        *self.collector.kinds.lock() = wanted.iter().cloned().collect();
+        for kind in wanted {
+            if !self.running.contains_key(&kind) {
+                let stop = self.shutdown.child_token();
+                let (sender, synced) = watch::channel(false);
+                tokio::spawn(follow(self.collector.clone(), kind.clone(), sender, stop.clone()));
+                self.running.insert(kind, Monitor { stop, synced });
+            }
+        }
+        true
+    }
+
+    /// Resolves when every kind has been listed once.
+    pub(super) async fn synced(&mut self) {
+        for monitor in self.running.values_mut() {
+            // An error means that the watch has been stopped, as its kind is gone.
+            let _ = monitor.synced.wait_for(|done| *done).await;
+        }
+    }
+}
+
+async fn follow(collector: Arc<Collector>, kind: Arc<Kind>, synced: watch::Sender<bool>, stop: CancellationToken) {
+    let api = Api::<Meta>::all_with(collector.client.clone(), &kind.resource);
+    let mut known = HashSet::new();
+    for strategy in [InitialListStrategy::StreamingList, InitialListStrategy::ListWatch] {
+        let config = watcher::Config {
+            page_size: (strategy == InitialListStrategy::ListWatch).then_some(500),
+            initial_list_strategy: strategy,
+            ..watcher::Config::default()
+        };
+        if !follow_with(&collector, &kind, &api, config, &synced, &mut known, &stop).await {
+            break;
+        }
+    }
+    for uid in known {
+        collector.remove(&uid);
+    }
+}
+
+/// Runs until stopped (false) or until the server turns out not to stream lists (true).
+async fn follow_with(
+    collector: &Collector,
+    kind: &Arc<Kind>,
+    api: &Api<Meta>,
+    config: watcher::Config,
+    synced: &watch::Sender<bool>,
+    known: &mut HashSet<String>,
+    stop: &CancellationToken,
+) -> bool {
+    let streaming = config.initial_list_strategy == InitialListStrategy::StreamingList;
+    let events = watcher::watcher(api.clone(), config);
+    pin_mut!(events);
+    let mut listed = HashSet::new();
+    let mut wait = FIRST_RETRY;
+    loop {
+        let event = tokio::select! {
+            event = events.next() => event,
+            () = stop.cancelled() => return false,
+        };
+        match event {
+            Some(Ok(event)) => {
+                wait = FIRST_RETRY;
+                match event {
+                    Event::Init => listed.clear(),
+                    Event::InitApply(object) => {
+                        listed.extend(object.metadata.uid.clone());
+                        apply(collector, kind, known, &object);
+                    }
+                    Event::InitDone => {
+                        for uid in known.difference(&listed).cloned().collect::<Vec<_>>() {
+                            known.remove(&uid);
+                            collector.remove(&uid);
+                        }
+                        synced.send_replace(true);
+                    }
+                    Event::Apply(object) => apply(collector, kind, known, &object),
+                    Event::Delete(object) => {
+                        if let Some(uid) = &object.metadata.uid {
+                            known.remove(uid);
+                            collector.remove(uid);
+                        }
+                        collector.note_kind(kind);
+                    }
+                }
+            }
+            Some(Err(error)) => {
+                tracing::debug!(kind = kind.resource.plural, %error, "watch interrupted");
+                if streaming && !*synced.borrow() && is_refused(&error) {
+                    return true;
+                }
+                tokio::select! {
+                    () = tokio::time::sleep(wait) => {}
+                    () = stop.cancelled() => return false,
+                }
+                wait = (wait * 2).min(LAST_RETRY);
+            }
+            None => return false,
+        }
+    }
+}
+
+fn apply(
+    collector: &Collector,
+    kind: &Arc<Kind>,
+    known: &mut HashSet<String>,
+    object: &Meta,
+) {
+    known.extend(object.metadata.uid.clone());
+    let look = collector.graph.lock().apply(kind, &object.metadata);
+    look.into_iter().for_each(|uid| collector.queue.add(uid));
+    collector.note_kind(kind);
+}
+
+fn is_refused(error: &watcher::Error) -> bool {
+    let status = match error {
+        watcher::Error::WatchStartFailed(kube::Error::Api(status)) => status,
+        watcher::Error::WatchError(status) => status,
+        _ => return false,
+    };
+    matches!(status.code, 400 | 422)
+}
+
+impl Collector {
+    pub(super) fn remove(&self, uid: &str) {
+        let look = self.graph.lock().remove(uid);
+        look.into_iter().for_each(|uid| self.queue.add(uid));
+    }
+
+    /// A change of these kinds changes which kinds there are.
+    fn note_kind(&self, kind: &Kind) {
+        if matches!(kind.resource.kind.as_str(), "CustomResourceDefinition" | "APIService") {
+            self.rediscover.notify_one();
+        }
+    }
+}
