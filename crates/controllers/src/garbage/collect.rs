@@ -69,7 +69,9 @@ impl Collector {
     }
 
     async fn remove_finalizer(&self, uid: &str, node: &Node, finalizer: &str) -> Result<()> {
-        let Some(meta) = self.live(uid, node).await?.filter(|meta| has(meta, finalizer)) else { return Ok(()) };
+        let Some(meta) = self.live(uid, node).await?.filter(|meta| has(meta, finalizer)) else {
+            return Ok(());
+        };
         let left: Vec<_> = meta.finalizers.iter().flatten().filter(|one| *one != finalizer).collect();
         self.patch(node, &meta, json!({"finalizers": left})).await
     }
@@ -176,7 +178,8 @@ impl Collector {
             return Ok(None);
         }
         let found = self.api(&kind, &item.key.namespace).get_metadata_opt(&owner.name).await?;
-        let Some(meta) = found.map(|found| found.metadata).filter(|meta| meta.uid.as_ref() == Some(&owner.uid))
+        let Some(meta) =
+            found.map(|found| found.metadata).filter(|meta| meta.uid.as_ref() == Some(&owner.uid))
         else {
             let elsewhere = self.graph.lock().get(&owner.uid).is_some_and(|node| {
                 !node.key.namespace.is_empty() && node.key.namespace != item.key.namespace

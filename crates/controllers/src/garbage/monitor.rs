@@ -90,7 +90,12 @@ impl Monitors {
     }
 }
 
-async fn follow(collector: Arc<Collector>, kind: Arc<Kind>, synced: watch::Sender<bool>, stop: CancellationToken) {
+async fn follow(
+    collector: Arc<Collector>,
+    kind: Arc<Kind>,
+    synced: watch::Sender<bool>,
+    stop: CancellationToken,
+) {
     let api = Api::<Meta>::all_with(collector.client.clone(), &kind.resource);
     let mut known = HashSet::new();
     for strategy in [InitialListStrategy::StreamingList, InitialListStrategy::ListWatch] {
@@ -170,12 +175,7 @@ async fn follow_with(
     }
 }
 
-fn apply(
-    collector: &Collector,
-    kind: &Arc<Kind>,
-    known: &mut HashSet<String>,
-    object: &Meta,
-) {
+fn apply(collector: &Collector, kind: &Arc<Kind>, known: &mut HashSet<String>, object: &Meta) {
     known.extend(object.metadata.uid.clone());
     let look = collector.graph.lock().apply(kind, &object.metadata);
     look.into_iter().for_each(|uid| collector.queue.add(uid));
