@@ -2,6 +2,7 @@
 //! patches, server-side apply, OpenAPI and protobuf all read the same [`Types`]. Knows no kind by name; no I/O.
 
 mod decode;
+pub mod managed;
 mod normalize;
 pub mod openapi;
 pub mod patch;
