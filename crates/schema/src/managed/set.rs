@@ -154,7 +154,8 @@ impl Set {
         let mut map = Map::new();
         for (element, node) in &self.nodes {
             let mut inner = node.children.to_json();
-            if let (true, false, Some(inner)) = (node.member, node.children.is_empty(), inner.as_object_mut()) {
+            if let (true, false, Some(inner)) = (node.member, node.children.is_empty(), inner.as_object_mut())
+            {
                 inner.insert(".".to_owned(), Value::Object(Map::new()));
             }
             map.insert(element.clone(), inner);

@@ -99,7 +99,10 @@ fn updates_own_what_they_change() {
         json!({"f:spec":{"f:args":{},"f:containers":{"k:{\"name\":\"a\"}":{".":{},"f:name":{}}},
             "f:data":{".":{},"f:k":{}},"f:replicas":{}}})
     );
-    world.update("other", json!({"replicas":2,"args":["x"],"containers":[{"name":"a","ports":[{"containerPort":1}]}]}));
+    world.update(
+        "other",
+        json!({"replicas":2,"args":["x"],"containers":[{"name":"a","ports":[{"containerPort":1}]}]}),
+    );
     assert_eq!(
         world.owned("other"),
         json!({"f:spec":{"f:containers":{"k:{\"name\":\"a\"}":{"f:ports":{".":{},
@@ -146,7 +149,8 @@ fn untracked_objects_and_resets() {
 #[test]
 fn client_side_apply_is_taken_over() {
     let mut world = World::new();
-    let last = json!({"apiVersion":"v1","kind":"Box","metadata":{"name":"n"},"spec":{"replicas":1}}).to_string();
+    let last =
+        json!({"apiVersion":"v1","kind":"Box","metadata":{"name":"n"},"spec":{"replicas":1}}).to_string();
     let mut value = json!({"apiVersion":"v1","kind":"Box","metadata":{"name":"n","annotations":{LAST_APPLIED: last}},
         "spec":{"replicas":1,"paused":true}});
     crate::normalize(&world.types, world.id, &mut value);
@@ -166,7 +170,10 @@ fn bad_configurations() {
     for (spec, want) in [
         (json!({"odd":1}), ".spec.odd: field not declared in schema"),
         (json!({"replicas":"x"}), ".spec.replicas: expected numeric (int or float), got string"),
-        (json!({"containers":[{"name":"a"},{"name":"a"}]}), ".spec.containers: duplicate entries for key [name=\"a\"]"),
+        (
+            json!({"containers":[{"name":"a"},{"name":"a"}]}),
+            ".spec.containers: duplicate entries for key [name=\"a\"]",
+        ),
     ] {
         let error = world.apply("m", spec, false).expect_err(want).to_string();
         assert_eq!(error, format!("failed to create typed patch object (/n; /v1, Kind=Box): {want}"));

@@ -93,11 +93,9 @@ impl<'t> Typed<'t> {
         let ty = self.types.get(id);
         let atomic = ty.atomic || marks.is_some_and(|f| f.map_atomic);
         match &ty.shape {
-            Shape::Object(_) => Atom::Map {
-                owner: Some(id),
-                element: ty.preserve_unknown.then_some(Ref::Deduced),
-                atomic,
-            },
+            Shape::Object(_) => {
+                Atom::Map { owner: Some(id), element: ty.preserve_unknown.then_some(Ref::Deduced), atomic }
+            }
             Shape::Map(element) => Atom::Map { owner: None, element: Some(Ref::Type(*element)), atomic },
             Shape::List(element) => {
                 let list = match marks.and_then(|f| f.list) {
@@ -126,9 +124,7 @@ impl<'t> Typed<'t> {
                 Value::Object(_) => {
                     Err("associative list without keys has an element that's a map type".to_owned())
                 }
-                Value::Array(_) => {
-                    Err("not supported: associative list with lists as elements".to_owned())
-                }
+                Value::Array(_) => Err("not supported: associative list with lists as elements".to_owned()),
                 Value::Null => {
                     Err("associative list without keys has an element that's an explicit null".to_owned())
                 }
@@ -163,9 +159,9 @@ impl<'t> Typed<'t> {
     /// The fields that a value has.
     pub fn fields(self, place: Ref<'t>, value: &Value, path: &mut Vec<String>, out: &mut Set) {
         match self.atom(place, Some(value)) {
-            Atom::Scalar
-            | Atom::Map { atomic: true, .. }
-            | Atom::List { list: Keyed::Atomic, .. } => out.insert(path),
+            Atom::Scalar | Atom::Map { atomic: true, .. } | Atom::List { list: Keyed::Atomic, .. } => {
+                out.insert(path)
+            }
             Atom::Map { owner, element, .. } => {
                 for (key, inner) in value.as_object().into_iter().flatten() {
                     let declared = owner.is_some_and(|id| self.types.field(id, key).is_some());
@@ -239,9 +235,7 @@ impl<'t> Typed<'t> {
         out: &mut Comparison,
     ) -> bool {
         match atom {
-            Atom::Scalar
-            | Atom::Map { atomic: true, .. }
-            | Atom::List { list: Keyed::Atomic, .. } => true,
+            Atom::Scalar | Atom::Map { atomic: true, .. } | Atom::List { list: Keyed::Atomic, .. } => true,
             _ if is_bare(old) && is_bare(new) => true,
             Atom::Map { owner, element, .. } => {
                 let object = |v: Option<&'_ Value>| v.and_then(Value::as_object).cloned().unwrap_or_default();
@@ -261,8 +255,7 @@ impl<'t> Typed<'t> {
                 for name in names {
                     path.push(name.clone());
                     let none = Vec::new();
-                    let (before, after) =
-                        (old.get(name).unwrap_or(&none), new.get(name).unwrap_or(&none));
+                    let (before, after) = (old.get(name).unwrap_or(&none), new.get(name).unwrap_or(&none));
                     self.compare_items(*element, before, after, path, out);
                     path.pop();
                 }
@@ -324,13 +317,12 @@ impl<'t> Typed<'t> {
         let keep = || config.or(live).cloned();
         let atom = self.atom(place, filled(config).or(live));
         match atom {
-            Atom::Scalar
-            | Atom::Map { atomic: true, .. }
-            | Atom::List { list: Keyed::Atomic, .. } => keep(),
+            Atom::Scalar | Atom::Map { atomic: true, .. } | Atom::List { list: Keyed::Atomic, .. } => keep(),
             _ if is_bare(live) && is_bare(config) => keep(),
             Atom::Map { owner, element, .. } => {
                 let empty = Map::new();
-                let object = |v: Option<&'_ Value>| v.and_then(Value::as_object).cloned().unwrap_or(empty.clone());
+                let object =
+                    |v: Option<&'_ Value>| v.and_then(Value::as_object).cloned().unwrap_or(empty.clone());
                 let (live, config) = (object(live), object(config));
                 let mut out = Map::new();
                 let names: BTreeSet<&String> = live.keys().chain(config.keys()).collect();
@@ -543,9 +535,7 @@ impl<'t> Typed<'t> {
         let (wanted, ok) = match self.types.shape(id) {
             Shape::String | Shape::Bytes => ("string", value.is_string()),
             Shape::Bool => ("boolean", value.is_boolean()),
-            Shape::Int32 | Shape::Int64 | Shape::Double => {
-                ("numeric (int or float)", value.is_number())
-            }
+            Shape::Int32 | Shape::Int64 | Shape::Double => ("numeric (int or float)", value.is_number()),
             _ => ("any scalar", !value.is_object() && !value.is_array()),
         };
         if ok { Ok(()) } else { Err(format!("expected {wanted}, got {}", shown(value, wanted))) }

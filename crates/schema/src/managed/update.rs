@@ -64,8 +64,7 @@ fn take(
     force: bool,
 ) -> Result<Comparison, Vec<(Manager, Vec<String>)>> {
     let mut versions: BTreeMap<String, Option<Comparison>> = BTreeMap::new();
-    versions
-        .insert(context.api_version.to_owned(), Some(compare(context, context.type_id, old, new)));
+    versions.insert(context.api_version.to_owned(), Some(compare(context, context.type_id, old, new)));
     let mut conflicts = Vec::new();
     let mut taken: Vec<(Manager, Set)> = Vec::new();
     for (manager, owned) in managers.iter().filter(|(m, _)| Some(*m) != own) {
