@@ -11,7 +11,6 @@ mod config;
 mod discovery;
 mod hooks;
 mod http;
-mod impersonate;
 mod managed;
 mod metrics;
 mod openapi;
@@ -25,6 +24,7 @@ mod selector;
 mod serve;
 mod server;
 mod special;
+mod start;
 mod status;
 #[cfg(test)]
 mod testing;
@@ -43,4 +43,5 @@ pub use hooks::{
     Transform,
 };
 pub use server::{ApiServer, Error, InProcess};
+pub use start::start;
 pub use status::{Cause, Status};

@@ -19,7 +19,7 @@ use crate::request::RequestInfo;
 use crate::server::Server;
 use crate::verbs::write::Part;
 use crate::verbs::{Answered, Call, create, delete, list, patch, read, scale, update, watch};
-use crate::{Attributes, Status, UserInfo, impersonate, render, special};
+use crate::{Attributes, Status, UserInfo, render, special};
 
 /// How the caller reached the server.
 pub enum Caller {
@@ -116,7 +116,6 @@ where
             None => return Err(Status::unauthorized()),
         },
     };
-    let user = impersonate::apply(&server, &parts.headers, user).await?;
     let attributes = Attributes { user, ..info.attributes(&query) };
     let decision = server.hooks.authorize.authorize(&attributes).await;
     if !decision.allowed() {
@@ -276,10 +275,4 @@ pub fn text(code: StatusCode, text: impl Into<String>) -> Response<Body> {
     let mut response = render::response(code, "text/plain; charset=utf-8", Body::Full(text.into().into()));
     response.headers_mut().insert("X-Content-Type-Options", HeaderValue::from_static("nosniff"));
     response
-}
-
-/// Whether an Accept header asks for anything but plain text.
-pub fn wants(parts: &Parts, media_type: &str) -> bool {
-    let header = parts.headers.get(ACCEPT).and_then(|h| h.to_str().ok()).unwrap_or_default();
-    header.contains(media_type)
 }

@@ -39,11 +39,15 @@ pub enum Error {
     Bootstrap(Status),
 }
 
+pub use crate::special::Connector;
+
 /// What the pipeline works with.
 pub struct Server {
     pub config: Config,
     pub registry: Arc<Registry>,
     pub hooks: Hooks,
+    /// How kubelets are reached.
+    pub connector: Option<Arc<Connector>>,
     pub metrics: Metrics,
     pub shutdown: CancellationToken,
     pub allocators: crate::special::Allocators,
@@ -74,6 +78,7 @@ impl ApiServer {
         config: Config,
         store: Store,
         tls: Option<Arc<rustls::ServerConfig>>,
+        connector: Option<Arc<Connector>>,
         hooks: impl FnOnce(ClusterRef) -> Hooks,
     ) -> Result<Self, Error> {
         let view = Arc::new(View::default());
@@ -96,6 +101,7 @@ impl ApiServer {
             config,
             registry: registry.clone(),
             hooks,
+            connector,
             metrics: Metrics::new(),
             shutdown,
         });

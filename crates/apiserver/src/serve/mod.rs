@@ -86,6 +86,14 @@ pub fn path(server: &Arc<Server>, parts: &Parts, query: &Query, info: &RequestIn
             only_get()?;
             openapi::path(server, parts, query, trimmed)
         }
+        [".well-known", "openid-configuration"] | ["openid", "v1", "jwks"] => {
+            only_get()?;
+            let issuer = server.hooks.issuer.as_ref().ok_or_else(Status::no_such_resource)?;
+            let keys = segments[0] == "openid";
+            let document = if keys { issuer.key_set() } else { issuer.discovery(&server.advertised()) };
+            let media_type = if keys { "application/jwk-set+json" } else { "application/json" };
+            Ok(render::response(StatusCode::OK, media_type, Body::Full(document.to_string().into())))
+        }
         [] | [""] => {
             only_get()?;
             answer(parts, query, &json!({"paths": paths(server)}))

@@ -10,8 +10,11 @@ use crate::server::Server;
 use crate::verbs::{Answered, Call, meta};
 use crate::{FieldError, Status, render};
 
+mod connect;
 mod namespaces;
 mod pods;
+
+pub use connect::Connector;
 
 /// Gives back what a hook took (addresses, ports) when the write fails; or completes it when it succeeds.
 #[derive(Default)]
