@@ -156,6 +156,4 @@ pub struct Hooks {
     /// `serviceaccounts/token`.
     pub tokens: Arc<dyn Answer>,
     pub transform: Option<Arc<dyn Transform>>,
-    /// Publishes the keys of ServiceAccount tokens at `/.well-known/openid-configuration` and `/openid/v1/jwks`.
-    pub issuer: Option<Arc<crate::authn::Tokens>>,
 }

@@ -1,18 +1,175 @@
-//! `/openapi/v2` and `/openapi/v3`, rendered when first asked for.
+//! `/openapi/v2` and `/openapi/v3`, rendered when first asked for and kept compressed.
 
-use http::Response;
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::{ACCEPT, CONTENT_ENCODING, ETAG, HeaderValue, IF_NONE_MATCH, VARY};
 use http::request::Parts;
+use http::{Response, StatusCode};
+use parking_lot::Mutex;
+use schema::openapi::{Route, SubRoute, document, v2, v2_protobuf, v3, v3_index};
+use schema::{Kind, Str};
+use sha2::{Digest, Sha256};
 
-use crate::Status;
 use crate::http::body::Body;
-use crate::query::Query;
+use crate::registry::Rows;
 use crate::server::Server;
+use crate::{Status, render};
 
-/// Rendered documents.
+const VERSION: &str = "v1.36.2";
+
+/// A rendered document.
+struct Rendered {
+    gzip: Bytes,
+    /// Of the plain text.
+    hash: String,
+}
+
+/// Rendered documents by name, for one set of rows.
 #[derive(Default)]
-pub struct Documents {}
+pub struct Documents(Mutex<Option<Made>>);
 
-/// Answers a path below `/openapi/`.
-pub fn path(_server: &Server, _parts: &Parts, _query: &Query, _path: &str) -> Result<Response<Body>, Status> {
-    Err(Status::no_such_resource())
+struct Made {
+    rows: Arc<Rows>,
+    documents: BTreeMap<String, Arc<Rendered>>,
+}
+
+fn routes<'a>(rows: &'a Rows, only: Option<&str>) -> Vec<Route<'a>> {
+    rows.iter()
+        .filter(|row| only.is_none_or(|only| document(row.group(), &row.resource.version) == only))
+        .map(|row| {
+            let r = &row.resource;
+            let kind = |group: &Str, version: &Str, kind: &Str| Kind {
+                group: group.clone(),
+                version: version.clone(),
+                kind: kind.clone(),
+            };
+            Route {
+                types: &r.types,
+                group: &r.group,
+                version: &r.version,
+                plural: &r.plural,
+                namespaced: r.namespaced,
+                verbs: &r.verbs,
+                kind: kind(&r.group, &r.version, &r.kind),
+                type_id: r.type_id,
+                list_type_id: r.list_type_id,
+                subresources: r
+                    .subresources
+                    .iter()
+                    .map(|s| SubRoute {
+                        name: &s.name,
+                        verbs: &s.verbs,
+                        kind: kind(&s.group, &s.version, &s.kind),
+                        type_id: s.type_id,
+                    })
+                    .collect(),
+            }
+        })
+        .collect()
+}
+
+fn render_document(text: &[u8]) -> Result<Arc<Rendered>, Status> {
+    let hash: String = Sha256::digest(text).iter().map(|b| format!("{b:02X}")).collect();
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    let gzip = encoder.write_all(text).and_then(|()| encoder.finish()).map_err(Status::internal)?;
+    Ok(Arc::new(Rendered { gzip: gzip.into(), hash }))
+}
+
+impl Documents {
+    fn get(&self, server: &Server, name: &str) -> Result<Option<Arc<Rendered>>, Status> {
+        let rows = arc_swap::Guard::into_inner(server.registry.rows());
+        let mut made = self.0.lock();
+        if made.as_ref().is_none_or(|m| !Arc::ptr_eq(&m.rows, &rows)) {
+            *made = Some(Made { rows: rows.clone(), documents: BTreeMap::new() });
+        }
+        let documents = &mut made.as_mut().expect("made above").documents;
+        if let Some(document) = documents.get(name) {
+            return Ok(Some(document.clone()));
+        }
+        let text = match name {
+            "v2" => v2(&routes(&rows, None), VERSION).into_bytes(),
+            "v2.protobuf" => v2_protobuf(&routes(&rows, None), VERSION),
+            name => {
+                let routes = routes(&rows, Some(name));
+                if routes.is_empty() && !names(&rows).iter().any(|n| n == name) {
+                    return Ok(None);
+                }
+                v3(&routes, VERSION).into_bytes()
+            }
+        };
+        let rendered = render_document(&text)?;
+        documents.insert(name.to_owned(), rendered.clone());
+        Ok(Some(rendered))
+    }
+}
+
+/// The names of all v3 documents.
+fn names(rows: &Rows) -> Vec<String> {
+    let plain = ["api", "apis", "version", ".well-known/openid-configuration", "openid/v1/jwks"];
+    let mut names: Vec<String> = plain.map(str::to_owned).into();
+    for row in rows.iter() {
+        names.push(document(row.group(), &row.resource.version));
+        if !row.group().is_empty() {
+            names.push(format!("apis/{}", row.group()));
+        }
+    }
+    names.sort();
+    names.dedup();
+    names
+}
+
+/// Answers a path below `/openapi`.
+pub fn path(server: &Server, parts: &Parts, path: &str) -> Result<Response<Body>, Status> {
+    let header = |name| parts.headers.get(name).and_then(|h| h.to_str().ok()).unwrap_or_default();
+    let accept = header(ACCEPT);
+    let (rendered, content_type) = match path {
+        "/openapi/v2" if accept.contains("com.github.proto-openapi.spec.v2@v1.0+protobuf") => {
+            let document = server.openapi.get(server, "v2.protobuf")?;
+            (document, schema::openapi::V2_PROTOBUF)
+        }
+        "/openapi/v2" => (server.openapi.get(server, "v2")?, "application/json"),
+        "/openapi/v3" => {
+            let rows = server.registry.rows();
+            let mut hashes = Vec::new();
+            for name in names(&rows) {
+                // The address changes with the rows; rendering every document for its hash would make the index slow.
+                let seed = format!("{name}@{VERSION}:{}", routes(&rows, Some(&name)).len());
+                let hash: String =
+                    Sha256::digest(seed.as_bytes()).iter().map(|b| format!("{b:02X}")).collect();
+                hashes.push((name, hash));
+            }
+            let index = v3_index(hashes.iter().map(|(name, hash)| (name.as_str(), hash.as_str())));
+            let body = Body::Full(index.into());
+            return Ok(render::response(StatusCode::OK, "text/plain; charset=utf-8", body));
+        }
+        other => match other.strip_prefix("/openapi/v3/") {
+            Some(name) => (server.openapi.get(server, name)?, "application/json"),
+            None => (None, "application/json"),
+        },
+    };
+    let rendered = rendered.ok_or_else(Status::no_such_resource)?;
+    let etag = format!("\"{}\"", rendered.hash);
+    let mut response = if header(IF_NONE_MATCH) == etag {
+        let mut response = Response::new(Body::Empty);
+        *response.status_mut() = StatusCode::NOT_MODIFIED;
+        response
+    } else if header(http::header::ACCEPT_ENCODING).contains("gzip") {
+        let mut response =
+            render::response(StatusCode::OK, content_type, Body::Full(rendered.gzip.clone()));
+        response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        response
+    } else {
+        let mut plain = Vec::new();
+        let mut decoder = flate2::read::GzDecoder::new(rendered.gzip.as_ref());
+        decoder.read_to_end(&mut plain).map_err(Status::internal)?;
+        render::response(StatusCode::OK, content_type, Body::Full(plain.into()))
+    };
+    if let Ok(etag) = HeaderValue::from_str(&etag) {
+        response.headers_mut().insert(ETAG, etag);
+    }
+    response.headers_mut().insert(VARY, HeaderValue::from_static("Accept, Accept-Encoding"));
+    Ok(response)
 }

@@ -19,7 +19,7 @@ use crate::request::RequestInfo;
 use crate::server::Server;
 use crate::verbs::write::Part;
 use crate::verbs::{Answered, Call, create, delete, list, patch, read, scale, update, watch};
-use crate::{Attributes, Status, UserInfo, render, special};
+use crate::{Attributes, Status, UserInfo, authn, authz, render, special};
 
 /// How the caller reached the server.
 pub enum Caller {
@@ -66,7 +66,7 @@ where
         }
         response
     });
-    if gzip && !long {
+    if gzip && !long && !response.headers().contains_key(CONTENT_ENCODING) {
         let (parts, body) = response.into_parts();
         let (body, packed) = body.gzip();
         response = Response::from_parts(parts, body);
@@ -116,10 +116,11 @@ where
             None => return Err(Status::unauthorized()),
         },
     };
+    let user = authn::impersonate(&*server.hooks.authorize, user, &parts.headers).await?;
     let attributes = Attributes { user, ..info.attributes(&query) };
     let decision = server.hooks.authorize.authorize(&attributes).await;
     if !decision.allowed() {
-        return Err(forbidden(&attributes, &decision.reason));
+        return Err(authz::forbidden(&attributes, &decision.reason));
     }
     if !info.is_resource {
         return crate::serve::path(&server, &parts, &query, &info);
@@ -168,29 +169,6 @@ fn warning_header(text: &str) -> String {
     }
     out.push('"');
     out
-}
-
-fn forbidden(attributes: &Attributes, reason: &str) -> Status {
-    let user = &attributes.user.name;
-    let verb = &attributes.verb;
-    let mut why = if attributes.resource_request {
-        let group = &attributes.group;
-        let resource = match attributes.subresource.as_str() {
-            "" => attributes.resource.clone(),
-            sub => format!("{}/{sub}", attributes.resource),
-        };
-        let place = match attributes.namespace.as_str() {
-            "" => "at the cluster scope".to_owned(),
-            namespace => format!("in the namespace {namespace:?}"),
-        };
-        format!("User {user:?} cannot {verb} resource {resource:?} in API group {group:?} {place}")
-    } else {
-        format!("User {user:?} cannot {verb} path {:?}", attributes.path)
-    };
-    if !reason.is_empty() {
-        why = format!("{why}: {reason}");
-    }
-    Status::forbidden(&attributes.group, &attributes.resource, &attributes.name, why)
 }
 
 async fn dispatch(call: &Call, served: &Arc<Served>, body: Bytes) -> Answered {

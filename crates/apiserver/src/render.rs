@@ -63,13 +63,28 @@ fn to_yaml(value: &Value) -> Result<Bytes, Status> {
     Ok(crate::yaml::write(value).into())
 }
 
-fn to_protobuf(_value: &Value) -> Result<Bytes, Status> {
-    Err(Status::not_acceptable("protobuf is not served for this answer"))
+/// A whole protobuf body; the tree names its kind.
+fn to_protobuf(value: &Value) -> Result<Bytes, Status> {
+    let types = api::types();
+    let text = |key: &str| value.get(key).and_then(Value::as_str).unwrap_or_default();
+    let (api_version, kind) = (text("apiVersion"), text("kind"));
+    let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
+    let id = match types.by_gvk(group, version, kind) {
+        Some(id) => id,
+        None if kind == "Status" => types
+            .by_name("io.k8s.apimachinery.pkg.apis.meta.v1.Status")
+            .ok_or_else(|| Status::internal("no Status in the type table"))?,
+        None => {
+            return Err(Status::not_acceptable(format!("{kind} of {api_version} has no protobuf form")));
+        }
+    };
+    schema::proto::encode(types, id, value).map(Bytes::from).map_err(Status::internal)
 }
 
-/// The tree of a protobuf body.
-pub fn from_protobuf(_body: &Bytes) -> Result<Value, Status> {
-    Err(Status::unsupported_media_type("protobuf bodies are not read"))
+/// The tree of a protobuf body; `fallback` is its type if it names none.
+pub fn from_protobuf(body: &Bytes, fallback: schema::TypeId) -> Result<Value, Status> {
+    let decoded = schema::proto::decode(api::types(), Some(fallback), body);
+    decoded.map(|d| d.value).map_err(|e| Status::bad_request(e.to_string()))
 }
 
 /// A stored object.
@@ -272,19 +287,23 @@ impl Frames {
 }
 
 fn frame(output: Output, kind: &str, value: &Value) -> Result<Bytes, Status> {
-    let event = json!({"type": kind, "object": value});
+    let event = || json!({"type": kind, "object": value});
     match output.format {
         Format::Json => {
-            let mut text = serde_json::to_vec(&event).map_err(Status::internal)?;
+            let mut text = serde_json::to_vec(&event()).map_err(Status::internal)?;
             text.push(b'\n');
             Ok(text.into())
         }
         Format::Yaml => {
             let mut text = b"---\n".to_vec();
-            text.extend_from_slice(&to_yaml(&event)?);
+            text.extend_from_slice(&to_yaml(&event())?);
             Ok(text.into())
         }
-        Format::Protobuf => to_protobuf(&event),
+        Format::Protobuf => {
+            let event = schema::proto::watch_event(kind, &to_protobuf(value)?);
+            let length = u32::try_from(event.len()).map_err(Status::internal)?;
+            Ok([length.to_be_bytes().as_slice(), &event].concat().into())
+        }
     }
 }
 

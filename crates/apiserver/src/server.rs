@@ -12,6 +12,7 @@ use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
+use crate::authn::Tokens;
 use crate::http::body::Body;
 use crate::http::listen::{self, Peer};
 use crate::metrics::Metrics;
@@ -35,6 +36,8 @@ pub enum Error {
     },
     #[error("the server's certificates cannot be made or used: {0}")]
     Pki(String),
+    #[error(transparent)]
+    Access(#[from] crate::AccessError),
     #[error("what every cluster holds could not be written: {0}")]
     Bootstrap(Status),
 }
@@ -48,6 +51,8 @@ pub struct Server {
     pub hooks: Hooks,
     /// How kubelets are reached.
     pub connector: Option<Arc<Connector>>,
+    /// Publishes the keys of ServiceAccount tokens.
+    pub issuer: Option<Arc<Tokens>>,
     pub metrics: Metrics,
     pub shutdown: CancellationToken,
     pub allocators: crate::special::Allocators,
@@ -79,10 +84,10 @@ impl ApiServer {
         store: Store,
         tls: Option<Arc<rustls::ServerConfig>>,
         connector: Option<Arc<Connector>>,
-        hooks: impl FnOnce(ClusterRef) -> Hooks,
+        hooks: impl FnOnce(ClusterRef) -> (Hooks, Option<Arc<Tokens>>),
     ) -> Result<Self, Error> {
         let view = Arc::new(View::default());
-        let hooks = hooks(view.clone());
+        let (hooks, issuer) = hooks(view.clone());
         let codec = Codec { transform: hooks.transform.clone() };
         let (registry, revision) = Registry::open(store.clone(), codec.clone()).await?;
         let registry = Arc::new(registry);
@@ -102,6 +107,7 @@ impl ApiServer {
             registry: registry.clone(),
             hooks,
             connector,
+            issuer,
             metrics: Metrics::new(),
             shutdown,
         });

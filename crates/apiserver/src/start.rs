@@ -10,11 +10,9 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use store::Store;
 
-use crate::authn::{AnyCertificate, Authenticator, TokenRequests, Tokens};
-use crate::authz::{Authorizer, Reviews};
+use crate::authn::AnyCertificate;
 use crate::server::{Connector, Error};
-use crate::transform::AtRest;
-use crate::{ApiServer, ClusterRef, Config, Hooks, bootstrap};
+use crate::{Access, ApiServer, Config, bootstrap};
 
 /// Starts a server: certificates and `admin.kubeconfig` are made in the data directory, the built-in objects in the store.
 /// It answers once [`ApiServer::serve`] runs; in-process clients are answered at once.
@@ -22,82 +20,22 @@ pub async fn start(config: Config, store: Store) -> Result<ApiServer, Error> {
     let pki = pki::ClusterPki::load_or_create(config.data_dir.join("pki")).map_err(pki_error)?;
     let tls = Arc::new(tls(&config, &pki)?);
     let connector = Arc::new(connector(&config, &pki)?);
-    let at_rest = AtRest::load_or_create(&config.data_dir.join("pki").join("encryption.key"))
-        .map_err(|e| Error::Pki(e.to_string()))?;
-    let issuer = format!("https://kubernetes.default.svc.{}", config.cluster_domain);
-    let mut failed = None;
-    let hooks = |cluster: ClusterRef| -> Hooks {
-        let audiences = vec![issuer.clone()];
-        let tokens = Tokens::new(cluster.clone(), pki.service_account.clone(), issuer, audiences);
-        let authorizer = Authorizer::new(cluster.clone(), bootstrap::node_rules());
-        let authenticate: Arc<dyn crate::Authenticate> =
-            match Authenticator::new(&pki, tokens.clone(), authorizer.clone()) {
-                Ok(authenticator) => Arc::new(authenticator),
-                Err(error) => {
-                    failed = Some(Error::Pki(error.to_string()));
-                    Arc::new(Nobody)
-                }
-            };
-        Hooks {
-            authenticate,
-            authorize: authorizer.clone(),
-            admit: Arc::new(Open),
-            reviews: Arc::new(Reviews::new(authorizer, tokens.clone())),
-            tokens: Arc::new(TokenRequests::new(cluster, tokens.clone())),
-            transform: Some(Arc::new(at_rest)),
-            issuer: Some(tokens),
-        }
-    };
+    let key_file = config.data_dir.join("pki").join("encryption.key");
+    let access = Access::new(pki.clone(), &config.cluster_domain, &key_file)?;
     let data_dir = config.data_dir.clone();
     let host = config.advertise.first().copied().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
-    let server = ApiServer::assemble(config, store, Some(tls), Some(connector), hooks).await?;
-    if let Some(error) = failed {
-        return Err(error);
-    }
+    let server = ApiServer::assemble(config, store, Some(tls), Some(connector), |cluster| {
+        let assembled = access.assemble(cluster);
+        (assembled.hooks, Some(assembled.tokens))
+    })
+    .await?;
     let url = format!("https://{}", std::net::SocketAddr::new(host, server.address().port()));
     bootstrap::ensure(&server.cluster(), &pki, &url).await.map_err(Error::Bootstrap)?;
-    let admin = pki
-        .stored_client("admin", "kubernetes-admin", &["system:masters".to_owned()])
-        .map_err(pki_error)?;
+    let admin =
+        pki.stored_client("admin", "kubernetes-admin", &["system:masters".to_owned()]).map_err(pki_error)?;
     let kubeconfig = pki.kubeconfig("carrack", &url, &admin);
     pki::files::write(&data_dir.join("admin.kubeconfig"), kubeconfig.as_bytes()).map_err(pki_error)?;
     Ok(server)
-}
-
-/// Knows nobody; stands in until the failure that made it necessary is returned.
-struct Nobody;
-
-impl crate::Authenticate for Nobody {
-    fn authenticate<'a>(
-        &'a self,
-        _parts: &'a http::request::Parts,
-        _peer: &'a [CertificateDer<'static>],
-    ) -> futures::future::BoxFuture<'a, Result<Option<crate::UserInfo>, crate::Status>> {
-        Box::pin(std::future::ready(Err(crate::Status::unauthorized())))
-    }
-}
-
-/// Admits everything.
-struct Open;
-
-impl crate::Admit for Open {
-    fn mutate<'a>(
-        &'a self,
-        _request: &'a crate::AdmissionRequest<'a>,
-        _object: &'a mut serde_json::Value,
-        _old: Option<&'a serde_json::Value>,
-    ) -> futures::future::BoxFuture<'a, Result<(), crate::Status>> {
-        Box::pin(std::future::ready(Ok(())))
-    }
-
-    fn validate<'a>(
-        &'a self,
-        _request: &'a crate::AdmissionRequest<'a>,
-        _object: &'a serde_json::Value,
-        _old: Option<&'a serde_json::Value>,
-    ) -> futures::future::BoxFuture<'a, Result<(), crate::Status>> {
-        Box::pin(std::future::ready(Ok(())))
-    }
 }
 
 fn pki_error(error: pki::Error) -> Error {
@@ -112,12 +50,14 @@ pub fn first_address(range: &IpNet) -> IpAddr {
     }
 }
 
-fn identity(identity: &pki::Identity) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), Error> {
+fn identity(
+    identity: &pki::Identity,
+) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), Error> {
     let certificates: Result<Vec<_>, _> =
         CertificateDer::pem_slice_iter(identity.cert_pem.as_bytes()).collect();
     let certificates = certificates.map_err(|e| Error::Pki(e.to_string()))?;
-    let key = PrivateKeyDer::from_pem_slice(identity.key_pem.as_bytes())
-        .map_err(|e| Error::Pki(e.to_string()))?;
+    let key =
+        PrivateKeyDer::from_pem_slice(identity.key_pem.as_bytes()).map_err(|e| Error::Pki(e.to_string()))?;
     Ok((certificates, key))
 }
 

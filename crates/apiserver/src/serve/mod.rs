@@ -84,11 +84,11 @@ pub fn path(server: &Arc<Server>, parts: &Parts, query: &Query, info: &RequestIn
         }
         ["openapi", ..] => {
             only_get()?;
-            openapi::path(server, parts, query, trimmed)
+            openapi::path(server, parts, trimmed)
         }
         [".well-known", "openid-configuration"] | ["openid", "v1", "jwks"] => {
             only_get()?;
-            let issuer = server.hooks.issuer.as_ref().ok_or_else(Status::no_such_resource)?;
+            let issuer = server.issuer.as_ref().ok_or_else(Status::no_such_resource)?;
             let keys = segments[0] == "openid";
             let document = if keys { issuer.key_set() } else { issuer.discovery(&server.advertised()) };
             let media_type = if keys { "application/jwk-set+json" } else { "application/json" };

@@ -45,7 +45,8 @@ impl DeleteOptions {
             let decoded = match input(&call.headers)? {
                 Format::Json => schema::decode_json(types, id, body, strict),
                 Format::Yaml => schema::decode_yaml(types, id, body, strict),
-                Format::Protobuf => schema::decode_value(types, id, &render::from_protobuf(body)?, strict),
+                Format::Protobuf => render::from_protobuf(body, id)
+                    .map(|value| Ok(schema::Decoded { value, warnings: Vec::new() }))?,
             };
             let value = decoded.map_err(|e| Status::bad_request(e.to_string()))?.value;
             let kind = value.get("kind").and_then(Value::as_str).unwrap_or("DeleteOptions");

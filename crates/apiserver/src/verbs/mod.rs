@@ -92,8 +92,8 @@ impl Call {
             Format::Json => schema::decode_json(types, id, body, validation),
             Format::Yaml => schema::decode_yaml(types, id, body, validation),
             Format::Protobuf => {
-                let value = crate::render::from_protobuf(body)?;
-                schema::decode_value(types, id, &value, validation)
+                let value = crate::render::from_protobuf(body, id)?;
+                Ok(schema::Decoded { value, warnings: Vec::new() })
             }
         };
         let decoded = decoded.map_err(|e| decode_status(&e, version, kind))?;
