@@ -157,8 +157,7 @@ pub fn path(server: &Server, parts: &Parts, path: &str) -> Result<Response<Body>
         *response.status_mut() = StatusCode::NOT_MODIFIED;
         response
     } else if header(http::header::ACCEPT_ENCODING).contains("gzip") {
-        let mut response =
-            render::response(StatusCode::OK, content_type, Body::Full(rendered.gzip.clone()));
+        let mut response = render::response(StatusCode::OK, content_type, Body::Full(rendered.gzip.clone()));
         response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
         response
     } else {

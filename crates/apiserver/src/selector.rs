@@ -18,8 +18,7 @@ impl Selector {
     pub fn parse(served: &Served, labels: &str, fields: &str) -> Result<Self, Status> {
         let labels = api::labels::Selector::parse(labels)
             .map_err(|e| Status::bad_request(format!("unable to parse requirement: {e}")))?;
-        let fields =
-            api::fields::Selector::parse(fields).map_err(|e| Status::bad_request(e.to_string()))?;
+        let fields = api::fields::Selector::parse(fields).map_err(|e| Status::bad_request(e.to_string()))?;
         let mut by_key = true;
         for term in &fields.terms {
             if matches!(term.field.as_str(), "metadata.name" | "metadata.namespace") {
@@ -60,8 +59,7 @@ impl Selector {
             return self.fields.matches(of_key);
         }
         let selectable = object.selectable(served.resource.strategy.fields);
-        let label =
-            |key: &str| selectable.labels.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_str());
+        let label = |key: &str| selectable.labels.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_str());
         let field = |key: &str| {
             let own = || selectable.fields.iter().find(|(k, _)| *k == key).map(|(_, v)| v.as_str());
             of_key(key).or_else(own)
