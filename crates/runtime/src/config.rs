@@ -1,0 +1,74 @@
+//! What the runtime is told when it is started.
+
+use std::path::PathBuf;
+
+use ipnet::IpNet;
+
+use crate::images::RegistryConfig;
+
+/// Configuration of [`crate::serve`].
+#[derive(Debug, Clone)]
+pub struct RuntimeConfig {
+    /// Durable data: images, layers, records, the containers' own files. Not on overlayfs.
+    pub root: PathBuf,
+    /// Data that holds until the machine restarts: shims, bundles, mounts.
+    pub state_dir: PathBuf,
+    /// The CRI socket.
+    pub socket: PathBuf,
+    /// How pods get addresses.
+    pub network: NetworkMode,
+    /// How registries are reached.
+    pub registry: RegistryConfig,
+    /// The cgroup of pods for which the kubelet names none.
+    pub cgroup_parent: String,
+    /// The cgroup that shims are put in, away from the runtime's own.
+    pub shim_cgroup: String,
+    /// Tools in the built-in image; each becomes a link in its `/bin`.
+    pub toolbox_applets: Vec<String>,
+    /// Local profiles for seccomp are looked up here when they are named by a relative path.
+    pub seccomp_dir: PathBuf,
+}
+
+impl RuntimeConfig {
+    /// The usual configuration with everything below two directories.
+    pub fn new(root: impl Into<PathBuf>, state_dir: impl Into<PathBuf>) -> Self {
+        let (root, state_dir) = (root.into(), state_dir.into());
+        Self {
+            socket: state_dir.join("runtime.sock"),
+            root,
+            state_dir,
+            network: NetworkMode::None,
+            registry: RegistryConfig::default(),
+            cgroup_parent: "/carrack".into(),
+            shim_cgroup: "/carrack-shims".into(),
+            toolbox_applets: Vec::new(),
+            seccomp_dir: PathBuf::from("/var/lib/kubelet/seccomp"),
+        }
+    }
+}
+
+/// How pods get addresses.
+#[derive(Debug, Clone, Default)]
+pub enum NetworkMode {
+    /// By Carrack's own routed links. The node's range comes by CRI's `UpdateRuntimeConfig`, unless it is given here.
+    Pods {
+        /// Leases.
+        state_dir: PathBuf,
+        /// This node's ranges, if they are known.
+        ranges: Vec<IpNet>,
+        /// The whole cluster's ranges: traffic to them is not masqueraded.
+        cluster_ranges: Vec<IpNet>,
+        /// MTU of the pods' links.
+        mtu: Option<u32>,
+    },
+    /// By plugins of the Container Network Interface.
+    Cni {
+        /// Network configurations; the first by name is used.
+        conf_dir: PathBuf,
+        /// Plugins.
+        bin_dirs: Vec<PathBuf>,
+    },
+    /// Pods have loopback only.
+    #[default]
+    None,
+}

@@ -1,0 +1,250 @@
+//! The HTTP client for registries: one connection per request, TLS unless the registry is on loopback or configured as
+//! plain, redirects followed, every wait bounded.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, header};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject};
+use tokio::net::TcpStream;
+
+use super::Error;
+
+/// How registries are reached.
+#[derive(Debug, Clone)]
+pub struct RegistryConfig {
+    /// `host` or `host:port` of registries that speak plain HTTP. Those on loopback may always.
+    pub plain_http: BTreeSet<String>,
+    /// Further certificate authorities, as PEM files.
+    pub ca_files: Vec<PathBuf>,
+    /// Layers that are downloaded at once, over all pulls.
+    pub parallel_downloads: usize,
+    /// The longest wait for a connection.
+    pub connect_timeout: Duration,
+    /// The longest wait for an answer, or for its next bytes.
+    pub idle_timeout: Duration,
+}
+
+impl Default for RegistryConfig {
+    fn default() -> Self {
+        Self {
+            plain_http: BTreeSet::new(),
+            ca_files: Vec::new(),
+            parallel_downloads: 4,
+            connect_timeout: Duration::from_secs(15),
+            idle_timeout: Duration::from_secs(60),
+        }
+    }
+}
+
+/// Where a Linux system keeps the certificates it trusts.
+const SYSTEM_CA_FILES: &[&str] = &[
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/cert.pem",
+    "/etc/ssl/ca-bundle.pem",
+];
+
+impl RegistryConfig {
+    /// The scheme for a registry.
+    pub fn scheme(&self, host: &str) -> &'static str {
+        if self.plain_http.contains(host) || is_loopback(host) { "http" } else { "https" }
+    }
+
+    /// The address of the registry behind a domain in image names.
+    pub fn endpoint(&self, domain: &str) -> String {
+        let host = if domain == "docker.io" { "registry-1.docker.io" } else { domain };
+        format!("{}://{host}", self.scheme(host))
+    }
+
+    /// Sends one request, following redirects. Credentials go only to the host they were made for.
+    pub async fn send(
+        &self,
+        method: Method,
+        uri: &Uri,
+        headers: &HeaderMap,
+    ) -> Result<Response<Incoming>, Error> {
+        let mut uri = uri.clone();
+        let mut headers = headers.clone();
+        for _ in 0..6 {
+            let response = self.once(&method, &uri, &headers).await?;
+            let redirect = matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308);
+            let Some(location) = response.headers().get(header::LOCATION).filter(|_| redirect) else {
+                return Ok(response);
+            };
+            let host = uri.authority().map(|a| a.to_string()).unwrap_or_default();
+            let bad = || Error::Registry {
+                host: host.clone(),
+                reason: "it redirects to an invalid address".into(),
+            };
+            let location = location.to_str().map_err(|_| bad())?;
+            let next: Uri = if location.starts_with('/') {
+                format!("{}://{host}{location}", uri.scheme_str().unwrap_or("https"))
+                    .parse()
+                    .map_err(|_| bad())?
+            } else {
+                location.parse().map_err(|_| bad())?
+            };
+            if next.authority() != uri.authority() {
+                headers.remove(header::AUTHORIZATION);
+            }
+            let to = next.authority().map(|a| a.to_string()).unwrap_or_default();
+            if next.scheme_str() == Some("http") && self.scheme(&to) != "http" {
+                return Err(Error::Registry { host, reason: format!("it redirects to plain HTTP at {to}") });
+            }
+            uri = next;
+        }
+        Err(Error::Registry { host: uri.to_string(), reason: "too many redirects".into() })
+    }
+
+    async fn once(
+        &self,
+        method: &Method,
+        uri: &Uri,
+        headers: &HeaderMap,
+    ) -> Result<Response<Incoming>, Error> {
+        let authority = uri.authority().map(|a| a.to_string()).unwrap_or_default();
+        let fail = |reason: String| Error::Registry { host: authority.clone(), reason };
+        let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
+        let tls = uri.scheme_str() != Some("http");
+        let port = uri.port_u16().unwrap_or(if tls { 443 } else { 80 });
+        let late = |what: &str, time: Duration| fail(format!("{what} timed out after {} s", time.as_secs()));
+
+        let connecting = TcpStream::connect((host.as_str(), port));
+        let stream = tokio::time::timeout(self.connect_timeout, connecting)
+            .await
+            .map_err(|_| late("connecting", self.connect_timeout))?
+            .map_err(|e| fail(format!("cannot connect to {host}:{port}: {e}")))?;
+        let _ = stream.set_nodelay(true);
+
+        let path = uri.path_and_query().map_or("/", |p| p.as_str());
+        let mut request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, &authority)
+            .header(header::USER_AGENT, concat!("carrack/", env!("CARGO_PKG_VERSION")));
+        if let Some(to) = request.headers_mut() {
+            to.extend(headers.clone());
+        }
+        let request = request.body(Full::<Bytes>::default()).map_err(|e| fail(e.to_string()))?;
+
+        let answer = async {
+            let mut sender = if tls {
+                let name = ServerName::try_from(host.clone()).map_err(|e| fail(e.to_string()))?;
+                let connector = tokio_rustls::TlsConnector::from(self.tls(&authority)?);
+                let stream = connector.connect(name, stream).await.map_err(|e| fail(format!("TLS: {e}")))?;
+                let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+                    .await
+                    .map_err(|e| fail(e.to_string()))?;
+                tokio::spawn(connection);
+                sender
+            } else {
+                let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+                    .await
+                    .map_err(|e| fail(e.to_string()))?;
+                tokio::spawn(connection);
+                sender
+            };
+            sender.send_request(request).await.map_err(|e| fail(format!("no answer: {e}")))
+        };
+        tokio::time::timeout(self.idle_timeout, answer)
+            .await
+            .map_err(|_| late("waiting for an answer", self.idle_timeout))?
+    }
+
+    fn tls(&self, host: &str) -> Result<Arc<rustls::ClientConfig>, Error> {
+        static SHARED: OnceLock<Arc<rustls::ClientConfig>> = OnceLock::new();
+        if self.ca_files.is_empty()
+            && let Some(config) = SHARED.get()
+        {
+            return Ok(config.clone());
+        }
+        let mut roots = rustls::RootCertStore::empty();
+        let system = SYSTEM_CA_FILES.iter().map(PathBuf::from).find(|p| p.is_file());
+        for file in system.iter().chain(&self.ca_files) {
+            let certificates = CertificateDer::pem_file_iter(file).map_err(|e| Error::Registry {
+                host: host.to_owned(),
+                reason: format!("certificate authorities in {}: {e}", file.display()),
+            })?;
+            roots.add_parsable_certificates(certificates.flatten());
+        }
+        if roots.is_empty() {
+            return Err(Error::Registry {
+                host: host.to_owned(),
+                reason: "no certificate authorities on this machine: install ca-certificates, or configure a CA file \
+                         for the registry"
+                    .into(),
+            });
+        }
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|e| Error::Registry { host: host.to_owned(), reason: e.to_string() })?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let config = Arc::new(config);
+        if self.ca_files.is_empty() {
+            let _ = SHARED.set(config.clone());
+        }
+        Ok(config)
+    }
+
+    /// Reads a small answer whole.
+    pub async fn collect(&self, response: Response<Incoming>, limit: usize) -> Result<Bytes, Error> {
+        let fail = |reason: String| Error::Registry { host: "answer".into(), reason };
+        let body = http_body_util::Limited::new(response.into_body(), limit);
+        let collected = tokio::time::timeout(self.idle_timeout, body.collect())
+            .await
+            .map_err(|_| fail("reading it timed out".into()))?
+            .map_err(|e| fail(e.to_string()))?;
+        Ok(collected.to_bytes())
+    }
+}
+
+fn is_loopback(host: &str) -> bool {
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
+        _ => host,
+    };
+    let name = name.trim_matches(['[', ']']);
+    name == "localhost" || name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+/// The reason in a registry's error document, or the status.
+pub fn reason(status: StatusCode, body: &[u8]) -> String {
+    let document: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
+    let first = &document["errors"][0];
+    match first["message"].as_str().or(first["code"].as_str()) {
+        Some(message) => format!("{status}: {message}"),
+        None => status.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plain_http_is_for_loopback_and_what_is_configured() {
+        let mut config = RegistryConfig::default();
+        config.plain_http.insert("registry.test:5000".into());
+        for (host, expect) in [
+            ("localhost:5000", "http"),
+            ("127.0.0.1:1", "http"),
+            ("[::1]:80", "http"),
+            ("registry.test:5000", "http"),
+            ("registry.test", "https"),
+            ("10.0.0.1:5000", "https"),
+        ] {
+            assert_eq!(config.scheme(host), expect, "{host}");
+        }
+        assert_eq!(config.endpoint("docker.io"), "https://registry-1.docker.io");
+    }
+}

@@ -1,0 +1,252 @@
+//! Sandboxes: making, stopping and removing them.
+
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use cri::v1::{ContainerEventType, NamespaceMode, NamespaceOption, PodSandboxConfig};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+use super::client::Shim;
+use super::records::{Phase, SandboxRecord, save};
+use super::{Node, Sandbox, blocking, make_dir, new_id, now};
+use crate::error::Error;
+use crate::shim::protocol::{Ready, Request, SandboxPlan};
+
+/// What a pod's `/dev/shm` holds at most.
+const SHM_SIZE: &str = "size=67108864,mode=1777";
+
+/// The pod's choice of namespaces.
+pub fn namespaces(config: &PodSandboxConfig) -> NamespaceOption {
+    let context = config.linux.as_ref().and_then(|l| l.security_context.as_ref());
+    context.and_then(|c| c.namespace_options.clone()).unwrap_or_default()
+}
+
+impl Node {
+    /// Makes a sandbox, or finds the one that an earlier, equal call made.
+    pub async fn run_sandbox(
+        self: &Arc<Self>,
+        config: PodSandboxConfig,
+        runtime_handler: String,
+    ) -> Result<String, Error> {
+        let metadata =
+            config.metadata.clone().ok_or_else(|| Error::Invalid("sandbox config has no metadata".into()))?;
+        if !runtime_handler.is_empty() {
+            return Err(Error::Invalid(format!("no runtime for {runtime_handler:?} is configured")));
+        }
+        let naming = self.naming.lock().await;
+        for sandbox in self.sandboxes() {
+            let record = sandbox.record.lock().clone();
+            if record.config.metadata.as_ref() == Some(&metadata) {
+                if record.ready {
+                    return Ok(sandbox.id.clone());
+                }
+                let name = format!("{}_{}_{}", metadata.namespace, metadata.name, metadata.attempt);
+                return Err(Error::State(format!(
+                    "sandbox name {name} is taken by {}, which is stopped",
+                    sandbox.id
+                )));
+            }
+        }
+        let id = new_id();
+        let linux = config.linux.clone().unwrap_or_default();
+        let cgroup = if linux.cgroup_parent.is_empty() {
+            format!("{}/{id}", self.config.cgroup_parent)
+        } else {
+            linux.cgroup_parent.clone()
+        };
+        let record = SandboxRecord {
+            id: id.clone(),
+            config,
+            created_at: now(),
+            cgroup,
+            boot: self.boot.clone(),
+            runtime_handler,
+            ..SandboxRecord::default()
+        };
+        let sandbox = Arc::new(Sandbox {
+            shim: Shim::new(self.shim_dir(&id)),
+            record: record.into(),
+            busy: tokio::sync::Mutex::default(),
+            id: id.clone(),
+        });
+        let _busy = sandbox.busy.lock().await;
+        self.sandboxes.lock().insert(id.clone(), sandbox.clone());
+        drop(naming);
+
+        let (node, made) = (self.clone(), sandbox.clone());
+        let result = blocking(move || node.make(&made)).await;
+        let result = match result {
+            Ok(()) => self.follow(&sandbox).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = result {
+            self.take_down(&sandbox).await?;
+            self.forget_sandbox(&id);
+            return Err(error);
+        }
+        self.announce(&id, &id, ContainerEventType::ContainerCreatedEvent);
+        self.announce(&id, &id, ContainerEventType::ContainerStartedEvent);
+        Ok(id)
+    }
+
+    /// Everything about a new sandbox that blocks.
+    fn make(&self, sandbox: &Sandbox) -> Result<(), Error> {
+        let mut record = sandbox.record.lock().clone();
+        let config = record.config.clone();
+        let options = namespaces(&config);
+        let own = |mode: i32| mode != NamespaceMode::Node as i32;
+        let (dir, mounts, shim_dir) =
+            (self.sandbox_dir(&record.id), self.sandbox_mounts(&record.id), self.shim_dir(&record.id));
+        for dir in [&dir, &mounts, &shim_dir] {
+            make_dir(dir, 0o711)?;
+        }
+        save(&dir, &record).map_err(Error::io("save the sandbox"))?;
+        if !config.log_directory.is_empty() {
+            make_dir(Path::new(&config.log_directory), 0o755)?;
+        }
+
+        record.owns_cgroup = self.cgroups.create(&record.cgroup)?;
+        self.cgroups.create(&self.config.shim_cgroup)?;
+        let shm = mounts.join("shm");
+        if own(options.ipc) {
+            make_dir(&shm, 0o1777)?;
+            let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+            mount(Some("shm"), &shm, Some("tmpfs"), flags, Some(SHM_SIZE))
+                .map_err(|e| Error::io("mount /dev/shm")(e.into()))?;
+        }
+        self.write_files(&dir, &config, own(options.network))?;
+
+        let host_network = !own(options.network);
+        let plan = SandboxPlan {
+            network: !host_network,
+            ipc: own(options.ipc),
+            // A pod of the host's network has the host's name.
+            uts: !host_network,
+            pid: options.pid == NamespaceMode::Pod as i32,
+            hostname: config.hostname.clone(),
+            sysctls: config
+                .linux
+                .as_ref()
+                .map(|l| l.sysctls.clone().into_iter().collect())
+                .unwrap_or_default(),
+            cgroup_procs: self.cgroups.procs_files(&self.config.shim_cgroup),
+        };
+        let text = serde_json::to_vec(&plan).map_err(|e| Error::Internal(e.to_string()))?;
+        std::fs::write(shim_dir.join("sandbox.json"), text).map_err(Error::io("write sandbox.json"))?;
+        match self.spawner.spawn(&shim_dir)? {
+            Ready::Up { pid, pause } => {
+                record.shim = pid;
+                record.pause = pause.unwrap_or(0);
+            }
+            Ready::Failed(reason) => return Err(Error::State(format!("set up the sandbox: {reason}"))),
+        }
+        if !host_network {
+            let netns = format!("/proc/{}/ns/net", record.shim);
+            let addresses = self.network.add(&record.id, Path::new(&netns), &config)?;
+            record.addresses = addresses.iter().map(IpAddr::to_string).collect();
+        }
+        record.ready = true;
+        save(&dir, &record).map_err(Error::io("save the sandbox"))?;
+        *sandbox.record.lock() = record;
+        Ok(())
+    }
+
+    /// Writes what the pod's containers see as `/etc/resolv.conf` and `/etc/hostname`.
+    fn write_files(&self, dir: &Path, config: &PodSandboxConfig, own_network: bool) -> Result<(), Error> {
+        let resolv = match &config.dns_config {
+            Some(dns) if !(dns.servers.is_empty() && dns.searches.is_empty() && dns.options.is_empty()) => {
+                let mut text = String::new();
+                if !dns.searches.is_empty() {
+                    text += &format!("search {}\n", dns.searches.join(" "));
+                }
+                for server in &dns.servers {
+                    text += &format!("nameserver {server}\n");
+                }
+                if !dns.options.is_empty() {
+                    text += &format!("options {}\n", dns.options.join(" "));
+                }
+                text
+            }
+            _ => std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
+        };
+        let hostname = if own_network && !config.hostname.is_empty() {
+            config.hostname.clone()
+        } else {
+            nix::unistd::gethostname().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default()
+        };
+        std::fs::write(dir.join("resolv.conf"), resolv).map_err(Error::io("write resolv.conf"))?;
+        std::fs::write(dir.join("hostname"), hostname + "\n").map_err(Error::io("write hostname"))
+    }
+
+    /// Stops all containers and gives back the pod's network. Repeatable.
+    pub async fn stop_sandbox(self: &Arc<Self>, id: &str) -> Result<(), Error> {
+        // A sandbox that is not there has been stopped and removed before.
+        let Ok(sandbox) = self.sandbox(id) else { return Ok(()) };
+        let _busy = sandbox.busy.lock().await;
+        for container in self.containers_of(&sandbox.id) {
+            if container.phase() == Phase::Running {
+                self.stop_container(&container.id, 0).await?;
+            }
+        }
+        self.take_down(&sandbox).await?;
+        self.announce(&sandbox.id, &sandbox.id, ContainerEventType::ContainerStoppedEvent);
+        Ok(())
+    }
+
+    /// Ends the shim and removes all that the sandbox has outside of its directory.
+    pub(super) async fn take_down(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Result<(), Error> {
+        let record = sandbox.record.lock().clone();
+        let was_ready = record.ready;
+        if was_ready || self.shim_dir(&record.id).join("shim.sock").exists() {
+            let _ = sandbox.shim.ask(&Request::Shutdown).await;
+        }
+        let node = self.clone();
+        let (made, containers) = (record.clone(), self.containers_of(&record.id));
+        blocking(move || {
+            for container in containers {
+                let cgroup = container.record.borrow().cgroup.clone();
+                node.cgroups.remove(&cgroup)?;
+            }
+            let own_network = namespaces(&made.config).network != NamespaceMode::Node as i32;
+            if own_network {
+                node.network.del(&made.id)?;
+            }
+            let mounts = node.sandbox_mounts(&made.id);
+            let _ = umount2(&mounts.join("shm"), MntFlags::MNT_DETACH);
+            let _ = std::fs::remove_dir_all(&mounts);
+            let _ = std::fs::remove_dir_all(node.shim_dir(&made.id));
+            Ok(())
+        })
+        .await?;
+        let mut record = sandbox.record.lock();
+        record.ready = false;
+        record.shim = 0;
+        record.pause = 0;
+        save(&self.sandbox_dir(&record.id), &*record).map_err(Error::io("save the sandbox"))
+    }
+
+    /// Removes a sandbox with its containers. Repeatable.
+    pub async fn remove_sandbox(self: &Arc<Self>, id: &str) -> Result<(), Error> {
+        let Ok(sandbox) = self.sandbox(id) else { return Ok(()) };
+        let id = sandbox.id.clone();
+        self.stop_sandbox(&id).await?;
+        for container in self.containers_of(&id) {
+            self.remove_container(&container.id).await?;
+        }
+        let record = sandbox.record.lock().clone();
+        if record.owns_cgroup {
+            let node = self.clone();
+            let cgroup = record.cgroup.clone();
+            blocking(move || Ok(node.cgroups.remove(&cgroup)?)).await?;
+        }
+        self.forget_sandbox(&id);
+        self.announce(&id, &id, ContainerEventType::ContainerDeletedEvent);
+        Ok(())
+    }
+
+    fn forget_sandbox(&self, id: &str) {
+        self.discard(&self.sandbox_dir(id));
+        self.sandboxes.lock().remove(id);
+    }
+}

@@ -1,0 +1,197 @@
+//! Creates and starts a container, in a child that the shim forked for it.
+//!
+//! The child makes a mount namespace, mounts the container's root in it and lets libcontainer do the rest. So the root
+//! filesystem is mounted nowhere else, and goes when the container goes. What happens is told through `report`: a line
+//! `P<pid>` when the first process exists, `E<message>` when something failed, nothing more when its program runs.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd};
+use std::path::Path;
+
+use libcontainer::container::builder::ContainerBuilder;
+use libcontainer::syscall::syscall::SyscallType;
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+
+use super::finish::{Finisher, report};
+use super::protocol::StartPlan;
+use super::sys;
+
+/// What becomes the container's standard streams.
+pub enum Stdio {
+    /// Pipes; an absent input is `/dev/null`.
+    Pipes {
+        /// Reading end.
+        stdin: Option<OwnedFd>,
+        /// Writing end.
+        stdout: OwnedFd,
+        /// Writing end.
+        stderr: OwnedFd,
+    },
+    /// A terminal, whose master end is sent through this socket.
+    Terminal(OwnedFd),
+}
+
+/// Does it all and ends the process.
+pub fn run(dir: &str, plan: &StartPlan, stdio: Stdio, out: OwnedFd) -> ! {
+    sys::set_name(c"carrack-create");
+    sys::reset_signals();
+    let out = out.into_raw_fd();
+    match start(dir, plan, stdio, out) {
+        Ok(()) => sys::exit(0),
+        Err(error) => {
+            report(out, &error);
+            sys::exit(1)
+        }
+    }
+}
+
+fn start(dir: &str, plan: &StartPlan, stdio: Stdio, out: i32) -> Result<(), String> {
+    for procs in &plan.cgroup_procs {
+        sys::put(procs, "0").map_err(|e| format!("join cgroup {procs}: {e}"))?;
+    }
+    if let Some(adjustment) = plan.oom_score_adj {
+        adjust_oom_score(adjustment);
+    }
+    unshare(CloneFlags::CLONE_NEWNS).map_err(|e| format!("new mount namespace: {e}"))?;
+    let rootfs = format!("{}/rootfs", plan.bundle);
+    mount_root(plan, &rootfs).map_err(|e| format!("mount root filesystem: {e}"))?;
+    for image in &plan.image_mounts {
+        mount_read_only(&plan.layers, &image.lower, &image.at)
+            .map_err(|e| format!("mount image volume: {e}"))?;
+    }
+    let filter = if plan.finish.seccomp.is_empty() {
+        Vec::new()
+    } else {
+        std::fs::read(&plan.finish.seccomp).map_err(|e| format!("read seccomp filter: {e}"))?
+    };
+    let state = format!("{dir}/libcontainer");
+    let _ = std::fs::remove_dir_all(format!("{state}/{}", plan.id));
+    std::fs::create_dir_all(&state).map_err(|e| format!("create {state}: {e}"))?;
+
+    let finisher = Finisher { plan: plan.finish.clone(), filter, report: out };
+    let mut builder = ContainerBuilder::new(plan.id.clone(), SyscallType::default())
+        .with_executor(finisher)
+        .with_root_path(&state)
+        .map_err(|e| chain(&e))?;
+    let mut terminal = None;
+    match stdio {
+        Stdio::Pipes { stdin, stdout, stderr } => {
+            let user = owner(&plan.bundle);
+            let stdin = match stdin {
+                Some(stdin) => stdin,
+                None => {
+                    OwnedFd::from(std::fs::File::open("/dev/null").map_err(|e| format!("/dev/null: {e}"))?)
+                }
+            };
+            if let Some((uid, gid)) = user {
+                for fd in [&stdin, &stdout, &stderr] {
+                    // SAFETY: fchown takes plain numbers. It lets `/dev/stdout` be opened by the container's user.
+                    unsafe { libc::fchown(fd.as_raw_fd(), uid, gid) };
+                }
+            }
+            builder = builder.with_stdin(stdin).with_stdout(stdout).with_stderr(stderr);
+        }
+        Stdio::Terminal(to) => {
+            let path = format!("{dir}/console-{}", &plan.id[..plan.id.len().min(12)]);
+            let _ = std::fs::remove_file(&path);
+            let name = path.rsplit('/').next().unwrap_or_default();
+            let bind = || {
+                std::env::set_current_dir(dir)?;
+                let listener = std::os::unix::net::UnixListener::bind(name)?;
+                std::env::set_current_dir("/").map(|()| listener)
+            };
+            let listener = bind().map_err(|e| format!("console: {e}"))?;
+            builder = builder.with_console_socket(Some(path.clone()));
+            terminal = Some((listener, to, path));
+        }
+    }
+    let built = builder.as_init(&plan.bundle).with_systemd(false).with_detach(true).build();
+    let mut container = match built {
+        Ok(container) => container,
+        Err(error) => return Err(chain(&error)),
+    };
+    if let Some((listener, to, path)) = terminal {
+        let _ = std::fs::remove_file(path);
+        let master = accept_terminal(&listener).map_err(|e| format!("console: {e}"))?;
+        sys::send(to.as_fd(), b"t", &[master.as_raw_fd()]).map_err(|e| format!("console: {e}"))?;
+    }
+    let pid = container.pid().ok_or("libcontainer gave no process")?;
+    let line = format!("P{pid}\n");
+    let _ = sys::write(out, line.as_bytes());
+    let started = container.start().map_err(|e| chain(&e));
+    let _ = std::fs::remove_dir_all(format!("{state}/{}", plan.id));
+    started
+}
+
+/// Clamped to what is permitted: without `CAP_SYS_RESOURCE` the value can only go up.
+fn adjust_oom_score(wanted: i32) {
+    let path = "/proc/self/oom_score_adj";
+    if sys::put(path, &wanted.to_string()).is_err() {
+        eprintln!("oom_score_adj {wanted} is not permitted here; the container keeps that of its parent");
+    }
+}
+
+/// Layers are named relative to their directory, which keeps the mount's options within one page.
+fn mount_root(plan: &StartPlan, rootfs: &str) -> io::Result<()> {
+    std::fs::create_dir_all(rootfs)?;
+    std::env::set_current_dir(&plan.layers)?;
+    let options = format!("lowerdir={},upperdir={},workdir={}", plan.lower.join(":"), plan.upper, plan.work);
+    let mounted = mount(Some("overlay"), rootfs, Some("overlay"), MsFlags::empty(), Some(options.as_str()));
+    std::env::set_current_dir("/")?;
+    Ok(mounted?)
+}
+
+fn mount_read_only(layers: &str, lower: &[String], at: &str) -> io::Result<()> {
+    std::fs::create_dir_all(at)?;
+    std::env::set_current_dir(layers)?;
+    let flags = MsFlags::MS_RDONLY;
+    let mounted = match lower {
+        [] => mount(Some("tmpfs"), at, Some("tmpfs"), flags, Some("size=0k")),
+        [one] => {
+            mount(Some(Path::new(one)), at, None::<&str>, MsFlags::MS_BIND, None::<&str>).and_then(|()| {
+                mount(
+                    None::<&str>,
+                    at,
+                    None::<&str>,
+                    MsFlags::MS_BIND | MsFlags::MS_REMOUNT | flags,
+                    None::<&str>,
+                )
+            })
+        }
+        many => {
+            let options = format!("lowerdir={}", many.join(":"));
+            mount(Some("overlay"), at, Some("overlay"), flags, Some(options.as_str()))
+        }
+    };
+    std::env::set_current_dir("/")?;
+    Ok(mounted?)
+}
+
+/// The user of the container's process, as its bundle says.
+fn owner(bundle: &str) -> Option<(u32, u32)> {
+    let spec = oci_spec::runtime::Spec::load(Path::new(bundle).join("config.json")).ok()?;
+    let user = spec.process().as_ref()?.user().clone();
+    Some((user.uid(), user.gid()))
+}
+
+fn accept_terminal(listener: &std::os::unix::net::UnixListener) -> io::Result<OwnedFd> {
+    let (connection, _) = listener.accept()?;
+    let mut fds = Vec::new();
+    sys::receive(connection.as_fd(), &mut [0; 256], &mut fds)?;
+    fds.pop().ok_or_else(|| io::Error::other("no terminal came"))
+}
+
+/// An error with its causes, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let inner_text = inner.to_string();
+        if !text.ends_with(&inner_text) {
+            text = format!("{text}: {inner_text}");
+        }
+        cause = inner.source();
+    }
+    text
+}
