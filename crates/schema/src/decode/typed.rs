@@ -9,6 +9,7 @@ use super::lexer::{Lexer, Step, Syntax};
 use crate::types::{Field, Shape, TypeId, Types};
 use crate::{quantity, time};
 
+const MANAGED_FIELDS_ENTRY: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ManagedFieldsEntry";
 /// Most unknown and duplicate fields that are told of.
 const MAX_FINDINGS: usize = 100;
 
@@ -264,6 +265,10 @@ impl<'a> Decoder<'a> {
             more = self.lexer.more(b']')?;
         }
         list.truncate(length);
+        // An empty list of managers asks to forget them all; the normal form would drop it. One empty entry means the same.
+        if length == 0 && self.types.get(element).name == MANAGED_FIELDS_ENTRY {
+            list.push(Value::Object(Map::new()));
+        }
         *slot = Value::Array(list);
         Ok(())
     }

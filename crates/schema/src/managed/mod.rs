@@ -26,7 +26,7 @@ pub struct Context<'a> {
     pub subresource: &'a str,
     /// Dotted paths that this endpoint does not write (`status`, or `spec` for the status endpoint).
     pub ignored: &'a [&'a str],
-    /// The time of the write, RFC 3339 in whole seconds.
+    /// The time of the write, RFC 3339 in whole seconds; empty where none is recorded (the scale subresource).
     pub now: &'a str,
     /// The object at another version of its kind, for managers that wrote at that version; `None` if it is not served.
     pub convert: &'a dyn Fn(&Value, &str) -> Option<(TypeId, Value)>,

@@ -112,7 +112,7 @@ pub(super) fn update(
             time: None,
         });
         owned.set = owned.set.union(&set);
-        owned.time = Some(context.now.to_owned());
+        owned.time = Some(context.now.to_owned()).filter(|t| !t.is_empty());
     }
     cap(&mut managers);
     managers
