@@ -1,9 +1,18 @@
 //! Admission: what is filled into an object, and what is refused, between authorization and validation. The plug-ins run in
 //! upstream's order (`pkg/kubeapiserver/options/plugins.go`); a row of the table is one plug-in.
 
+pub(crate) mod amounts;
+mod certificates;
+mod classes;
 mod lifecycle;
+mod limits;
+mod node;
 mod priority;
+mod security;
 mod service_account;
+mod storage;
+#[cfg(test)]
+mod tests;
 mod tolerations;
 
 use std::sync::Arc;
@@ -47,30 +56,30 @@ struct Plugin {
 use Operation::{Create, Delete, Update};
 use Step::{Mutate as M, MutateLater as ML, Validate as V};
 
-/// The plug-ins that are on by default, in order. Policies and webhooks come between the last two.
+/// The plug-ins that are on by default, in order, and NodeRestriction, which upstream's installers switch on. Policies and
+/// webhooks come before the last.
 const PLUGINS: &[Plugin] = &[
-    Plugin {
-        name: "NamespaceLifecycle",
-        operations: &[Create, Update, Delete],
-        steps: &[ML(lifecycle::admit)],
-    },
-    Plugin {
-        name: "ServiceAccount",
-        operations: &[Create, Update],
-        steps: &[ML(service_account::admit), V(service_account::validate)],
-    },
-    Plugin { name: "TaintNodesByCondition", operations: &[Create], steps: &[M(tolerations::taint_node)] },
-    Plugin {
-        name: "Priority",
-        operations: &[Create, Update],
-        steps: &[M(priority::admit), V(priority::validate)],
-    },
-    Plugin {
-        name: "DefaultTolerationSeconds",
-        operations: &[Create, Update],
-        steps: &[M(tolerations::default_seconds)],
-    },
+    row("NamespaceLifecycle", &[Create, Update, Delete], &[ML(lifecycle::admit)]),
+    row("LimitRanger", &[Create, Update], &[M(limits::admit), V(limits::validate)]),
+    row("ServiceAccount", &[Create, Update], &[ML(service_account::admit), V(service_account::validate)]),
+    row("NodeRestriction", &[Create, Update, Delete], &[M(node::admit)]),
+    row("TaintNodesByCondition", &[Create], &[M(tolerations::taint_node)]),
+    row("PodSecurity", &[Create, Update], &[V(security::validate)]),
+    row("Priority", &[Create, Update], &[M(priority::admit), V(priority::validate)]),
+    row("DefaultTolerationSeconds", &[Create, Update], &[M(tolerations::default_seconds)]),
+    row("DefaultStorageClass", &[Create], &[M(storage::default_class)]),
+    row("StorageObjectInUseProtection", &[Create], &[M(storage::protect)]),
+    row("PersistentVolumeClaimResize", &[Update], &[V(storage::resize)]),
+    row("RuntimeClass", &[Create], &[ML(classes::runtime), V(classes::overhead)]),
+    row("CertificateApproval, CertificateSigning, CertificateSubjectRestriction", &[Create, Update], &[V(certificates::validate)]),
+    row("DefaultIngressClass", &[Create], &[M(classes::ingress)]),
+    row("PodTopologyLabels", &[Create], &[M(classes::topology)]),
+    row("PodResizeValidator", &[Update], &[V(classes::pod_resize)]),
 ];
+
+const fn row(name: &'static str, operations: &'static [Operation], steps: &'static [Step]) -> Plugin {
+    Plugin { name, operations, steps }
+}
 
 /// The chain of the built-in plug-ins, with the check against granting more than one has at its end.
 pub struct Admission {
