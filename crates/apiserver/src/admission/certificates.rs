@@ -66,8 +66,7 @@ fn subject(scene: &Scene<'_>, object: &Value) -> Result<(), Status> {
     if object.text("spec.signerName") != CLIENT_SIGNER {
         return Ok(());
     }
-    let request =
-        parse(object).map_err(|why| scene.forbid(object, format!("failed to parse CSR: {why}")))?;
+    let request = parse(object).map_err(|why| scene.forbid(object, format!("failed to parse CSR: {why}")))?;
     if request.organizations.iter().any(|group| group == "system:masters") {
         let why = format!("use of {CLIENT_SIGNER} signer with system:masters group is not allowed");
         return Err(scene.forbid(object, why));

@@ -127,8 +127,7 @@ fn covers(wide: &Value, narrow: &Value) -> bool {
         return false;
     }
     if wide.text("effect") == "NoExecute" {
-        let (wide, narrow) =
-            (wide.at("tolerationSeconds").as_i64(), narrow.at("tolerationSeconds").as_i64());
+        let (wide, narrow) = (wide.at("tolerationSeconds").as_i64(), narrow.at("tolerationSeconds").as_i64());
         match (wide, narrow) {
             (Some(_), None) => return false,
             (Some(wide), Some(narrow)) if wide < narrow => return false,
@@ -193,8 +192,7 @@ pub(super) fn pod_resize(scene: &Scene<'_>, pod: &Value, old: Option<&Value>) ->
         .get("", "nodes", "", name)
         .ok_or_else(|| scene.forbid(pod, format!("node {name:?} not found")))?;
     let refuse = |reason: &str, why: String| {
-        let cause =
-            crate::Cause { reason: reason.to_owned(), message: String::new(), field: String::new() };
+        let cause = crate::Cause { reason: reason.to_owned(), message: String::new(), field: String::new() };
         scene.forbid(pod, why).with_causes(vec![cause])
     };
     if let Some(os) = node.label("kubernetes.io/os").filter(|os| *os != "linux") {

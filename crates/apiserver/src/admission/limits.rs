@@ -11,8 +11,7 @@ use crate::{Operation, Status};
 const NOTE: &str = "kubernetes.io/limit-ranger";
 
 fn concerns(scene: &Scene<'_>, old: Option<&Value>) -> bool {
-    let (create, update) =
-        (scene.operation() == Operation::Create, scene.operation() == Operation::Update);
+    let (create, update) = (scene.operation() == Operation::Create, scene.operation() == Operation::Update);
     let fits = (scene.is("", "pods") && create)
         || (scene.is("", "pods/resize") && update)
         || scene.is("", "persistentvolumeclaims");
@@ -151,13 +150,7 @@ fn check_claim(item: &Value, requests: &Amounts, errors: &mut Vec<String>) {
     }
 }
 
-fn below(
-    kind: &str,
-    name: &str,
-    bound: &Quantity,
-    requests: &Amounts,
-    limits: &Amounts,
-) -> Option<String> {
+fn below(kind: &str, name: &str, bound: &Quantity, requests: &Amounts, limits: &Amounts) -> Option<String> {
     let start = format!("minimum {name} usage per {kind} is {bound}");
     match (requests.get(name), limits.get(name)) {
         (None, _) => Some(format!("{start}.  No request is specified")),

@@ -71,7 +71,11 @@ const PLUGINS: &[Plugin] = &[
     row("StorageObjectInUseProtection", &[Create], &[M(storage::protect)]),
     row("PersistentVolumeClaimResize", &[Update], &[V(storage::resize)]),
     row("RuntimeClass", &[Create], &[ML(classes::runtime), V(classes::overhead)]),
-    row("CertificateApproval, CertificateSigning, CertificateSubjectRestriction", &[Create, Update], &[V(certificates::validate)]),
+    row(
+        "CertificateApproval, CertificateSigning, CertificateSubjectRestriction",
+        &[Create, Update],
+        &[V(certificates::validate)],
+    ),
     row("DefaultIngressClass", &[Create], &[M(classes::ingress)]),
     row("PodTopologyLabels", &[Create], &[M(classes::topology)]),
     row("PodResizeValidator", &[Update], &[V(classes::pod_resize)]),

@@ -74,8 +74,7 @@ fn slice(scene: &Scene<'_>, node: &str, object: &Value, old: Option<&Value>) -> 
 }
 
 fn signing_request(scene: &Scene<'_>, node: &str, object: &Value) -> Option<String> {
-    let signers =
-        ["kubernetes.io/kubelet-serving", "kubernetes.io/kube-apiserver-client-kubelet"];
+    let signers = ["kubernetes.io/kubelet-serving", "kubernetes.io/kube-apiserver-client-kubelet"];
     if scene.operation() != Operation::Create || !signers.contains(&object.text("spec.signerName")) {
         return None;
     }
@@ -142,9 +141,9 @@ fn pods(scene: &Scene<'_>, node: &str, object: &Value, old: Option<&Value>) -> R
             refuse(format!("node {node} can only evict pods with spec.nodeName set to itself"))
         }
         ("status" | "eviction", _) => refuse(format!("unexpected operation {:?}", operation.name())),
-        (other, _) => refuse(format!(
-            "unexpected pod subresource {other:?}, only 'status' and 'eviction' are allowed"
-        )),
+        (other, _) => {
+            refuse(format!("unexpected pod subresource {other:?}, only 'status' and 'eviction' are allowed"))
+        }
     }
 }
 
@@ -184,16 +183,9 @@ fn mirror_pod(scene: &Scene<'_>, node: &str, pod: &Value) -> Result<(), Status> 
     if owner.at("blockOwnerDeletion").as_bool() == Some(true) {
         return refuse(format!("node {node:?} must not set blockOwnerDeletion on an owner reference"));
     }
-    let own = scene
-        .cluster
-        .get("", "nodes", "", node)
-        .ok_or_else(|| Status::not_found("", "nodes", node))?;
+    let own = scene.cluster.get("", "nodes", "", node).ok_or_else(|| Status::not_found("", "nodes", node))?;
     if owner.text("uid") != own.uid() {
-        return refuse(format!(
-            "node {node} UID mismatch: expected {} got {}",
-            owner.text("uid"),
-            own.uid()
-        ));
+        return refuse(format!("node {node} UID mismatch: expected {} got {}", owner.text("uid"), own.uid()));
     }
     match api_reference(pod) {
         Some(what) => refuse(format!("node {node:?} can not create pods that reference {what}")),
@@ -264,7 +256,9 @@ fn claim_status(scene: &Scene<'_>, node: &str, object: &Value, old: Option<&Valu
         copy
     };
     (old.map(rest) != Some(rest(object))).then(|| {
-        format!("node {node:?} is not allowed to update fields other than status.quantity and status.conditions")
+        format!(
+            "node {node:?} is not allowed to update fields other than status.quantity and status.conditions"
+        )
     })
 }
 
@@ -306,8 +300,7 @@ fn own_node(scene: &Scene<'_>, node: &str, object: &Value, old: Option<&Value>) 
                 return Some(format!("node {node:?} is not allowed to modify ownerReferences"));
             }
             let labels = forbidden_labels(object, old);
-            (!labels.is_empty())
-                .then(|| format!("is not allowed to modify labels: {}", labels.join(", ")))
+            (!labels.is_empty()).then(|| format!("is not allowed to modify labels: {}", labels.join(", ")))
         }
         _ => None,
     }

@@ -5,16 +5,12 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::{Scene, amounts};
-use crate::read::{Read, object_mut};
 use crate::Status;
+use crate::read::{Read, object_mut};
 
 const CLASS_ANNOTATION: &str = "volume.beta.kubernetes.io/storage-class";
 
-pub(super) fn default_class(
-    scene: &Scene<'_>,
-    claim: &mut Value,
-    _: Option<&Value>,
-) -> Result<(), Status> {
+pub(super) fn default_class(scene: &Scene<'_>, claim: &mut Value, _: Option<&Value>) -> Result<(), Status> {
     if !scene.is("", "persistentvolumeclaims")
         || claim.annotation(CLASS_ANNOTATION).is_some()
         || claim.has("spec.storageClassName")

@@ -65,8 +65,7 @@ impl World {
         old: Option<Value>,
     ) -> Result<Value, String> {
         let named = old.as_ref().unwrap_or(&object);
-        let attributes =
-            ask(node, operation.name(), resource, named.namespace(), named.name());
+        let attributes = ask(node, operation.name(), resource, named.namespace(), named.name());
         self.run(&attributes, operation, object, old.as_ref()).map_err(|s| s.message().to_owned())
     }
 
@@ -97,7 +96,11 @@ fn objects_need_a_living_namespace() {
     let map = |namespace: &str| json!({"metadata": {"name": "m", "namespace": namespace}});
     w.create("/configmaps", map("ns")).expect("active");
     assert_eq!(w.create("/configmaps", map("none")).expect_err("missing").code(), 404);
-    w.cluster.put("", "namespaces", json!({"metadata": {"name": "going"}, "status": {"phase": "Terminating"}}));
+    w.cluster.put(
+        "",
+        "namespaces",
+        json!({"metadata": {"name": "going"}, "status": {"phase": "Terminating"}}),
+    );
     let refused = w.create("/configmaps", map("going")).expect_err("terminating");
     assert_eq!(refused.causes()[0].reason, "NamespaceTerminating");
     let going = ask(&user("u", &[]), "update", "/configmaps", "going", "m");
@@ -111,7 +114,8 @@ fn objects_need_a_living_namespace() {
 #[test]
 fn a_pod_gets_its_account_token_and_pull_secrets() {
     let w = world();
-    let account = json!({"metadata": {"name": "sa", "namespace": "ns"}, "imagePullSecrets": [{"name": "reg"}]});
+    let account =
+        json!({"metadata": {"name": "sa", "namespace": "ns"}, "imagePullSecrets": [{"name": "reg"}]});
     w.cluster.put("", "serviceaccounts", account);
     let mut wanted = pod(json!({"serviceAccountName": "sa", "initContainers": [{"name": "i"}]}));
     wanted["spec"].as_object_mut().expect("spec").remove("automountServiceAccountToken");
@@ -142,9 +146,7 @@ fn tolerations_priority_and_taints_are_filled_in() {
     assert_eq!(made["spec"]["preemptionPolicy"], "PreemptLowerPriority");
     let all = w.create("/pods", pod(json!({"tolerations": [{"operator": "Exists"}]}))).expect("pod");
     assert_eq!(all.items("spec.tolerations").len(), 1);
-    let class = |name: &str, value: i64, default: bool| {
-        json!({"metadata": {"name": name}, "value": value, "globalDefault": default})
-    };
+    let class = |name: &str, value: i64, default: bool| json!({"metadata": {"name": name}, "value": value, "globalDefault": default});
     w.cluster.put("scheduling.k8s.io", "priorityclasses", class("hi", 10, false));
     w.cluster.put("scheduling.k8s.io", "priorityclasses", class("def", 5, true));
     let high = w.create("/pods", pod(json!({"priorityClassName": "hi"}))).expect("pod");
@@ -191,7 +193,11 @@ fn limit_ranges_fill_in_and_bound() {
     let two = json!([{"name": "a", "resources": {"limits": {"cpu": "1"}, "requests": {"cpu": "1"}}},
         {"name": "b", "resources": {"limits": {"cpu": "1"}, "requests": {"cpu": "1"}}}]);
     let sum = w.create("/pods", pod(json!({"containers": two}))).expect_err("pod max");
-    assert!(sum.message().contains("maximum cpu usage per Pod is 1500m, but limit is 2"), "{}", sum.message());
+    assert!(
+        sum.message().contains("maximum cpu usage per Pod is 1500m, but limit is 2"),
+        "{}",
+        sum.message()
+    );
     let claim = json!({"metadata": {"name": "c", "namespace": "ns"}, "spec": {"resources": {"requests": {"storage": "2Gi"}}}});
     assert!(w.create("/persistentvolumeclaims", claim).is_err());
 }
@@ -223,18 +229,27 @@ fn pod_security_holds_pods_to_the_namespace() {
     assert!(bad("privileged", json!(true)).contains("privileged (container \"c\" must not set"));
     assert!(bad("procMount", json!("Unmasked")).contains("procMount (container \"c\""));
     assert!(bad("seccompProfile", json!({"type": "Unconfined"})).contains("type to \"Unconfined\""));
-    assert!(bad("seLinuxOptions", json!({"type": "t", "user": "u"})).contains("type \"t\"; user may not be set"));
+    assert!(
+        bad("seLinuxOptions", json!({"type": "t", "user": "u"})).contains("type \"t\"; user may not be set")
+    );
     let mut nfs = with(&good);
     nfs["spec"]["volumes"] = json!([{"name": "v", "nfs": {}}]);
     let nfs = w.create("/pods", nfs).expect_err("nfs");
-    assert!(nfs.message().contains("(volume \"v\" uses restricted volume type \"nfs\")"), "{}", nfs.message());
+    assert!(
+        nfs.message().contains("(volume \"v\" uses restricted volume type \"nfs\")"),
+        "{}",
+        nfs.message()
+    );
 
     w.label_namespace(json!({"pod-security.kubernetes.io/enforce": "baseline"}));
     w.create("/pods", pod(json!({}))).expect("baseline");
     for (spec, what) in [
         (json!({"hostNetwork": true, "hostPID": true}), "host namespaces (hostNetwork=true, hostPID=true)"),
         (json!({"volumes": [{"name": "v", "hostPath": {"path": "/"}}]}), "hostPath volumes (volume \"v\")"),
-        (json!({"securityContext": {"sysctls": [{"name": "kernel.msgmax"}]}}), "forbidden sysctls (kernel.msgmax)"),
+        (
+            json!({"securityContext": {"sysctls": [{"name": "kernel.msgmax"}]}}),
+            "forbidden sysctls (kernel.msgmax)",
+        ),
         (
             json!({"containers": [{"name": "a", "ports": [{"hostPort": 80}]}, {"name": "b", "ports": [{"hostPort": 81}]}]}),
             "hostPort (containers \"a\", \"b\" use hostPorts 80, 81)",
@@ -304,7 +319,10 @@ fn nodes_write_only_what_is_theirs() {
     };
     ok(Create, "/nodes", own(json!({"kubernetes.io/hostname": "n1", "mine": "x"})), None);
     let labels = refused(Create, "/nodes", own(json!({"node-role.kubernetes.io/master": ""})), None);
-    assert!(labels.contains("not allowed to set the following labels: node-role.kubernetes.io/master"), "{labels}");
+    assert!(
+        labels.contains("not allowed to set the following labels: node-role.kubernetes.io/master"),
+        "{labels}"
+    );
     refused(Create, "/nodes", own(json!({"x.node-restriction.kubernetes.io/a": ""})), None);
     refused(Create, "/nodes", json!({"metadata": {"name": "n2"}}), None);
     let mut tainted = own(json!({}));
@@ -332,7 +350,8 @@ fn nodes_write_only_what_is_theirs() {
     refused(Update, "/pods/status", status, Some(bound("n1")));
     let plain = refused(Create, "/pods", bound("n1"), None);
     assert!(plain.contains("can only create mirror pods"), "{plain}");
-    let owner = json!({"apiVersion": "v1", "kind": "Node", "name": "n1", "uid": "n1-uid", "controller": true});
+    let owner =
+        json!({"apiVersion": "v1", "kind": "Node", "name": "n1", "uid": "n1-uid", "controller": true});
     let mirror = json!({
         "metadata": {"name": "m", "namespace": "ns", "annotations": {"kubernetes.io/config.mirror": "h"}, "ownerReferences": [owner]},
         "spec": {"nodeName": "n1", "containers": []},
@@ -378,7 +397,8 @@ fn storage_classes_finalizers_and_growth() {
     w.cluster.put("storage.k8s.io", "storageclasses", class("old", "2020-01-01T00:00:00Z", false));
     w.cluster.put("storage.k8s.io", "storageclasses", class("new", "2021-01-01T00:00:00Z", true));
     let claim = |spec: Value, size: &str| {
-        let mut claim = json!({"metadata": {"name": "c", "namespace": "ns"}, "spec": spec, "status": {"phase": "Bound"}});
+        let mut claim =
+            json!({"metadata": {"name": "c", "namespace": "ns"}, "spec": spec, "status": {"phase": "Bound"}});
         claim["spec"]["resources"] = json!({"requests": {"storage": size}});
         claim
     };
@@ -454,8 +474,13 @@ fn ingress_classes_and_topology_labels_are_copied() {
     let ingress = json!({"metadata": {"name": "i", "namespace": "ns"}, "spec": {}});
     let made = w.create("networking.k8s.io/ingresses", ingress).expect("ingress");
     assert_eq!(made["spec"]["ingressClassName"], "ic");
-    w.cluster.put("", "nodes", json!({"metadata": {"name": "n", "labels": {"topology.kubernetes.io/zone": "z"}}}));
-    let binding = json!({"metadata": {"name": "p", "namespace": "ns"}, "target": {"kind": "Node", "name": "n"}});
+    w.cluster.put(
+        "",
+        "nodes",
+        json!({"metadata": {"name": "n", "labels": {"topology.kubernetes.io/zone": "z"}}}),
+    );
+    let binding =
+        json!({"metadata": {"name": "p", "namespace": "ns"}, "target": {"kind": "Node", "name": "n"}});
     let made = w.create("/pods/binding", binding).expect("binding");
     assert_eq!(made["metadata"]["labels"], json!({"topology.kubernetes.io/zone": "z"}));
 }

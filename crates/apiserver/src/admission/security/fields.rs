@@ -90,10 +90,7 @@ pub(super) fn app_armor(pod: &Pod<'_>) -> Option<Finding> {
         return None;
     }
     let reason = plural(values.len(), "forbidden AppArmor profile");
-    found(
-        &reason,
-        format!("{} must not set AppArmor profile type to {}", who.join(" and "), quoted(values)),
-    )
+    found(&reason, format!("{} must not set AppArmor profile type to {}", who.join(" and "), quoted(values)))
 }
 
 const DEFAULT_CAPABILITIES: [&str; 13] = [
@@ -132,8 +129,7 @@ pub(super) fn capabilities_baseline(pod: &Pod<'_>) -> Option<Finding> {
         return None;
     }
     let what = quoted(capabilities);
-    let detail =
-        format!("{} must not include {what} in securityContext.capabilities.add", named(&names));
+    let detail = format!("{} must not include {what} in securityContext.capabilities.add", named(&names));
     found("non-default capabilities", detail)
 }
 
@@ -182,8 +178,7 @@ pub(super) fn host_ports(pod: &Pod<'_>) -> Option<Finding> {
     if names.is_empty() {
         return None;
     }
-    let all: BTreeSet<String> =
-        containers(pod.spec).flat_map(ports).map(|port| port.to_string()).collect();
+    let all: BTreeSet<String> = containers(pod.spec).flat_map(ports).map(|port| port.to_string()).collect();
     let list = all.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
     let verb = if names.len() == 1 { "uses" } else { "use" };
     found("hostPort", format!("{} {verb} {} {list}", named(&names), plural(all.len(), "hostPort")))
@@ -228,8 +223,7 @@ pub(super) fn proc_mount(pod: &Pod<'_>) -> Option<Finding> {
         return None;
     }
     let kinds: BTreeSet<String> = containers(pod.spec).filter(|c| bad(c)).filter_map(kind).collect();
-    let detail =
-        format!("{} must not set securityContext.procMount to {}", named(&names), quoted(kinds));
+    let detail = format!("{} must not set securityContext.procMount to {}", named(&names), quoted(kinds));
     found("procMount", detail)
 }
 
@@ -292,9 +286,8 @@ pub(super) fn seccomp_baseline(pod: &Pod<'_>) -> Option<Finding> {
 }
 
 fn seccomp_annotations(pod: &Pod<'_>) -> Option<Finding> {
-    let own = containers(pod.spec).map(|c| {
-        format!("container.seccomp.security.alpha.kubernetes.io/{}", c.text("name"))
-    });
+    let own = containers(pod.spec)
+        .map(|c| format!("container.seccomp.security.alpha.kubernetes.io/{}", c.text("name")));
     let keys = std::iter::once("seccomp.security.alpha.kubernetes.io/pod".to_owned()).chain(own);
     let bad: BTreeSet<String> = keys
         .filter_map(|key| {
@@ -370,8 +363,7 @@ pub(super) fn privilege_escalation(pod: &Pod<'_>) -> Option<Finding> {
     if windows(pod) {
         return None;
     }
-    let names =
-        which(pod, |c| c.at("securityContext.allowPrivilegeEscalation").as_bool() != Some(false));
+    let names = which(pod, |c| c.at("securityContext.allowPrivilegeEscalation").as_bool() != Some(false));
     if names.is_empty() {
         return None;
     }

@@ -117,8 +117,7 @@ pub(super) fn validate(scene: &Scene<'_>, object: &Value, old: Option<&Value>) -
     match (group, resource) {
         ("", "namespaces") if subresource.is_empty() => namespace(scene, object, old),
         ("", "pods") => {
-            let ignored =
-                ["exec", "attach", "binding", "eviction", "log", "portforward", "proxy", "status"];
+            let ignored = ["exec", "attach", "binding", "eviction", "log", "portforward", "proxy", "status"];
             if ignored.contains(&subresource) {
                 return Ok(());
             }
@@ -216,9 +215,8 @@ fn policy_of(scene: &Scene<'_>) -> Option<Policy> {
 }
 
 fn pod(scene: &Scene<'_>, pod: &Value, old: Option<&Value>) -> Result<(), Status> {
-    let policy = policy_of(scene).ok_or_else(|| {
-        Status::internal(format!("failed to lookup namespace {:?}", scene.namespace()))
-    })?;
+    let policy = policy_of(scene)
+        .ok_or_else(|| Status::internal(format!("failed to lookup namespace {:?}", scene.namespace())))?;
     if [policy.enforce, policy.audit, policy.warn].iter().all(|r| r.level == Level::Privileged) {
         return Ok(());
     }
