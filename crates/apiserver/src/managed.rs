@@ -1,52 +1,112 @@
 //! Where the registry meets `metadata.managedFields`: ordinary writes and server-side apply.
 
+use schema::managed::{ApplyError, Context};
+use schema::{FieldValidation, TypeId};
 use serde_json::Value;
 
-use crate::Status;
 use crate::query::WriteOptions;
-use crate::registry::Served;
-use crate::verbs::patch::Kind;
+use crate::registry::{Served, convert};
 use crate::verbs::write::{Checks, Part};
-use crate::verbs::{Call, patch};
+use crate::verbs::{Call, decode_status, meta};
+use crate::{Cause, Status};
+
+/// What the endpoint of the object itself, or of its status, does not write.
+fn ignored(served: &Served, part: Part) -> &'static [&'static str] {
+    match part {
+        Part::Status => &["spec"],
+        Part::Main if served.resource.subresource("status").is_some() => &["status"],
+        _ => &[],
+    }
+}
+
+/// Calls a function with the context of a write.
+fn with<T>(served: &Served, part: Part, run: impl FnOnce(&Context<'_>) -> T) -> T {
+    let resource = &served.resource;
+    let api_version = resource.api_version();
+    // The reference records no time for scale.
+    let now = if part.name() == "scale" { String::new() } else { meta::now() };
+    let other = |value: &Value, wanted: &str| -> Option<(TypeId, Value)> {
+        if wanted == resource.api_version() {
+            return Some((resource.type_id, value.clone()));
+        }
+        convert::between(resource, value, wanted)
+    };
+    run(&Context {
+        types: &resource.types,
+        type_id: resource.type_id,
+        api_version: &api_version,
+        kind: &resource.kind,
+        subresource: part.name(),
+        ignored: ignored(served, part),
+        now: &now,
+        convert: &other,
+    })
+}
 
 /// Records the manager of a new object.
-pub fn created(_served: &Served, object: &mut Value, _checks: &Checks<'_>) {
-    forget(object);
+pub fn created(served: &Served, object: &mut Value, checks: &Checks<'_>) {
+    with(served, Part::Main, |context| {
+        schema::managed::update(context, None, object, checks.manager);
+    });
 }
 
 /// Records the manager of a change.
-pub fn updated(_served: &Served, new: &mut Value, _old: &Value, _part: Part, _checks: &Checks<'_>) {
-    forget(new);
+pub fn updated(served: &Served, new: &mut Value, old: &Value, part: Part, checks: &Checks<'_>) {
+    with(served, part, |context| {
+        schema::managed::update(context, Some(old), new, checks.manager);
+    });
 }
 
-/// Drops the record's changes when nothing else changed.
-pub fn settle(_served: &Served, new: Value, _old: &Value) -> Value {
+/// Takes the record's times back when nothing else changed.
+pub fn settle(mut new: Value, old: &Value) -> Value {
+    schema::managed::ignore_timestamps(&mut new, old);
     new
 }
 
-/// Server-side apply of a configuration.
+/// Server-side apply of a configuration: the object that it makes, decoded and defaulted.
 pub fn apply(
     call: &Call,
     served: &Served,
-    _part: Part,
+    part: Part,
     old: Option<&Value>,
-    patch: &Value,
+    config: &Value,
     options: &WriteOptions,
 ) -> Result<Value, Status> {
-    match old {
-        Some(old) => patch::apply(call, served, Kind::Apply, old, patch, options.field_validation),
-        None => {
-            let mut empty = serde_json::json!({});
-            for key in ["apiVersion", "kind"] {
-                empty[key] = patch.get(key).cloned().unwrap_or_default();
-            }
-            patch::apply(call, served, Kind::Apply, &empty, patch, options.field_validation)
+    let resource = &served.resource;
+    let decode = |value: &Value, validation: FieldValidation| {
+        schema::decode_value(&resource.types, resource.type_id, value, validation)
+            .map_err(|e| decode_status(&e, &resource.version, &resource.kind))
+    };
+    let name = meta::text(config, "name");
+    if !name.is_empty() && name != call.info.name {
+        return Err(Status::bad_request(format!(
+            "the name of the object ({name}) does not match the name on the URL ({})",
+            call.info.name
+        )));
+    }
+    let uid = meta::text(config, "uid");
+    if old.is_none() && !uid.is_empty() {
+        let why = format!("uid mismatch: the provided object specified uid {uid}, and no existing object was found");
+        return Err(Status::conflict(served.group(), served.plural(), &call.info.name, why));
+    }
+    let force = options.force.unwrap_or(false);
+    let merged = with(served, part, |context| {
+        schema::managed::apply(context, old, config, &options.field_manager, force)
+    });
+    let merged = merged.map_err(|error| match error {
+        ApplyError::BadRequest(text) => Status::bad_request(text),
+        ApplyError::Internal(text) => Status::internal(text),
+        ApplyError::Conflict { message, causes } => {
+            let causes = causes.into_iter().map(|cause| Cause {
+                reason: "FieldManagerConflict".to_owned(),
+                message: cause.message,
+                field: cause.field,
+            });
+            Status::apply_conflict(message, causes.collect())
         }
-    }
-}
-
-fn forget(object: &mut Value) {
-    if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
-        metadata.remove("managedFields");
-    }
+    })?;
+    let mut value = decode(&merged, FieldValidation::Ignore)?.value;
+    schema::fill_defaults(&resource.types, resource.type_id, &mut value);
+    (resource.strategy.default)(&mut value);
+    Ok(value)
 }

@@ -180,3 +180,21 @@ fn scaler_to_v2(value: &mut Value) {
         status.entry("currentMetrics").or_insert(Value::Null);
     }
 }
+
+/// An object in another version of its kind, with that version's type; `None` if there is none.
+pub fn between(resource: &Resource, value: &Value, wanted: &str) -> Option<(schema::TypeId, Value)> {
+    let (group, version) = wanted.split_once('/').unwrap_or(("", wanted));
+    let other = api::resources().find(group, version, &resource.plural)?;
+    let ((from, from_conversion), (to, to_conversion)) = (storage(resource), storage(other));
+    if from != to {
+        return None;
+    }
+    let mut value = value.clone();
+    if let Some(conversion) = from_conversion {
+        (conversion.to_storage)(&mut value);
+    }
+    if let Some(conversion) = to_conversion {
+        (conversion.from_storage)(&mut value);
+    }
+    Some((other.type_id, value))
+}

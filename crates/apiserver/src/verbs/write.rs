@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::{Call, meta};
 use crate::registry::object::{Change, Object, encode};
-use crate::registry::{Registry, Served, Written};
+use crate::registry::{Served, Written};
 use crate::special;
 use crate::{FieldError, Operation, Status};
 
@@ -19,8 +19,6 @@ const NAME_TRIES: usize = 8;
 pub struct Outcome {
     pub object: Arc<Object>,
     pub created: bool,
-    /// The write removed the object, because its last finalizer went.
-    pub deleted: bool,
 }
 
 /// Which part of the object a write may change.
@@ -33,6 +31,15 @@ pub enum Part {
 }
 
 impl Part {
+    /// The subresource; `""` for the object itself.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Main => "",
+            Self::Status => "status",
+            Self::Other(rules) => rules.name,
+        }
+    }
+
     fn prepare(self, served: &Served, new: &mut Value, old: &Value) {
         match self {
             Self::Main => (served.resource.strategy.prepare_update)(new, old),
@@ -154,6 +161,7 @@ async fn create_once(
     let strategy = served.resource.strategy;
     meta::fill(&mut object)?;
     (strategy.prepare_create)(&mut object);
+    schema::normalize(&served.resource.types, served.resource.type_id, &mut object);
     if generated {
         let name = meta::generate_name(meta::text(&object, "generateName"));
         meta::of(&mut object)?.insert("name".to_owned(), name.into());
@@ -198,7 +206,7 @@ async fn create_once(
             if checks.dry_run {
                 undo.run(server).await;
             }
-            Ok(Outcome { object, created: true, deleted: false })
+            Ok(Outcome { object, created: true })
         }
         Err(status) => {
             undo.run(server).await;
@@ -303,6 +311,7 @@ async fn update_once(
     checks.mutate(served, Operation::Update, &mut new, Some(&old)).await?;
     meta::carry(&mut new, &old)?;
     update.part.prepare(served, &mut new, &old);
+    schema::normalize(&served.resource.types, served.resource.type_id, &mut new);
     let special = special::of(served.group(), served.plural());
     let mut undo = special::Undo::default();
     if let (Part::Main, Some(begin)) = (update.part, special.begin_update) {
@@ -338,14 +347,15 @@ async fn finish_update(
         let version = meta::text(&new, "resourceVersion");
         version.is_empty() || version == "0"
     };
-    let mut new = crate::managed::settle(served, new, old);
+    let mut new = new;
     meta::of(&mut new)?.insert("resourceVersion".to_owned(), current.revision.to_string().into());
+    let new = crate::managed::settle(new, old);
     let same = new == *old;
     let stored_value = to_stored(served, new);
     if checks.dry_run || (same && !gone) {
         let object =
             if same { current.clone() } else { unwritten(update.key, &stored_value, current.revision)? };
-        return Ok(Ok(Outcome { object, created: false, deleted: false }));
+        return Ok(Ok(Outcome { object, created: false }));
     }
     let stored = encode(&stored_value)?;
     let written = if gone {
@@ -359,7 +369,7 @@ async fn finish_update(
             if gone && let Some(after) = special::of(served.group(), served.plural()).after_delete {
                 after(server, &stored_value).await;
             }
-            Ok(Ok(Outcome { object: Arc::new(object), created: false, deleted: gone }))
+            Ok(Ok(Outcome { object: Arc::new(object), created: false }))
         }
         Written::Conflict(newer) if retry => Ok(Err(newer)),
         Written::Conflict(None) => Err(served.not_found(update.name)),
@@ -389,9 +399,4 @@ pub fn options(kind: &str, dry_run: bool, manager: &str) -> Value {
         options["fieldManager"] = manager.into();
     }
     options
-}
-
-/// Reads through the registry for the server's own parts.
-pub async fn stored(registry: &Registry, served: &Served, key: &str) -> Result<Option<Value>, Status> {
-    registry.get(served, key).await?.map(|object| served.value(&object)).transpose()
 }
