@@ -86,7 +86,9 @@ pub fn apply(
     }
     let uid = meta::text(config, "uid");
     if old.is_none() && !uid.is_empty() {
-        let why = format!("uid mismatch: the provided object specified uid {uid}, and no existing object was found");
+        let why = format!(
+            "uid mismatch: the provided object specified uid {uid}, and no existing object was found"
+        );
         return Err(Status::conflict(served.group(), served.plural(), &call.info.name, why));
     }
     let force = options.force.unwrap_or(false);
