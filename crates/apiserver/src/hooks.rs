@@ -128,6 +128,16 @@ pub trait Cluster: Send + Sync + 'static {
         object: Value,
     ) -> BoxFuture<'a, Result<Value, Status>>;
 
+    /// Writes the status alone.
+    fn update_status<'a>(
+        &'a self,
+        group: &'a str,
+        version: &'a str,
+        resource: &'a str,
+        namespace: &'a str,
+        object: Value,
+    ) -> BoxFuture<'a, Result<Value, Status>>;
+
     fn delete<'a>(
         &'a self,
         group: &'a str,

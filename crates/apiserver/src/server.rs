@@ -219,6 +219,40 @@ impl View {
         self.registry.get()?.any(group, resource)
     }
 
+    fn write<'a>(
+        &'a self,
+        group: &'a str,
+        version: &'a str,
+        resource: &'a str,
+        namespace: &'a str,
+        object: Value,
+        part: Part,
+    ) -> BoxFuture<'a, Result<Value, Status>> {
+        async move {
+            let server = self.server()?;
+            let row = exact(&server, group, version, resource)?;
+            let object = complete(&row, object)?;
+            let name = crate::verbs::meta::text(&object, "name").to_owned();
+            let key = row.key(namespace, &name);
+            let how = Update {
+                key: &key,
+                name: &name,
+                namespace,
+                part,
+                create: false,
+                retry: false,
+                managed: true,
+            };
+            let make = move |_: Option<&Value>| {
+                let object = object.clone();
+                async move { Ok(object) }.boxed()
+            };
+            let outcome = write::update(&server, &row, &how, &make, &Checks::OWN).await?;
+            row.value(&outcome.object)
+        }
+        .boxed()
+    }
+
     fn server(&self) -> Result<Arc<Server>, Status> {
         let server = self.server.get().and_then(Weak::upgrade);
         server.ok_or_else(|| Status::unavailable("the server is not ready"))
@@ -282,29 +316,18 @@ impl Cluster for View {
         namespace: &'a str,
         object: Value,
     ) -> BoxFuture<'a, Result<Value, Status>> {
-        async move {
-            let server = self.server()?;
-            let row = exact(&server, group, version, resource)?;
-            let object = complete(&row, object)?;
-            let name = crate::verbs::meta::text(&object, "name").to_owned();
-            let key = row.key(namespace, &name);
-            let how = Update {
-                key: &key,
-                name: &name,
-                namespace,
-                part: Part::Main,
-                create: false,
-                retry: false,
-                managed: true,
-            };
-            let make = move |_: Option<&Value>| {
-                let object = object.clone();
-                async move { Ok(object) }.boxed()
-            };
-            let outcome = write::update(&server, &row, &how, &make, &Checks::OWN).await?;
-            row.value(&outcome.object)
-        }
-        .boxed()
+        self.write(group, version, resource, namespace, object, Part::Main)
+    }
+
+    fn update_status<'a>(
+        &'a self,
+        group: &'a str,
+        version: &'a str,
+        resource: &'a str,
+        namespace: &'a str,
+        object: Value,
+    ) -> BoxFuture<'a, Result<Value, Status>> {
+        self.write(group, version, resource, namespace, object, Part::Status)
     }
 
     fn delete<'a>(

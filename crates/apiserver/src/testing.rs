@@ -98,6 +98,17 @@ impl Cluster for FakeCluster {
         ready(Ok((*self.put(group, resource, object)).clone())).boxed()
     }
 
+    fn update_status<'a>(
+        &'a self,
+        group: &'a str,
+        version: &'a str,
+        resource: &'a str,
+        namespace: &'a str,
+        object: Value,
+    ) -> BoxFuture<'a, Result<Value, Status>> {
+        self.update(group, version, resource, namespace, object)
+    }
+
     fn delete<'a>(
         &'a self,
         group: &'a str,

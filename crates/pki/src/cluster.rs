@@ -33,7 +33,7 @@ impl ClusterPki {
 
     fn load_or_create_at(dir: PathBuf, now: OffsetDateTime) -> Result<Self, Error> {
         files::make_dir(&dir)?;
-        let ca = authority(&dir, "ca", "kubernetes", now)?;
+        let ca = authority(&dir, "ca", "kubernetes-ca", now)?;
         let front_proxy_ca = authority(&dir, "front-proxy-ca", "front-proxy-ca", now)?;
         let service_account = signing_key(&dir)?;
         Ok(Self { dir, ca, front_proxy_ca, service_account })

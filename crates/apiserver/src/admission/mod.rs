@@ -8,6 +8,7 @@ mod lifecycle;
 mod limits;
 mod node;
 mod priority;
+mod quota;
 mod security;
 mod service_account;
 mod storage;
@@ -26,10 +27,11 @@ use crate::{AdmissionRequest, Admit, ClusterRef, Operation, Status};
 
 /// What a plug-in works with.
 #[derive(Clone, Copy)]
-pub(crate) struct Scene<'a> {
+pub(super) struct Scene<'a> {
     pub cluster: &'a ClusterRef,
     pub authorizer: &'a Authorizer,
     pub request: &'a AdmissionRequest<'a>,
+    pub locks: &'a quota::Locks,
 }
 
 type Mutate = fn(&Scene<'_>, &mut Value, Option<&Value>) -> Result<(), Status>;
@@ -43,7 +45,6 @@ enum Step {
     Mutate(Mutate),
     MutateLater(MutateLater),
     Validate(Validate),
-    #[allow(dead_code, reason = "used by the rows that are yet to come")]
     ValidateLater(ValidateLater),
 }
 
@@ -54,7 +55,7 @@ struct Plugin {
 }
 
 use Operation::{Create, Delete, Update};
-use Step::{Mutate as M, MutateLater as ML, Validate as V};
+use Step::{Mutate as M, MutateLater as ML, Validate as V, ValidateLater as VL};
 
 /// The plug-ins that are on by default, in order, and NodeRestriction, which upstream's installers switch on. Policies and
 /// webhooks come before the last.
@@ -79,6 +80,7 @@ const PLUGINS: &[Plugin] = &[
     row("DefaultIngressClass", &[Create], &[M(classes::ingress)]),
     row("PodTopologyLabels", &[Create], &[M(classes::topology)]),
     row("PodResizeValidator", &[Update], &[V(classes::pod_resize)]),
+    row("ResourceQuota", &[Create, Update], &[VL(quota::validate)]),
 ];
 
 const fn row(name: &'static str, operations: &'static [Operation], steps: &'static [Step]) -> Plugin {
@@ -89,16 +91,17 @@ const fn row(name: &'static str, operations: &'static [Operation], steps: &'stat
 pub struct Admission {
     cluster: ClusterRef,
     authorizer: Arc<Authorizer>,
+    locks: quota::Locks,
 }
 
 impl Admission {
     /// Admission over this view of the cluster.
     pub fn new(cluster: ClusterRef, authorizer: Arc<Authorizer>) -> Self {
-        Self { cluster, authorizer }
+        Self { cluster, authorizer, locks: quota::Locks::default() }
     }
 
     fn scene<'a>(&'a self, request: &'a AdmissionRequest<'a>) -> Scene<'a> {
-        Scene { cluster: &self.cluster, authorizer: &self.authorizer, request }
+        Scene { cluster: &self.cluster, authorizer: &self.authorizer, request, locks: &self.locks }
     }
 }
 
@@ -116,7 +119,7 @@ impl Admit for Admission {
                     let result = match step {
                         M(mutate) => mutate(&scene, object, old),
                         ML(mutate) => mutate(scene, object, old).await,
-                        V(_) | Step::ValidateLater(_) => continue,
+                        V(_) | VL(_) => continue,
                     };
                     result.inspect_err(|status| tracing::debug!(plugin.name, %status, "refused"))?;
                 }
@@ -141,7 +144,7 @@ impl Admit for Admission {
                 for step in plugin.steps {
                     let result = match step {
                         V(validate) => validate(&scene, object, old),
-                        Step::ValidateLater(validate) => validate(scene, object, old).await,
+                        VL(validate) => validate(scene, object, old).await,
                         M(_) | ML(_) => continue,
                     };
                     result.inspect_err(|status| tracing::debug!(plugin.name, %status, "refused"))?;

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::testing::{FakeCluster, ask, user};
-use crate::{Attributes, UserInfo};
+use crate::{Attributes, Cluster, UserInfo};
 
 struct World {
     cluster: Arc<FakeCluster>,
@@ -483,4 +483,67 @@ fn ingress_classes_and_topology_labels_are_copied() {
         json!({"metadata": {"name": "p", "namespace": "ns"}, "target": {"kind": "Node", "name": "n"}});
     let made = w.create("/pods/binding", binding).expect("binding");
     assert_eq!(made["metadata"]["labels"], json!({"topology.kubernetes.io/zone": "z"}));
+}
+
+#[test]
+fn quotas_are_charged_and_hold() {
+    let w = world();
+    let quota = |name: &str, hard: Value, used: Value, spec: Value| {
+        w.cluster.put("", "resourcequotas", json!({
+            "metadata": {"name": name, "namespace": "ns"}, "spec": spec, "status": {"hard": hard, "used": used},
+        }));
+    };
+    let used = |name: &str| {
+        let quota = w.cluster.get("", "resourcequotas", "ns", name).expect("quota");
+        quota.at("status.used").clone()
+    };
+    quota("q", json!({"pods": "2", "requests.cpu": "1", "limits.memory": "1Gi"}),
+        json!({"pods": "0", "requests.cpu": "0", "limits.memory": "0"}), json!({}));
+    let sized = |cpu: &str, memory: &str| {
+        let resources = json!({"requests": {"cpu": cpu}, "limits": {"memory": memory}});
+        pod(json!({"containers": [{"name": "c", "resources": resources}]}))
+    };
+    let refused = w.create("/pods", pod(json!({}))).expect_err("says nothing");
+    assert!(
+        refused.message().ends_with("failed quota: q: must specify limits.memory for: c; requests.cpu for: c"),
+        "{}", refused.message()
+    );
+    w.create("/pods", sized("600m", "512Mi")).expect("fits");
+    assert_eq!(used("q"), json!({"pods": "1", "requests.cpu": "600m", "limits.memory": "512Mi"}));
+    let refused = w.create("/pods", sized("500m", "1Mi")).expect_err("too much");
+    assert!(
+        refused.message().ends_with("exceeded quota: q, requested: requests.cpu=500m, used: requests.cpu=600m, limited: requests.cpu=1"),
+        "{}", refused.message()
+    );
+    w.create("/pods", sized("400m", "512Mi")).expect("fits exactly");
+    assert!(w.create("/pods", sized("0", "0")).is_err(), "a third pod");
+
+    w.cluster.remove("", "resourcequotas", "ns", "q");
+    quota("idle", json!({"pods": "1"}), json!({"pods": "0"}), json!({"scopes": ["BestEffort"]}));
+    w.create("/pods", sized("1m", "1Mi")).expect("of another class");
+    assert_eq!(used("idle"), json!({"pods": "0"}));
+    w.create("/pods", pod(json!({}))).expect("fits");
+    assert!(w.create("/pods", pod(json!({}))).is_err());
+    w.cluster.remove("", "resourcequotas", "ns", "idle");
+
+    quota("unknown", json!({"configmaps": "1"}), json!({}), json!({}));
+    let map = json!({"metadata": {"name": "m", "namespace": "ns"}});
+    let refused = w.create("/configmaps", map.clone()).expect_err("not counted yet");
+    assert!(refused.message().ends_with("status unknown for quota: unknown, resources: configmaps"));
+    quota("unknown", json!({"configmaps": "1", "count/configmaps": "5"}),
+        json!({"configmaps": "0", "count/configmaps": "0"}), json!({}));
+    w.create("/configmaps", map.clone()).expect("the first");
+    assert_eq!(used("unknown"), json!({"configmaps": "1", "count/configmaps": "1"}));
+    assert!(w.create("/configmaps", map).is_err());
+
+    quota("net", json!({"services.nodeports": "1"}), json!({"services.nodeports": "0"}), json!({}));
+    let service = |kind: &str| {
+        json!({"metadata": {"name": "s", "namespace": "ns", "resourceVersion": "1"}, "spec": {"type": kind, "ports": [{"port": 1}]}})
+    };
+    w.create("/services", service("ClusterIP")).expect("no node port");
+    let update = ask(&user("u", &[]), "update", "/services", "ns", "s");
+    w.run(&update, Operation::Update, service("NodePort"), Some(&service("ClusterIP"))).expect("one");
+    assert_eq!(used("net"), json!({"services.nodeports": "1"}));
+    w.run(&update, Operation::Update, service("NodePort"), Some(&service("NodePort"))).expect("the same");
+    assert!(w.create("/services", service("NodePort")).is_err());
 }
