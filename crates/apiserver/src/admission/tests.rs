@@ -497,16 +497,23 @@ fn quotas_are_charged_and_hold() {
         let quota = w.cluster.get("", "resourcequotas", "ns", name).expect("quota");
         quota.at("status.used").clone()
     };
-    quota("q", json!({"pods": "2", "requests.cpu": "1", "limits.memory": "1Gi"}),
-        json!({"pods": "0", "requests.cpu": "0", "limits.memory": "0"}), json!({}));
+    quota(
+        "q",
+        json!({"pods": "2", "requests.cpu": "1", "limits.memory": "1Gi"}),
+        json!({"pods": "0", "requests.cpu": "0", "limits.memory": "0"}),
+        json!({}),
+    );
     let sized = |cpu: &str, memory: &str| {
         let resources = json!({"requests": {"cpu": cpu}, "limits": {"memory": memory}});
         pod(json!({"containers": [{"name": "c", "resources": resources}]}))
     };
     let refused = w.create("/pods", pod(json!({}))).expect_err("says nothing");
     assert!(
-        refused.message().ends_with("failed quota: q: must specify limits.memory for: c; requests.cpu for: c"),
-        "{}", refused.message()
+        refused
+            .message()
+            .ends_with("failed quota: q: must specify limits.memory for: c; requests.cpu for: c"),
+        "{}",
+        refused.message()
     );
     w.create("/pods", sized("600m", "512Mi")).expect("fits");
     assert_eq!(used("q"), json!({"pods": "1", "requests.cpu": "600m", "limits.memory": "512Mi"}));
@@ -530,16 +537,18 @@ fn quotas_are_charged_and_hold() {
     let map = json!({"metadata": {"name": "m", "namespace": "ns"}});
     let refused = w.create("/configmaps", map.clone()).expect_err("not counted yet");
     assert!(refused.message().ends_with("status unknown for quota: unknown, resources: configmaps"));
-    quota("unknown", json!({"configmaps": "1", "count/configmaps": "5"}),
-        json!({"configmaps": "0", "count/configmaps": "0"}), json!({}));
+    quota(
+        "unknown",
+        json!({"configmaps": "1", "count/configmaps": "5"}),
+        json!({"configmaps": "0", "count/configmaps": "0"}),
+        json!({}),
+    );
     w.create("/configmaps", map.clone()).expect("the first");
     assert_eq!(used("unknown"), json!({"configmaps": "1", "count/configmaps": "1"}));
     assert!(w.create("/configmaps", map).is_err());
 
     quota("net", json!({"services.nodeports": "1"}), json!({"services.nodeports": "0"}), json!({}));
-    let service = |kind: &str| {
-        json!({"metadata": {"name": "s", "namespace": "ns", "resourceVersion": "1"}, "spec": {"type": kind, "ports": [{"port": 1}]}})
-    };
+    let service = |kind: &str| json!({"metadata": {"name": "s", "namespace": "ns", "resourceVersion": "1"}, "spec": {"type": kind, "ports": [{"port": 1}]}});
     w.create("/services", service("ClusterIP")).expect("no node port");
     let update = ask(&user("u", &[]), "update", "/services", "ns", "s");
     w.run(&update, Operation::Update, service("NodePort"), Some(&service("ClusterIP"))).expect("one");

@@ -93,15 +93,13 @@ pub(super) fn validate<'a>(
 }
 
 fn handles(scene: &Scene<'_>, charge: Charge, object: &Value, old: Option<&Value>) -> bool {
-    let (create, update) =
-        (scene.operation() == Operation::Create, scene.operation() == Operation::Update);
+    let (create, update) = (scene.operation() == Operation::Create, scene.operation() == Operation::Update);
     match (charge, scene.request.attributes.subresource.as_str()) {
         (Charge::Pod, "") => create || old.is_some_and(|old| terminating(old) != terminating(object)),
         (Charge::Pod, "resize") => update,
         (Charge::Service | Charge::Claim, "") => create || update,
-        (Charge::Claim, "status") => {
-            old.is_some_and(|old| old.at("status.allocatedResources") != object.at("status.allocatedResources"))
-        }
+        (Charge::Claim, "status") => old
+            .is_some_and(|old| old.at("status.allocatedResources") != object.at("status.allocatedResources")),
         (Charge::Count, "") => create,
         _ => false,
     }
@@ -125,8 +123,9 @@ fn check(
         let why = format!("quota usage is negative for resource(s): {}", negative.join(","));
         return Err(scene.forbid(object, why));
     }
-    let before = old
-        .filter(|old| scene.operation() == Operation::Update && !old.text("metadata.resourceVersion").is_empty());
+    let before = old.filter(|old| {
+        scene.operation() == Operation::Update && !old.text("metadata.resourceVersion").is_empty()
+    });
     let mut charged = Vec::new();
     for quota in quotas {
         let hard = amounts::read(quota.at("status.hard"));
@@ -155,9 +154,7 @@ fn check(
                 }
             }
         }
-        delta.retain(|name, amount| {
-            hard.contains_key(name) && !amount.is_zero() && !amount.is_negative()
-        });
+        delta.retain(|name, amount| hard.contains_key(name) && !amount.is_zero() && !amount.is_negative());
         if delta.is_empty() {
             continue;
         }
@@ -296,8 +293,7 @@ fn selected(requirement: &Value, names: Vec<&str>) -> bool {
 }
 
 fn crosses_namespaces(pod: &Value) -> bool {
-    let crosses =
-        |term: &Value| !term.items("namespaces").is_empty() || term.has("namespaceSelector");
+    let crosses = |term: &Value| !term.items("namespaces").is_empty() || term.has("namespaceSelector");
     ["spec.affinity.podAffinity", "spec.affinity.podAntiAffinity"].iter().any(|path| {
         let affinity = pod.at(path);
         affinity.items("requiredDuringSchedulingIgnoredDuringExecution").iter().any(crosses)

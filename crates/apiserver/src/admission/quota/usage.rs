@@ -53,7 +53,9 @@ impl Charge {
                 let asked = name.strip_prefix("requests.");
                 POD_RESOURCES.contains(&name)
                     || asked.unwrap_or(name).starts_with("hugepages-")
-                    || asked.is_some_and(|n| is_extended(n) || n.starts_with("deviceclass.resource.kubernetes.io/"))
+                    || asked.is_some_and(|n| {
+                        is_extended(n) || n.starts_with("deviceclass.resource.kubernetes.io/")
+                    })
             }
             Self::Service => SERVICE_RESOURCES.contains(&name),
             Self::Claim => {
@@ -106,8 +108,7 @@ fn pod(pod: &Value) -> Amounts {
     }
     let spec = pod.at("spec");
     let overhead = amounts::read(spec.at("overhead"));
-    let (mut requests, mut limits) =
-        (amounts::of_pod(spec, "requests"), amounts::of_pod(spec, "limits"));
+    let (mut requests, mut limits) = (amounts::of_pod(spec, "requests"), amounts::of_pod(spec, "limits"));
     amounts::add(&mut requests, &overhead);
     for (name, amount) in &overhead {
         if let Some(limit) = limits.get(name).filter(|limit| !limit.is_zero()) {
