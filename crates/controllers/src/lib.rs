@@ -1,6 +1,7 @@
 //! The controllers: each watches what it needs through shared informers and makes the cluster as its objects
 //! say. They know only the Kubernetes API through `kube::Client`.
 
+mod daemonset;
 mod deployment;
 mod endpoints;
 mod garbage;
@@ -80,5 +81,6 @@ async fn control(client: Client, clients: Clients, config: Config, shutdown: Can
         replicaset::replica_sets(context.named("replicaset-controller")),
         replicaset::replication_controllers(context.named("replication-controller")),
         deployment::run(context.named("deployment-controller")),
+        daemonset::run(context.named("daemon-set-controller")),
     );
 }

@@ -1,0 +1,297 @@
+//! The controllers and the scheduler against a real API server in this process, with a node that only
+//! pretends: pods bound to it run at once and end when they are deleted.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use apiserver::{Access, ApiServer, UserInfo};
+use futures::StreamExt;
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::core::ApiResource;
+use kube::runtime::watcher;
+use kube::{Client, Resource};
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+/// Far more than anything here takes; a wait this long means that it will never happen.
+const LONGEST: Duration = Duration::from_secs(60);
+
+pub struct Cluster {
+    pub client: Client,
+    shutdown: CancellationToken,
+    _dir: tempfile::TempDir,
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+    }
+}
+
+impl Cluster {
+    pub async fn start() -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let store = store::embedded::open(&dir.path().join("store")).expect("a store");
+        let pki = pki::ClusterPki::load_or_create(dir.path()).expect("keys");
+        let access = Access::new(pki.clone(), "cluster.local", &dir.path().join("secrets.key")).expect("access");
+        let mut config = apiserver::Config::new(dir.path());
+        config.bind.set_port(0);
+        let server = ApiServer::assemble(config, store, None, |cluster| access.assemble(cluster).hooks);
+        let server = server.await.expect("a server");
+        let url = format!("https://{}", server.address());
+        apiserver::bootstrap::ensure(&server.cluster(), &pki, &url).await.expect("bootstrap");
+        let shutdown = CancellationToken::new();
+        let user = {
+            let server = server.clone();
+            move |name: &str, groups: &[&str]| {
+                let groups = groups.iter().map(|group| (*group).to_owned()).collect();
+                let user = UserInfo { name: name.to_owned(), groups, ..UserInfo::default() };
+                Client::new(server.in_process(user), "default")
+            }
+        };
+        let admin = user("admin", &["system:masters"]);
+        let manager = user("system:kube-controller-manager", &[]);
+        let informers = informer::Factory::new(manager.clone(), shutdown.clone());
+        let scheduling = scheduler::run(
+            user("system:kube-scheduler", &[]),
+            scheduler::Config { informers: Some(informers.clone()), ..Default::default() },
+            shutdown.clone(),
+        );
+        tokio::spawn(scheduling);
+        let config = controllers::Config {
+            informers: Some(informers),
+            root_ca: "a certificate".into(),
+            pod_ranges: vec![controllers::Range::new("10.244.0.0/16", 24).expect("a range")],
+            ..Default::default()
+        };
+        let clients: controllers::Clients =
+            Arc::new(move |name| user(&format!("system:serviceaccount:kube-system:{name}"), &[]));
+        tokio::spawn(controllers::run(manager, clients, config, shutdown.clone()));
+        let cluster = Self { client: admin, shutdown, _dir: dir };
+        cluster.add_node("node-1").await;
+        tokio::spawn(pretend(cluster.client.clone(), cluster.shutdown.clone()));
+        cluster
+    }
+
+    pub async fn add_node(&self, name: &str) {
+        let node = json!({
+            "apiVersion": "v1", "kind": "Node",
+            "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name}},
+            "status": {
+                "allocatable": {"cpu": "8", "memory": "16Gi", "pods": "500"},
+                "conditions": [{"type": "Ready", "status": "True", "reason": "KubeletReady"}],
+            },
+        });
+        self.create(node).await;
+    }
+
+    fn api(&self, object: &Value) -> (Api<kube::core::DynamicObject>, String) {
+        let text = |path: &str| object.pointer(path).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let version = text("/apiVersion");
+        let (group, version) = version.split_once('/').unwrap_or(("", &version));
+        let gvk = kube::core::GroupVersionKind::gvk(group, version, &text("/kind"));
+        let resource = ApiResource::from_gvk(&gvk);
+        let api = match text("/metadata/namespace").as_str() {
+            "" if matches!(gvk.kind.as_str(), "Node" | "Namespace" | "PriorityClass") => {
+                Api::all_with(self.client.clone(), &resource)
+            }
+            "" => Api::namespaced_with(self.client.clone(), "default", &resource),
+            namespace => Api::namespaced_with(self.client.clone(), namespace, &resource),
+        };
+        (api, text("/metadata/name"))
+    }
+
+    /// Creates an object, and again for as long as what it needs is still being made.
+    pub async fn create(&self, object: Value) {
+        let (api, name) = self.api(&object);
+        let typed = serde_json::from_value(object).expect("an object");
+        let started = Instant::now();
+        while let Err(error) = api.create(&PostParams::default(), &typed).await {
+            assert!(started.elapsed() < LONGEST, "{name}: {error}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    pub async fn patch(&self, object: Value) {
+        let (api, name) = self.api(&object);
+        api.patch(&name, &PatchParams::default(), &Patch::Merge(object)).await.expect("a patch");
+    }
+
+    pub async fn delete(&self, object: Value, params: DeleteParams) {
+        let (api, name) = self.api(&object);
+        api.delete(&name, &params).await.expect("a deletion");
+    }
+
+    pub async fn get(&self, kind: (&str, &str), name: &str) -> Option<Value> {
+        let (api, name) = self.api(&json!({"apiVersion": kind.0, "kind": kind.1, "metadata": {"name": name}}));
+        let found = api.get_opt(&name).await.expect("an answer");
+        found.map(|object| serde_json::to_value(object).expect("JSON"))
+    }
+
+    pub async fn pods(&self, labels: &str) -> Vec<Pod> {
+        let api = Api::<Pod>::namespaced(self.client.clone(), "default");
+        api.list(&ListParams::default().labels(labels)).await.expect("pods").items
+    }
+}
+
+/// Waits until a condition holds.
+pub async fn eventually<F: Future<Output = bool>>(what: &str, check: impl Fn() -> F) {
+    let started = Instant::now();
+    while !check().await {
+        assert!(started.elapsed() < LONGEST, "never: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Runs what is bound: pods whose name has `-job-` succeed, all others run and are ready.
+async fn pretend(client: Client, shutdown: CancellationToken) {
+    let all = Api::<Pod>::all(client.clone());
+    let mut events = std::pin::pin!(watcher(all, watcher::Config::default()));
+    let mut address = 1u32;
+    loop {
+        let event = tokio::select! {
+            event = events.next() => event,
+            () = shutdown.cancelled() => return,
+        };
+        let Some(Ok(watcher::Event::Apply(pod) | watcher::Event::InitApply(pod))) = event else { continue };
+        let name = pod.metadata.name.clone().unwrap_or_default();
+        let api = Api::<Pod>::namespaced(client.clone(), pod.metadata.namespace.as_deref().unwrap_or_default());
+        let bound = pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some());
+        let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default();
+        if pod.metadata.deletion_timestamp.is_some() && bound {
+            let _ = api.delete(&name, &DeleteParams::default().grace_period(0)).await;
+        } else if bound && phase == "Pending" {
+            address += 1;
+            let ip = format!("10.244.{}.{}", address / 250, address % 250 + 1);
+            let ends = name.contains("-job-");
+            let since = k8s_openapi::jiff::Timestamp::now();
+            let containers = pod.spec.iter().flat_map(|spec| &spec.containers).map(|container| {
+                let state = if ends { json!({"terminated": {"exitCode": 0}}) } else { json!({"running": {}}) };
+                json!({"name": container.name, "image": container.image, "imageID": "", "ready": !ends, "restartCount": 0, "state": state})
+            });
+            let status = json!({"status": {
+                "phase": if ends { "Succeeded" } else { "Running" },
+                "podIP": ip, "podIPs": [{"ip": ip}],
+                "containerStatuses": containers.collect::<Vec<_>>(),
+                "conditions": [{"type": "Ready", "status": if ends { "False" } else { "True" }, "lastTransitionTime": since}],
+            }});
+            let _ = api.patch_status(&name, &PatchParams::default(), &Patch::Strategic(status)).await;
+        }
+    }
+}
+
+fn deployment(name: &str, replicas: i32, image: &str) -> Value {
+    json!({
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name},
+        "spec": {
+            "replicas": replicas, "selector": {"matchLabels": {"app": name}},
+            "template": {
+                "metadata": {"labels": {"app": name}},
+                "spec": {"containers": [{"name": "c", "image": image}]},
+            },
+        },
+    })
+}
+
+const DEPLOYMENT: (&str, &str) = ("apps/v1", "Deployment");
+
+async fn is_rolled_out(cluster: &Cluster, name: &str, replicas: i64) -> bool {
+    let Some(found) = cluster.get(DEPLOYMENT, name).await else { return false };
+    let status = &found["status"];
+    status["observedGeneration"] == found["metadata"]["generation"]
+        && ["replicas", "updatedReplicas", "availableReplicas"].iter().all(|field| status[*field] == replicas)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deployment_runs_rolls_scales_and_goes() {
+    let cluster = Cluster::start().await;
+    let created = Instant::now();
+    cluster.create(deployment("web", 3, "one")).await;
+    cluster
+        .create(json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"},
+            "spec": {"selector": {"app": "web"}, "ports": [{"port": 80}]}}))
+        .await;
+    eventually("three pods", || is_rolled_out(&cluster, "web", 3)).await;
+    println!("three pods after {:?}", created.elapsed());
+    eventually("three addresses", || async {
+        let endpoints = cluster.get(("v1", "Endpoints"), "web").await.unwrap_or_default();
+        endpoints["subsets"][0]["addresses"].as_array().is_some_and(|all| all.len() == 3)
+    })
+    .await;
+
+    cluster.patch(deployment("web", 3, "two")).await;
+    eventually("the second revision", || is_rolled_out(&cluster, "web", 3)).await;
+    let images: Vec<_> = cluster.pods("app=web").await.into_iter().filter_map(|pod| pod.spec).collect();
+    assert!(images.iter().all(|spec| spec.containers[0].image.as_deref() == Some("two")));
+    let found = cluster.get(DEPLOYMENT, "web").await.expect("a deployment");
+    assert_eq!(found["metadata"]["annotations"]["deployment.kubernetes.io/revision"], "2");
+
+    cluster.patch(deployment("web", 5, "two")).await;
+    eventually("five pods", || is_rolled_out(&cluster, "web", 5)).await;
+    cluster.patch(deployment("web", 1, "two")).await;
+    eventually("one pod", || is_rolled_out(&cluster, "web", 1)).await;
+
+    cluster.delete(deployment("web", 1, "two"), DeleteParams::foreground()).await;
+    eventually("the end of it", || async {
+        cluster.get(DEPLOYMENT, "web").await.is_none() && cluster.pods("app=web").await.is_empty()
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hundred_pods_find_their_place_and_orphans_stay() {
+    let cluster = Cluster::start().await;
+    let created = Instant::now();
+    cluster.create(deployment("many", 100, "one")).await;
+    eventually("a hundred pods", || is_rolled_out(&cluster, "many", 100)).await;
+    println!("a hundred pods after {:?}", created.elapsed());
+    let params = DeleteParams {
+        propagation_policy: Some(kube::api::PropagationPolicy::Orphan),
+        ..DeleteParams::default()
+    };
+    cluster.delete(deployment("many", 100, "one"), params).await;
+    eventually("the deployment's end", || async { cluster.get(DEPLOYMENT, "many").await.is_none() }).await;
+    assert_eq!(cluster.pods("app=many").await.len(), 100);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_namespace_is_furnished_and_ends_with_all_that_is_in_it() {
+    let cluster = Cluster::start().await;
+    let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "there"}});
+    cluster.create(namespace.clone()).await;
+    let maps = Api::<k8s_openapi::api::core::v1::ConfigMap>::namespaced(cluster.client.clone(), "there");
+    eventually("the CA's certificate", || async { maps.get_opt("kube-root-ca.crt").await.expect("an answer").is_some() })
+        .await;
+    cluster
+        .create(json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": "there"},
+            "spec": {"containers": [{"name": "c", "image": "i"}]}}))
+        .await;
+    cluster.delete(namespace, DeleteParams::default()).await;
+    eventually("the namespace's end", || async { cluster.get(("v1", "Namespace"), "there").await.is_none() }).await;
+    assert!(maps.list(&ListParams::default()).await.expect("a list").items.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_gets_a_range_and_a_pod_that_fits_nowhere_says_why() {
+    let cluster = Cluster::start().await;
+    eventually("a range", || async {
+        let node = Api::<Node>::all(cluster.client.clone()).get("node-1").await.expect("a node");
+        node.spec.and_then(|spec| spec.pod_cidr).as_deref() == Some("10.244.0.0/24")
+    })
+    .await;
+    cluster
+        .create(json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "big"},
+            "spec": {"containers": [{"name": "c", "image": "i", "resources": {"requests": {"cpu": "64"}}}]}}))
+        .await;
+    let expected = "0/1 nodes are available: 1 Insufficient cpu. preemption: 0/1 nodes are available: 1 Preemption \
+                    is not helpful for scheduling.";
+    eventually("a reason", || async {
+        let pod = cluster.get(("v1", "Pod"), "big").await.unwrap_or_default();
+        let conditions = pod["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        conditions.iter().any(|one| one["type"] == "PodScheduled" && one["message"] == expected)
+    })
+    .await;
+    assert_eq!(Node::kind(&()), "Node");
+}
