@@ -35,7 +35,8 @@ impl Cluster {
         let dir = tempfile::tempdir().expect("a directory");
         let store = store::embedded::open(&dir.path().join("store")).expect("a store");
         let pki = pki::ClusterPki::load_or_create(dir.path()).expect("keys");
-        let access = Access::new(pki.clone(), "cluster.local", &dir.path().join("secrets.key")).expect("access");
+        let access =
+            Access::new(pki.clone(), "cluster.local", &dir.path().join("secrets.key")).expect("access");
         let mut config = apiserver::Config::new(dir.path());
         config.bind.set_port(0);
         let server = ApiServer::assemble(config, store, None, |cluster| access.assemble(cluster).hooks);
@@ -125,7 +126,8 @@ impl Cluster {
     }
 
     pub async fn get(&self, kind: (&str, &str), name: &str) -> Option<Value> {
-        let (api, name) = self.api(&json!({"apiVersion": kind.0, "kind": kind.1, "metadata": {"name": name}}));
+        let (api, name) =
+            self.api(&json!({"apiVersion": kind.0, "kind": kind.1, "metadata": {"name": name}}));
         let found = api.get_opt(&name).await.expect("an answer");
         found.map(|object| serde_json::to_value(object).expect("JSON"))
     }
@@ -157,7 +159,8 @@ async fn pretend(client: Client, shutdown: CancellationToken) {
         };
         let Some(Ok(watcher::Event::Apply(pod) | watcher::Event::InitApply(pod))) = event else { continue };
         let name = pod.metadata.name.clone().unwrap_or_default();
-        let api = Api::<Pod>::namespaced(client.clone(), pod.metadata.namespace.as_deref().unwrap_or_default());
+        let api =
+            Api::<Pod>::namespaced(client.clone(), pod.metadata.namespace.as_deref().unwrap_or_default());
         let bound = pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some());
         let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default();
         if pod.metadata.deletion_timestamp.is_some() && bound {
@@ -262,14 +265,17 @@ async fn a_namespace_is_furnished_and_ends_with_all_that_is_in_it() {
     let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "there"}});
     cluster.create(namespace.clone()).await;
     let maps = Api::<k8s_openapi::api::core::v1::ConfigMap>::namespaced(cluster.client.clone(), "there");
-    eventually("the CA's certificate", || async { maps.get_opt("kube-root-ca.crt").await.expect("an answer").is_some() })
-        .await;
+    eventually("the CA's certificate", || async {
+        maps.get_opt("kube-root-ca.crt").await.expect("an answer").is_some()
+    })
+    .await;
     cluster
         .create(json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": "there"},
             "spec": {"containers": [{"name": "c", "image": "i"}]}}))
         .await;
     cluster.delete(namespace, DeleteParams::default()).await;
-    eventually("the namespace's end", || async { cluster.get(("v1", "Namespace"), "there").await.is_none() }).await;
+    eventually("the namespace's end", || async { cluster.get(("v1", "Namespace"), "there").await.is_none() })
+        .await;
     assert!(maps.list(&ListParams::default()).await.expect("a list").items.is_empty());
 }
 

@@ -136,17 +136,19 @@ impl Controller {
             let mut plan = plan::manage(&set, &nodes, &pods, &hash, now());
             waited = self.hold_back_failed(&set, &mut plan);
             result = self.apply(&key, &set, plan, &hash).await;
-            let rolls = spec.update_strategy.as_ref().and_then(|one| one.type_.as_deref()) != Some("OnDelete");
+            let rolls =
+                spec.update_strategy.as_ref().and_then(|one| one.type_.as_deref()) != Some("OnDelete");
             if result.is_ok() && rolls && self.expectations.satisfied(&key) {
                 let plan = plan::roll(&set, &nodes, &pods, &hash, now());
                 result = self.apply(&key, &set, plan, &hash).await;
             }
             if result.is_ok() {
                 let in_use = |one: &str| {
-                    one == hash || pods.values().flatten().any(|pod| {
-                        let labels = pod.metadata.labels.as_ref();
-                        labels.and_then(|all| all.get(REVISION_HASH)).is_some_and(|label| label == one)
-                    })
+                    one == hash
+                        || pods.values().flatten().any(|pod| {
+                            let labels = pod.metadata.labels.as_ref();
+                            labels.and_then(|all| all.get(REVISION_HASH)).is_some_and(|label| label == one)
+                        })
                 };
                 let limit = spec.revision_history_limit.unwrap_or(10);
                 history.truncate(&self.client, &set.metadata, limit, in_use).await?;
@@ -200,10 +202,12 @@ impl Controller {
                 continue;
             }
             let calm = entry.0.elapsed() > 2 * LAST_BACKOFF;
-            let next = if entry.1.is_zero() || calm { FIRST_BACKOFF } else { (entry.1 * 2).min(LAST_BACKOFF) };
+            let next =
+                if entry.1.is_zero() || calm { FIRST_BACKOFF } else { (entry.1 * 2).min(LAST_BACKOFF) };
             *entry = (Instant::now(), next);
             let namespace = set.metadata.namespace.as_deref().unwrap_or_default();
-            let message = format!("Found failed daemon pod {namespace}/{pod} on node {node}, will try to kill it");
+            let message =
+                format!("Found failed daemon pod {namespace}/{pod} on node {node}, will try to kill it");
             self.recorder.event(reference(set.as_ref()), EventType::Warning, "FailedDaemonPod", message);
             plan.delete.push(pod);
         }
@@ -252,7 +256,12 @@ impl Controller {
         result.and(deleted)
     }
 
-    async fn write_status(&self, set: &DaemonSet, nodes: &[Arc<Node>], hash: &str) -> Result<Option<Duration>> {
+    async fn write_status(
+        &self,
+        set: &DaemonSet,
+        nodes: &[Arc<Node>],
+        hash: &str,
+    ) -> Result<Option<Duration>> {
         let pods = by_node(&self.pods_of(set).await?);
         let mut status = plan::status(set, nodes, &pods, hash, now());
         status.observed_generation = set.metadata.generation;

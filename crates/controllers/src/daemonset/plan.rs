@@ -161,7 +161,13 @@ fn surges(spec: &DaemonSetSpec) -> bool {
 }
 
 /// One pod on each node that should have one, and none elsewhere.
-pub(super) fn manage(set: &DaemonSet, nodes: &[Arc<Node>], pods: &ByNode, hash: &str, now: Timestamp) -> Plan {
+pub(super) fn manage(
+    set: &DaemonSet,
+    nodes: &[Arc<Node>],
+    pods: &ByNode,
+    hash: &str,
+    now: Timestamp,
+) -> Plan {
     let spec = set.spec.clone().unwrap_or_default();
     let mut plan = Plan::default();
     let none = Vec::new();
@@ -288,7 +294,13 @@ pub(super) fn roll(set: &DaemonSet, nodes: &[Arc<Node>], pods: &ByNode, hash: &s
 }
 
 /// The status, without what the caller keeps of the old one.
-pub(super) fn status(set: &DaemonSet, nodes: &[Arc<Node>], pods: &ByNode, hash: &str, now: Timestamp) -> DaemonSetStatus {
+pub(super) fn status(
+    set: &DaemonSet,
+    nodes: &[Arc<Node>],
+    pods: &ByNode,
+    hash: &str,
+    now: Timestamp,
+) -> DaemonSetStatus {
     let spec = set.spec.clone().unwrap_or_default();
     let old = set.status.clone().unwrap_or_default();
     let (mut desired, mut current, mut wrong, mut ready, mut updated, mut available) = (0, 0, 0, 0, 0, 0);

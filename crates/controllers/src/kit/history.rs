@@ -73,7 +73,8 @@ impl History {
         all.extend(cache.orphans(owner.meta().namespace.as_deref().unwrap_or_default()));
         let selects = |one: &ControllerRevision| matches(selector, labels_of(&one.metadata.labels));
         let mut revisions = claim(client, owner, all, selects, &[]).await?;
-        revisions.sort_by(|a, b| a.revision.cmp(&b.revision).then_with(|| a.metadata.name.cmp(&b.metadata.name)));
+        revisions
+            .sort_by(|a, b| a.revision.cmp(&b.revision).then_with(|| a.metadata.name.cmp(&b.metadata.name)));
         Ok(Self { revisions })
     }
 

@@ -61,12 +61,16 @@ fn a_failed_pod_is_replaced() {
 fn a_rolling_update_keeps_within_its_allowance() {
     let nodes: Vec<_> = ["a", "b", "c"].map(|name| node(name, "ssd", json!([]))).into();
     let olds = |broken: &str| {
-        let pods: Vec<_> =
-            ["a", "b", "c"].map(|node| pod(&format!("{node}1"), node, "old", "Running", node != broken)).into();
+        let pods: Vec<_> = ["a", "b", "c"]
+            .map(|node| pod(&format!("{node}1"), node, "old", "Running", node != broken))
+            .into();
         by_node(&pods)
     };
     assert_eq!(roll(&set(json!({"maxUnavailable": 1})), &nodes, &olds(""), "new", NOW).delete, ["a1"]);
-    assert_eq!(roll(&set(json!({"maxUnavailable": "50%"})), &nodes, &olds(""), "new", NOW).delete, ["a1", "b1"]);
+    assert_eq!(
+        roll(&set(json!({"maxUnavailable": "50%"})), &nodes, &olds(""), "new", NOW).delete,
+        ["a1", "b1"]
+    );
     // A pod that is broken anyway goes first, and counts.
     assert_eq!(roll(&set(json!({"maxUnavailable": 1})), &nodes, &olds("c"), "new", NOW).delete, ["c1"]);
     let surge = set(json!({"maxSurge": 1, "maxUnavailable": 0}));
@@ -74,7 +78,10 @@ fn a_rolling_update_keeps_within_its_allowance() {
     let mut both = olds("");
     both.entry("a".into()).or_default().push(pod("a2", "a", "new", "Running", true));
     let plan = roll(&surge, &nodes, &both, "new", NOW);
-    assert_eq!((plan.delete.as_slice(), plan.create.as_slice()), (&["a1".to_owned()][..], &["b".to_owned()][..]));
+    assert_eq!(
+        (plan.delete.as_slice(), plan.create.as_slice()),
+        (&["a1".to_owned()][..], &["b".to_owned()][..])
+    );
 }
 
 #[test]
