@@ -3,8 +3,20 @@
 use std::io::{Read, Write};
 
 /// Their names, which become links in the image's `/bin`.
-pub const NAMES: &[&str] =
-    &["true", "hold", "say", "fail", "copy", "eat", "mkdir", "state", "unshare", "serve-port"];
+pub const NAMES: &[&str] = &[
+    "true",
+    "hold",
+    "say",
+    "fail",
+    "copy",
+    "eat",
+    "mkdir",
+    "state",
+    "unshare",
+    "serve-port",
+    "connect",
+    "link",
+];
 
 /// Runs the program of that name; none for the test binary's own name.
 pub fn run(name: &str, args: &[String]) -> Option<i32> {
@@ -46,12 +58,18 @@ pub fn run(name: &str, args: &[String]) -> Option<i32> {
             Err(error) => error as i32,
         },
         "serve-port" => {
-            let listener = std::net::TcpListener::bind(("127.0.0.1", arg(1).parse().unwrap_or(0))).unwrap();
+            let listener = std::net::TcpListener::bind(("0.0.0.0", arg(1).parse().unwrap_or(0))).unwrap();
             for stream in listener.incoming() {
                 stream.unwrap().write_all(b"hello from the pod").ok();
             }
             0
         }
+        "connect" => {
+            let host = if arg(2).is_empty() { "127.0.0.1" } else { arg(2) };
+            let Ok(port) = arg(1).parse::<u16>() else { return Some(2) };
+            i32::from(std::net::TcpStream::connect((host, port)).is_err())
+        }
+        "link" => i32::from(std::fs::read(format!("/sys/class/net/{}/mtu", arg(1))).is_err()),
         "state" => {
             let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
             for line in status.lines() {

@@ -4,7 +4,12 @@ use std::time::{Duration, Instant};
 
 use cri::v1::*;
 
+use std::sync::atomic::Ordering;
+
 use super::harness::{Test, secure};
+use super::pack::pack;
+use super::registry::Registry;
+use super::sessions::streams_reach_a_client;
 
 macro_rules! cases {
     ($($name:ident),* $(,)?) => {
@@ -34,6 +39,12 @@ cases![
     processes_are_shared_on_request,
     volumes_are_mounted_as_asked,
     events_come_as_things_happen,
+    streams_reach_a_client,
+    images_are_pulled,
+    a_registry_that_hangs_is_given_up,
+    archives_go_in_and_out,
+    logs_are_rotated,
+    pods_have_addresses,
 ];
 
 async fn a_container_lives_and_ends(mut test: Test) {
@@ -364,4 +375,164 @@ async fn events_come_as_things_happen(mut test: Test) {
             "CONTAINER_DELETED_EVENT"
         ]
     );
+}
+
+async fn images_are_pulled(mut test: Test) {
+    let packed = pack(&["say", "state"], &["say"]);
+    let registry = Registry::start(&packed).await;
+    let pull = |auth| PullImageRequest {
+        image: Some(ImageSpec { image: registry.name(), ..Default::default() }),
+        auth,
+        sandbox_config: None,
+    };
+    let auth = |password: &str| {
+        Some(AuthConfig { username: "user".into(), password: password.into(), ..Default::default() })
+    };
+    for wrong in [None, auth("guess")] {
+        let error = test.images.pull_image(pull(wrong)).await.unwrap_err();
+        assert_eq!(error.code(), tonic::Code::PermissionDenied, "{error}");
+    }
+    // The first two downloads break off; the third goes on where the second stopped.
+    registry.breaks.store(2, Ordering::Relaxed);
+    let pulled = test.images.pull_image(pull(auth("password"))).await.unwrap().into_inner();
+    assert!(registry.resumed.load(Ordering::Relaxed) > 0);
+
+    let status = ImageStatusRequest {
+        image: Some(ImageSpec { image: registry.name(), ..Default::default() }),
+        verbose: false,
+    };
+    let image = test.images.image_status(status.clone()).await.unwrap().into_inner().image.unwrap();
+    assert_eq!(image.id, pulled.image_ref);
+    assert_eq!(image.repo_tags, [registry.name()]);
+    assert_eq!(image.uid.unwrap().value, 7);
+    let pod = test.pod("pulled");
+    let sandbox = test.sandbox(&pod).await;
+    let mut config = test.container("main", &[]);
+    config.args = vec!["hello".into()];
+    config.image = Some(ImageSpec { image: image.id.clone(), ..Default::default() });
+    let id = test.run(&sandbox, &pod, config).await;
+    assert_eq!(test.ended(&id).await.exit_code, 0);
+    assert_eq!(test.log(&id).await, ["stdout P hello"]);
+    assert!(test.status(&id).await.image_ref.contains("@sha256:"));
+
+    let unknown = PullImageRequest {
+        image: Some(ImageSpec { image: registry.name().replace(":1", ":2"), ..Default::default() }),
+        auth: auth("password"),
+        sandbox_config: None,
+    };
+    assert_eq!(test.images.pull_image(unknown).await.unwrap_err().code(), tonic::Code::NotFound);
+    test.remove_sandbox(&sandbox).await;
+    let remove = RemoveImageRequest { image: status.image.clone() };
+    test.images.remove_image(remove.clone()).await.unwrap();
+    test.images.remove_image(remove).await.unwrap();
+    assert!(test.images.image_status(status).await.unwrap().into_inner().image.is_none());
+}
+
+async fn a_registry_that_hangs_is_given_up(mut test: Test) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let name = format!("{}/test/app:1", listener.local_addr().unwrap());
+    let request = PullImageRequest {
+        image: Some(ImageSpec { image: name, ..Default::default() }),
+        ..Default::default()
+    };
+    let error = test.images.pull_image(request).await.unwrap_err();
+    assert!(error.message().contains("timed out"), "{error}");
+    drop(listener);
+    let request = PullImageRequest {
+        image: Some(ImageSpec { image: "127.0.0.1:1/test/app:1".into(), ..Default::default() }),
+        ..Default::default()
+    };
+    let error = test.images.pull_image(request).await.unwrap_err();
+    assert!(error.message().contains("cannot connect"), "{error}");
+}
+
+async fn archives_go_in_and_out(mut test: Test) {
+    use cri::images::*;
+    let archive = pack(&["say"], &["say", "packed"]).archive("test.local/packed:1");
+    let chunks = |bytes: &[u8]| {
+        let parts: Vec<ImportRequest> = bytes
+            .chunks(1 << 20)
+            .map(|c| ImportRequest { name: String::new(), chunk: c.to_vec().into() })
+            .collect();
+        futures::stream::iter(parts)
+    };
+    let spoilt = archive[..archive.len() / 2].to_vec();
+    assert!(test.archives.import(chunks(&spoilt)).await.is_err());
+    let imported = test.archives.import(chunks(&archive)).await.unwrap().into_inner();
+    assert_eq!(imported.images[0].names, ["test.local/packed:1"]);
+    let inspect = InspectRequest { image: "test.local/packed:1".into() };
+    assert_eq!(test.archives.inspect(inspect).await.unwrap().into_inner().id, imported.images[0].id);
+
+    let export = ExportRequest { images: vec!["test.local/packed:1".into()] };
+    let mut stream = test.archives.export(export).await.unwrap().into_inner();
+    let mut out = Vec::new();
+    while let Some(part) = stream.message().await.unwrap() {
+        out.extend_from_slice(&part.chunk);
+    }
+    let remove = cri::v1::RemoveImageRequest {
+        image: Some(ImageSpec { image: "test.local/packed:1".into(), ..Default::default() }),
+    };
+    test.images.remove_image(remove).await.unwrap();
+    let again = test.archives.import(chunks(&out)).await.unwrap().into_inner();
+    assert_eq!(again.images[0].id, imported.images[0].id);
+    let verified = test.archives.verify(VerifyRequest::default()).await.unwrap().into_inner();
+    assert_eq!((verified.blobs, verified.problems), (3, vec![]));
+
+    let pod = test.pod("packed");
+    let sandbox = test.sandbox(&pod).await;
+    let mut config = test.container("main", &[]);
+    config.image = Some(ImageSpec { image: "test.local/packed:1".into(), ..Default::default() });
+    let id = test.run(&sandbox, &pod, config).await;
+    test.ended(&id).await;
+    assert_eq!(test.log(&id).await, ["stdout P packed"]);
+}
+
+async fn logs_are_rotated(mut test: Test) {
+    let pod = test.pod("rotate");
+    let sandbox = test.sandbox(&pod).await;
+    let config = test.container("main", &["hold"]);
+    let id = test.run(&sandbox, &pod, config).await;
+    let path = std::path::PathBuf::from(test.status(&id).await.log_path);
+    std::fs::rename(&path, path.with_extension("old")).unwrap();
+    test.runtime.reopen_container_log(ReopenContainerLogRequest { container_id: id.clone() }).await.unwrap();
+    assert!(path.exists());
+    test.stop(&id, 0).await;
+    let reopen = ReopenContainerLogRequest { container_id: id };
+    assert!(test.runtime.reopen_container_log(reopen).await.is_err());
+}
+
+async fn pods_have_addresses(mut test: Test) {
+    std::fs::write(test.root.join("network"), "").unwrap();
+    test.crash().await;
+    let ready = |status: RuntimeStatus| status.conditions.iter().all(|c| c.status);
+    let status = |answer: StatusResponse| answer.status.unwrap();
+    assert!(!ready(status(test.runtime.status(StatusRequest::default()).await.unwrap().into_inner())));
+    let update = UpdateRuntimeConfigRequest {
+        runtime_config: Some(RuntimeConfig {
+            network_config: Some(NetworkConfig { pod_cidr: "10.244.3.0/24,fd00:10:244:3::/64".into() }),
+        }),
+    };
+    test.runtime.update_runtime_config(update).await.unwrap();
+    assert!(ready(status(test.runtime.status(StatusRequest::default()).await.unwrap().into_inner())));
+
+    let first = test.pod("first");
+    let first_sandbox = test.sandbox(&first).await;
+    let config = test.container("server", &["serve-port", "8080"]);
+    let server = test.run(&first_sandbox, &first, config).await;
+    let second = test.pod("second");
+    let second_sandbox = test.sandbox(&second).await;
+    let config = test.container("client", &["hold"]);
+    let client = test.run(&second_sandbox, &second, config).await;
+    let request = PodSandboxStatusRequest { pod_sandbox_id: first_sandbox.clone(), verbose: false };
+    let network =
+        test.runtime.pod_sandbox_status(request).await.unwrap().into_inner().status.unwrap().network.unwrap();
+    assert!(network.ip.starts_with("10.244.3."), "{network:?}");
+    assert_eq!(network.additional_ips.len(), 1);
+    assert_eq!(test.exec(&server, &["link", "eth0"]).await.0, 0);
+    while test.exec(&server, &["connect", "8080"]).await.0 != 0 {}
+    assert_eq!(test.exec(&client, &["connect", "8080", &network.ip]).await.0, 0);
+    test.crash().await;
+    assert_eq!(test.exec(&client, &["connect", "8080", &network.ip]).await.0, 0);
+    test.remove_sandbox(&first_sandbox).await;
+    test.remove_sandbox(&second_sandbox).await;
 }

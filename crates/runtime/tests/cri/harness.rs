@@ -21,6 +21,17 @@ pub fn config(root: &Path) -> RuntimeConfig {
     config.cgroup_parent = format!("/carrack-test-{name}");
     config.shim_cgroup = format!("/carrack-test-{name}-shims");
     config.toolbox_applets = applets::NAMES.iter().map(|n| (*n).to_owned()).collect();
+    config.registry.idle_timeout = Duration::from_secs(2);
+    config.registry.connect_timeout = Duration::from_secs(2);
+    // A test that wants a network says so by a file, which the runtime's process sees too.
+    if root.join("network").exists() {
+        config.network = runtime::NetworkMode::Pods {
+            state_dir: root.join("data/network"),
+            ranges: Vec::new(),
+            cluster_ranges: vec!["10.244.0.0/16".parse().unwrap()],
+            mtu: Some(1500),
+        };
+    }
     config.seccomp_dir = root.join("seccomp");
     config
 }
@@ -39,6 +50,7 @@ pub fn case(name: &str) -> ! {
     let none = None::<&str>;
     let flags = nix::mount::MsFlags::MS_REC | nix::mount::MsFlags::MS_SLAVE;
     nix::mount::mount(none, "/", none, flags, none).unwrap();
+    loopback_up();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let test = Test::start().await;
@@ -50,6 +62,20 @@ pub fn case(name: &str) -> ! {
         std::fs::remove_dir_all(&root).unwrap();
     });
     std::process::exit(0)
+}
+
+/// The test's network namespace is new.
+fn loopback_up() {
+    // SAFETY: ifreq is plain data with a short name; the ioctls use that one struct and a descriptor made here.
+    unsafe {
+        let socket = libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0);
+        let mut request: libc::ifreq = std::mem::zeroed();
+        request.ifr_name[0] = b'l' as libc::c_char;
+        request.ifr_name[1] = b'o' as libc::c_char;
+        request.ifr_ifru.ifru_flags = libc::IFF_UP as libc::c_short;
+        assert_eq!(libc::ioctl(socket, libc::SIOCSIFFLAGS, &request), 0);
+        libc::close(socket);
+    }
 }
 
 /// After a teardown nothing of the runtime may be left.
@@ -119,6 +145,8 @@ pub struct Test {
     pub runtime: RuntimeServiceClient<Channel>,
     /// CRI.
     pub images: ImageServiceClient<Channel>,
+    /// Carrack's own.
+    pub archives: cri::images::images_client::ImagesClient<Channel>,
 }
 
 impl Drop for Test {
@@ -170,7 +198,8 @@ impl Test {
             root,
             server,
             runtime: RuntimeServiceClient::new(channel.clone()),
-            images: ImageServiceClient::new(channel),
+            images: ImageServiceClient::new(channel.clone()),
+            archives: cri::images::images_client::ImagesClient::new(channel),
         }
     }
 
@@ -182,7 +211,8 @@ impl Test {
         self.server = start_server(&self.root);
         let channel = channel(&self.root).await;
         self.runtime = RuntimeServiceClient::new(channel.clone());
-        self.images = ImageServiceClient::new(channel);
+        self.images = ImageServiceClient::new(channel.clone());
+        self.archives = cri::images::images_client::ImagesClient::new(channel);
     }
 
     /// A pod's config.

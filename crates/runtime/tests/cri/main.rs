@@ -6,6 +6,9 @@
 mod applets;
 mod cases;
 mod harness;
+mod pack;
+mod registry;
+mod sessions;
 
 fn main() {
     let args: Vec<String> = std::env::args().collect();
