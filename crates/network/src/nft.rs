@@ -73,7 +73,7 @@ fn rare_feature(statement: &Statement) -> Option<&'static str> {
         Statement::SourceIsLocal | Statement::DestinationIsLocal => "nft_fib_inet (CONFIG_NFT_FIB_INET)",
         Statement::New | Statement::Translated => "nft_ct (CONFIG_NFT_CT)",
         Statement::Masquerade => "nft_masq (CONFIG_NFT_MASQ)",
-        Statement::Reject => "nft_reject_inet (CONFIG_NFT_REJECT_INET)",
+        Statement::Reject | Statement::Reset => "nft_reject_inet (CONFIG_NFT_REJECT_INET)",
         Statement::DnatTo(..) | Statement::DnatByMap { .. } => "nft_nat (CONFIG_NFT_NAT)",
         Statement::Dispatch { key, .. }
             if key.iter().any(|load| matches!(load, ruleset::nft::Load::Random(_))) =>

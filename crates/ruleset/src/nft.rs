@@ -225,6 +225,8 @@ pub enum Statement {
     },
     /// `masquerade fully-random`
     Masquerade,
+    /// `reject with tcp reset`, for TCP only.
+    Reset,
     /// `reject`: ICMP port unreachable.
     Reject,
     /// An immediate verdict.

@@ -160,7 +160,7 @@ fn frame(table: &mut Ruleset, node: &Node) {
         unknown.push(vec![
             Statement::Family(family),
             Statement::InSet { key: vec![to], set: name("cluster-ips", family) },
-            Statement::Reject,
+            Statement::Verdict(goto("reject")),
         ]);
         for range in ranges_of(family, &node.service_ranges) {
             let mut rule =
@@ -197,7 +197,9 @@ fn frame(table: &mut Ruleset, node: &Node) {
     table.chain("missing-node-ports", missing_ports);
     table.chain("unknown", unknown);
     table.chain("sources", sources);
-    table.chain("reject", vec![vec![Statement::Reject]]);
+    // A reset ends a connection attempt of the host itself at once; an ICMP error there only the second one, a second later.
+    let reset = vec![Statement::Protocol(Protocol::Tcp), Statement::Reset];
+    table.chain("reject", vec![reset, vec![Statement::Reject]]);
     let jump = |chain: &str| vec![Statement::Verdict(Verdict::Jump(chain.into()))];
     let new = |chain: &str| vec![Statement::New, Statement::Verdict(Verdict::Jump(chain.into()))];
     for (chain, point) in

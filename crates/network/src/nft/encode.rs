@@ -456,6 +456,10 @@ fn statement_expressions(list: &mut Message, statement: &Statement) {
             const RANDOM_FULLY: u32 = 0x10;
             data.be32(1, RANDOM_FULLY);
         }),
+        Statement::Reset => expression(list, "reject", |data| {
+            const TCP_RESET: u32 = 1;
+            data.be32(1, TCP_RESET);
+        }),
         Statement::Reject => expression(list, "reject", |data| {
             const ICMPX: u32 = 2;
             const PORT_UNREACHABLE: u8 = 1;

@@ -135,7 +135,7 @@ fn walk(table: &Ruleset, chain: &str, packet: &Packet, seen: &mut Vec<(IpAddr, u
                     }
                     true
                 }
-                Statement::Reject => return Some(Fate::Rejected),
+                Statement::Reject | Statement::Reset => return Some(Fate::Rejected),
                 Statement::Verdict(Verdict::Drop) => return Some(Fate::Dropped),
                 Statement::Verdict(Verdict::Return) => return None,
                 Statement::Verdict(Verdict::Goto(next)) => return walk(table, next, packet, seen),
