@@ -61,8 +61,10 @@ pub async fn run(client: Client, config: ProxyConfig, shutdown: CancellationToke
     let ranges = config.service_ranges.clone();
     blocking(move || network::add_service_routes(&ranges)).await?;
     let named = watch::Config::default().fields(&format!("metadata.name={}", config.node_name));
-    let services = watcher::watcher(Api::<Service>::all(client.clone()), watch::Config::default().labels(SERVICES));
-    let slices = watcher::watcher(Api::<EndpointSlice>::all(client.clone()), watch::Config::default().labels(SLICES));
+    let services =
+        watcher::watcher(Api::<Service>::all(client.clone()), watch::Config::default().labels(SERVICES));
+    let slices =
+        watcher::watcher(Api::<EndpointSlice>::all(client.clone()), watch::Config::default().labels(SLICES));
     let nodes = watcher::watcher(Api::<Node>::all(client), named);
     let mut changes = stream::select_all([
         services.default_backoff().map_ok(|event| Change::Service(event.modify(strip))).boxed(),
@@ -111,7 +113,10 @@ pub async fn run(client: Client, config: ProxyConfig, shutdown: CancellationToke
             }
             Err(Error::Network(error @ network::Error::Unsupported { .. })) => return Err(error.into()),
             Err(error) => {
-                tracing::error!(error = &error as &dyn std::error::Error, "services could not be routed; trying again");
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "services could not be routed; trying again"
+                );
                 retry = Some(tokio::time::Instant::now() + RETRY);
             }
         }

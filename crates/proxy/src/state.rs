@@ -238,7 +238,8 @@ impl State {
                 if serving.is_empty() {
                     continue;
                 }
-                let addresses = port.cluster_ips.iter().chain(&port.external_ips).chain(&port.load_balancer_ips);
+                let addresses =
+                    port.cluster_ips.iter().chain(&port.external_ips).chain(&port.load_balancer_ips);
                 for address in addresses {
                     frontends.addresses.insert(SocketAddr::new(*address, port.port), serving.clone());
                 }

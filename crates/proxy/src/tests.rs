@@ -24,7 +24,8 @@ struct Server {
 impl Server {
     fn answer(&self, request: &http::Request<kube::client::Body>) -> http::Response<Body> {
         let plural = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
-        let (_, items) = self.lists.iter().find(|(known, _)| *known == plural).expect("only what it may watch");
+        let (_, items) =
+            self.lists.iter().find(|(known, _)| *known == plural).expect("only what it may watch");
         if !request.uri().query().unwrap_or_default().contains("watch=true") {
             let list = json!({"metadata": {"resourceVersion": "1"}, "items": items});
             return http::Response::new(Full::from(list.to_string()).boxed_unsync());
@@ -74,7 +75,8 @@ impl Cluster {
         };
         let pods = node.run(|| PodNetwork::new(config)).unwrap().unwrap();
         let (events, _) = broadcast::channel(64);
-        let this = json!({"metadata": {"name": "one"}, "spec": {"podCIDRs": ["10.244.0.0/24", "fd00:10:244::/64"]}});
+        let this =
+            json!({"metadata": {"name": "one"}, "spec": {"podCIDRs": ["10.244.0.0/24", "fd00:10:244::/64"]}});
         let server = Server {
             lists: [("services", services), ("endpointslices", slices), ("nodes", json!([this]))],
             events: events.clone(),
@@ -220,7 +222,13 @@ fn services_lead_to_their_endpoints_and_follow_readiness() {
     let wanted = format!("first {}", client_ips[1]);
     until("cluster address, IPv6", || ask(&client, "[fd00:10:96::1]:80"), |answer| says(answer, &wanted));
     assert!(refused(&ask(&client, "10.96.0.1:81")));
-    for target in ["10.96.0.1:80", "[fd00:10:96::1]:80", "10.244.0.1:30080", "127.0.0.1:30080", "[fd00:10:244::1]:30080"] {
+    for target in [
+        "10.96.0.1:80",
+        "[fd00:10:96::1]:80",
+        "10.244.0.1:30080",
+        "127.0.0.1:30080",
+        "[fd00:10:244::1]:30080",
+    ] {
         let answer = ask(&cluster.node, target);
         assert!(says(&answer, "first"), "host -> {target}: {answer:?}");
     }
@@ -239,9 +247,11 @@ fn services_lead_to_their_endpoints_and_follow_readiness() {
 
     let one = slice("IPv4", &[(&first_ips[0], false), (&second_ips[0], true)]);
     cluster.send("endpointslices", "MODIFIED", &one);
-    until("only the ready one", || (0..8).map(|_| ask(&client, "10.96.0.1:80")).collect::<Vec<_>>(), |answers| {
-        answers.iter().all(|answer| says(answer, "second"))
-    });
+    until(
+        "only the ready one",
+        || (0..8).map(|_| ask(&client, "10.96.0.1:80")).collect::<Vec<_>>(),
+        |answers| answers.iter().all(|answer| says(answer, "second")),
+    );
 
     cluster.send("services", "DELETED", &service(json!({})));
     until("service gone", || ask(&client, "10.96.0.1:80"), |answer| answer.is_err() && !refused(answer));
@@ -249,7 +259,8 @@ fn services_lead_to_their_endpoints_and_follow_readiness() {
 
 #[test]
 fn clients_stay_with_their_endpoint_under_affinity() {
-    let affinity = json!({"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 60}}});
+    let affinity =
+        json!({"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 60}}});
     let cluster = Cluster::start(json!([service(affinity)]), json!([]));
     let (client, _) = cluster.pod("client");
     let (first, first_ips) = cluster.pod("first");
@@ -264,7 +275,8 @@ fn clients_stay_with_their_endpoint_under_affinity() {
         assert_eq!(ask(&client, "10.96.0.1:80").unwrap(), first_answer);
     }
     // The endpoint goes: on to the other one.
-    let (left, other) = if first_answer.starts_with("first") { (second_ips[0], "second") } else { (first_ips[0], "first") };
+    let (left, other) =
+        if first_answer.starts_with("first") { (second_ips[0], "second") } else { (first_ips[0], "first") };
     cluster.send("endpointslices", "MODIFIED", &slice("IPv4", &[(&left, true)]));
     until("the other one", || ask(&client, "10.96.0.1:80"), |answer| says(answer, other));
 }
@@ -331,5 +343,7 @@ fn load_balancers_learn_of_local_endpoints() {
     cluster.send("endpointslices", "ADDED", &slice("IPv4", &[(&ip, true)]));
     until("one", probe, |answer| answer.as_ref().is_ok_and(|text| text.contains(" 200 ")));
     let answer = probe().unwrap();
-    assert!(answer.contains("X-Load-Balancing-Endpoint-Weight: 1") && answer.contains("\"localEndpoints\": 1"));
+    assert!(
+        answer.contains("X-Load-Balancing-Endpoint-Weight: 1") && answer.contains("\"localEndpoints\": 1")
+    );
 }
