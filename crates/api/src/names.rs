@@ -88,6 +88,26 @@ pub fn dns1123_subdomain(name: &str) -> Vec<String> {
     wrong
 }
 
+/// RFC 1123 subdomain whose labels may begin and be joined by underscores (DNS search paths).
+pub fn subdomain_with_underscores(name: &str) -> Vec<String> {
+    let label = "_?[a-z0-9]([-_a-z0-9]*[a-z0-9])?";
+    let mut wrong = Vec::new();
+    if name.len() > 253 {
+        wrong.push(max_length(253));
+    }
+    let fits = |part: &str| {
+        framed(part.strip_prefix('_').unwrap_or(part), lower, |b| lower(b) || matches!(b, b'-' | b'_'))
+    };
+    if !name.split('.').all(fits) {
+        wrong.push(pattern(
+            "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '_', '-' or '.', and must start and end with an alphanumeric character",
+            &format!("{label}(\\.{label})*"),
+            &["example.com"],
+        ));
+    }
+    wrong
+}
+
 /// RFC 1123 subdomain after `*.`.
 pub fn wildcard_subdomain(name: &str) -> Vec<String> {
     let mut wrong = Vec::new();

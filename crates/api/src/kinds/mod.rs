@@ -15,6 +15,7 @@ mod prepare;
 pub(crate) mod rows;
 mod service;
 mod storage;
+mod validation;
 mod workloads;
 
 use std::sync::LazyLock;
@@ -23,6 +24,8 @@ use crate::Strategy;
 
 pub use control::prepare_approval;
 pub use rows::human_duration;
+pub use validation::core::validate_finalize;
+pub use validation::pod::{validate_ephemeral_containers, validate_resize};
 
 /// The kinds that have rules of their own.
 const KINDS: &[(&str, &str)] = &[
@@ -97,6 +100,11 @@ static WHOLE: LazyLock<Vec<(&'static str, &'static str, Strategy)>> = LazyLock::
             if let Some(row) = rows::row_for(group, kind) {
                 strategy.row = row;
             }
+            let rules = validation::rules_for(group, kind);
+            strategy.validate = rules.validate;
+            strategy.validate_update = rules.validate_update;
+            strategy.validate_status = rules.validate_status;
+            strategy.name = rules.name;
             (group, kind, strategy)
         })
         .collect()

@@ -91,7 +91,8 @@ fn default_service(object: &mut Value) {
     }
 }
 
-fn externally_accessible(spec: &Value) -> bool {
+/// Whether a service is reached from outside the cluster.
+pub(crate) fn externally_accessible(spec: &Value) -> bool {
     match spec.text("type") {
         "LoadBalancer" | "NodePort" => true,
         "ClusterIP" => !spec.items("externalIPs").is_empty(),

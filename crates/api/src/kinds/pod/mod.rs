@@ -174,6 +174,12 @@ fn merge_keys(holder: &mut Value, labels: &Value) {
     selector.put("matchExpressions", expressions);
 }
 
+/// What the containers ask for together: the sums of `requests` or `limits` by resource.
+pub(crate) fn totals(spec: &Value, list: &str) -> Vec<(String, crate::quantity::Quantity)> {
+    let list = if list == "limits" { resources::List::Limits } else { resources::List::Requests };
+    resources::aggregate(spec, list).into_iter().collect()
+}
+
 fn fields(pod: &Value) -> Vec<(&'static str, String)> {
     let (spec, status) = (pod.at("spec"), pod.at("status"));
     let text = |holder: &Value, key: &str| holder.text(key).to_owned();

@@ -1,0 +1,130 @@
+//! Validation: what each kind refuses, with upstream's reasons, paths and words.
+
+mod access;
+mod batch;
+pub(crate) mod common;
+mod container;
+pub(crate) mod core;
+mod cron;
+pub(crate) mod pod;
+mod podspec;
+mod probes;
+mod resources;
+mod scheduling;
+mod security;
+mod service;
+mod storage;
+#[cfg(test)]
+mod tests;
+mod volumes;
+mod workloads;
+
+use serde_json::Value;
+
+use crate::{FieldError, names};
+
+/// The checks of a kind.
+#[derive(Clone, Copy)]
+pub(crate) struct Rules {
+    pub validate: fn(&Value) -> Vec<FieldError>,
+    pub validate_update: fn(&Value, &Value) -> Vec<FieldError>,
+    pub validate_status: fn(&Value, &Value) -> Vec<FieldError>,
+    pub name: fn(&str) -> Vec<String>,
+}
+
+const NONE: Rules = Rules {
+    validate: |_| Vec::new(),
+    validate_update: |_, _| Vec::new(),
+    validate_status: |_, _| Vec::new(),
+    name: names::dns1123_subdomain,
+};
+
+fn no_update(_: &Value, _: &Value) -> Vec<FieldError> {
+    Vec::new()
+}
+
+const fn rules(
+    validate: fn(&Value) -> Vec<FieldError>,
+    validate_update: fn(&Value, &Value) -> Vec<FieldError>,
+) -> Rules {
+    Rules { validate, validate_update, ..NONE }
+}
+
+const fn with_status(rules: Rules, validate_status: fn(&Value, &Value) -> Vec<FieldError>) -> Rules {
+    Rules { validate_status, ..rules }
+}
+
+const fn named(rules: Rules, name: fn(&str) -> Vec<String>) -> Rules {
+    Rules { name, ..rules }
+}
+
+/// The checks of a kind; what a kind does not name is unchecked, but for its name, which is a subdomain.
+pub(crate) fn rules_for(group: &str, kind: &str) -> Rules {
+    match (group, kind) {
+        ("", "ConfigMap") => rules(core::config_map, core::config_map_update),
+        ("", "Endpoints") => rules(service::endpoints, no_update),
+        ("", "Event") | ("events.k8s.io", "Event") => rules(core::event, no_update),
+        ("", "LimitRange") => rules(core::limit_range, no_update),
+        ("", "Namespace") => named(
+            with_status(rules(core::namespace, no_update), core::namespace_status),
+            names::dns1123_label,
+        ),
+        ("", "Node") => with_status(rules(core::node, core::node_update), core::node_status),
+        ("", "PersistentVolume") => rules(storage::volume, storage::volume_update),
+        ("", "PersistentVolumeClaim") => rules(storage::claim, storage::claim_update),
+        ("", "Pod") => with_status(rules(pod::validate_write, pod::validate_update), pod::validate_status),
+        ("", "PodTemplate") => rules(workloads::pod_template, no_update),
+        ("", "ReplicationController") => {
+            with_status(rules(workloads::replication_controller, no_update), workloads::status)
+        }
+        ("", "ResourceQuota") => {
+            with_status(rules(core::resource_quota, core::resource_quota_update), core::resource_quota_status)
+        }
+        ("", "Secret") => rules(core::secret, core::secret_update),
+        ("", "Service") => named(rules(service::service, service::service_update), names::dns1123_label),
+        ("apps", "ControllerRevision") => {
+            rules(workloads::controller_revision, workloads::controller_revision_update)
+        }
+        ("apps", "DaemonSet") => {
+            with_status(rules(workloads::daemon_set, workloads::same_selector), workloads::status)
+        }
+        ("apps", "Deployment") => {
+            with_status(rules(workloads::deployment, workloads::same_selector), workloads::status)
+        }
+        ("apps", "ReplicaSet") => {
+            with_status(rules(workloads::replica_set, workloads::same_selector), workloads::status)
+        }
+        ("apps", "StatefulSet") => {
+            with_status(rules(workloads::stateful_set, workloads::stateful_set_update), workloads::status)
+        }
+        ("batch", "CronJob") => named(rules(batch::cron_job, no_update), cron_job_name),
+        ("batch", "Job") => rules(batch::job, batch::job_update),
+        ("coordination.k8s.io", "Lease") => rules(core::lease, no_update),
+        ("discovery.k8s.io", "EndpointSlice") => {
+            rules(service::endpoint_slice, service::endpoint_slice_update)
+        }
+        ("node.k8s.io", "RuntimeClass") => rules(core::runtime_class, core::runtime_class_update),
+        ("rbac.authorization.k8s.io", "ClusterRole") => {
+            named(rules(access::cluster_role, no_update), names::path_segment)
+        }
+        ("rbac.authorization.k8s.io", "Role") => named(rules(access::role, no_update), names::path_segment),
+        ("rbac.authorization.k8s.io", "ClusterRoleBinding") => {
+            named(rules(access::cluster_role_binding, access::binding_update), names::path_segment)
+        }
+        ("rbac.authorization.k8s.io", "RoleBinding") => {
+            named(rules(access::role_binding, access::binding_update), names::path_segment)
+        }
+        ("scheduling.k8s.io", "PriorityClass") => rules(core::priority_class, core::priority_class_update),
+        ("storage.k8s.io", "StorageClass") => rules(storage::class, storage::class_update),
+        _ => NONE,
+    }
+}
+
+/// A cron job's name leaves room for the time that its jobs' names end with.
+fn cron_job_name(name: &str) -> Vec<String> {
+    let mut wrong = names::dns1123_subdomain(name);
+    if name.len() > 52 {
+        wrong.push(names::max_length(52));
+    }
+    wrong
+}
