@@ -174,6 +174,28 @@ pub fn list(call: &Call, served: &Served, selected: Selected) -> Answered {
     Ok(response(StatusCode::OK, call.output.format.media_type(), Body::Full(body)))
 }
 
+/// A list of objects that are not stored.
+pub fn items(call: &Call, served: &Served, items: Vec<Value>) -> Answered {
+    let resource = &served.resource;
+    let value = match call.output.convert {
+        Convert::Table => table(served, items, Map::new(), include_object(&call.query)?, true),
+        Convert::MetadataList | Convert::Metadata => json!({
+            "kind": "PartialObjectMetadataList",
+            "apiVersion": "meta.k8s.io/v1",
+            "metadata": {},
+            "items": items.iter().map(partial).collect::<Vec<_>>(),
+        }),
+        Convert::None => json!({
+            "kind": format!("{}List", resource.kind),
+            "apiVersion": resource.api_version(),
+            "metadata": {},
+            "items": items,
+        }),
+    };
+    let body = encode(call.output, &value)?;
+    Ok(response(StatusCode::OK, call.output.format.media_type(), Body::Full(body)))
+}
+
 /// PartialObjectMetadata of an object.
 fn partial(object: &Value) -> Value {
     let metadata = object.get("metadata").cloned().unwrap_or_else(|| json!({}));

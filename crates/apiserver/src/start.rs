@@ -62,7 +62,9 @@ fn identity(
 }
 
 fn tls(config: &Config, pki: &pki::ClusterPki) -> Result<ServerConfig, Error> {
-    let mut names = pki::apiserver_names(&config.cluster_domain);
+    // The first name is the subject's; that of the CA (`kubernetes`) would make the certificate look self-signed.
+    let mut names = vec!["kube-apiserver".to_owned()];
+    names.extend(pki::apiserver_names(&config.cluster_domain));
     names.extend(config.names.iter().cloned());
     let mut addresses = vec![IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
     addresses.extend(config.service_cidrs.iter().map(first_address));

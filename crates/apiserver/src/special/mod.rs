@@ -7,33 +7,72 @@ use serde_json::Value;
 use crate::query::WriteOptions;
 use crate::registry::Served;
 use crate::server::Server;
+use crate::verbs::write::{self, Checks};
 use crate::verbs::{Answered, Call, meta};
 use crate::{FieldError, Status, render};
 
 mod connect;
 mod namespaces;
 mod pods;
+mod services;
 
 pub use connect::Connector;
 
-/// Gives back what a hook took (addresses, ports) when the write fails; or completes it when it succeeds.
+pub use services::Allocators;
+
+/// What completes a write when it has succeeded. The guard keeps other writes of the kind waiting until then.
 #[derive(Default)]
 pub struct Undo {
-    pub on_failure: Option<BoxFuture<'static, ()>>,
-    pub on_success: Option<BoxFuture<'static, ()>>,
+    pub guard: Option<tokio::sync::OwnedMutexGuard<()>>,
+    pub on_success: Vec<Task>,
 }
 
 impl Undo {
-    pub async fn run(self, _server: &Server) {
-        if let Some(undo) = self.on_failure {
-            undo.await;
+    pub async fn commit(self, server: &Server) {
+        for task in self.on_success {
+            task.run(server).await;
         }
     }
+}
 
-    pub async fn commit(self, _server: &Server) {
-        if let Some(done) = self.on_success {
-            done.await;
+/// A step that follows a successful write.
+pub enum Task {
+    /// Tells by IPAddress objects whose these addresses are: namespace and name of the Service.
+    TakeAddresses(Vec<String>, (String, String)),
+    ReleaseAddresses(Vec<String>),
+}
+
+impl Task {
+    /// Runs the step; what fails is made good by the upkeep.
+    pub fn run<'a>(self, server: &'a Server) -> BoxFuture<'a, ()> {
+        use futures::FutureExt;
+        async move {
+            let Some(row) = server.registry.any("networking.k8s.io", "ipaddresses") else { return };
+            match self {
+                Self::TakeAddresses(addresses, owner) => {
+                    for ip in addresses {
+                        let object = services::address_object(&ip, &owner);
+                        let created = match crate::server::complete(&row, object) {
+                            Ok(object) => write::create(server, &row, "", object, &Checks::OWN).await.map(drop),
+                            Err(error) => Err(error),
+                        };
+                        if let Err(error) = created {
+                            tracing::warn!(%ip, %error, "no IPAddress for a Service");
+                        }
+                    }
+                }
+                Self::ReleaseAddresses(addresses) => {
+                    for ip in addresses {
+                        if let Some(object) = row.cache.get(&ip)
+                            && let Err(error) = server.registry.remove(&row, &ip, object.revision).await
+                        {
+                            tracing::warn!(%ip, %error, "an IPAddress stays");
+                        }
+                    }
+                }
+            }
         }
+        .boxed()
     }
 }
 
@@ -108,6 +147,7 @@ pub fn of(group: &str, plural: &str) -> &'static Special {
     match (group, plural) {
         ("", "pods") => &pods::ROW,
         ("", "namespaces") => &namespaces::ROW,
+        ("", "services") => &services::ROW,
         ("", "events") | ("events.k8s.io", "events") => &UNCOLLECTED,
         ("", "replicationcontrollers") => &ORPHANS,
         (
@@ -125,15 +165,6 @@ pub fn of(group: &str, plural: &str) -> &'static Special {
             "csidrivers" | "storageclasses" | "volumeattachments" | "csinodes" | "volumeattributesclasses",
         ) => &RETURNS,
         _ => &GENERIC,
-    }
-}
-
-/// The addresses and ports that Services have been given.
-pub struct Allocators {}
-
-impl Allocators {
-    pub fn new(_config: &crate::Config) -> Self {
-        Self {}
     }
 }
 
@@ -197,27 +228,123 @@ pub async fn answer_virtual(call: &Call, served: &Served, row: Virtual, body: By
             let answer = call.server.hooks.reviews.create(&call.attributes, object).await?;
             render::value(call, http::StatusCode::CREATED, answer)
         }
-        Virtual::ComponentStatuses | Virtual::Bindings => Err(Status::no_such_resource()),
+        Virtual::Bindings => binding(call, body).await,
+        Virtual::ComponentStatuses => component_statuses(call, served),
     }
 }
 
+/// The parts of the control plane, which are one program here.
+fn component_statuses(call: &Call, served: &Served) -> Answered {
+    let names = ["controller-manager", "etcd-0", "scheduler"];
+    let of = |name: &str| {
+        serde_json::json!({
+            "metadata": {"name": name},
+            "conditions": [{"type": "Healthy", "status": "True", "message": "ok"}],
+        })
+    };
+    call.warn("v1 ComponentStatus is deprecated in v1.19+");
+    if call.info.verb == "get" {
+        let name = names.iter().find(|n| **n == call.info.name);
+        let mut value = of(name.ok_or_else(|| served.not_found(&call.info.name))?);
+        value["kind"] = "ComponentStatus".into();
+        value["apiVersion"] = "v1".into();
+        return render::resource(call, served, http::StatusCode::OK, value);
+    }
+    render::items(call, served, names.iter().map(|n| of(n)).collect())
+}
+
 /// The rules of a subresource that changes a part of its object.
-pub fn part(_group: &str, _plural: &str, _name: &str) -> Option<&'static PartRules> {
-    None
+pub fn part(group: &str, plural: &str, name: &str) -> Option<&'static PartRules> {
+    Some(match (group, plural, name) {
+        ("", "pods", "ephemeralcontainers") => &pods::EPHEMERAL,
+        ("", "pods", "resize") => &pods::RESIZE,
+        ("", "namespaces", "finalize") => &namespaces::FINALIZE,
+        ("certificates.k8s.io", "certificatesigningrequests", "approval") => &APPROVAL,
+        _ => return None,
+    })
+}
+
+static APPROVAL: PartRules = PartRules {
+    name: "approval",
+    prepare: |new, old| api::kinds::prepare_approval(new, old),
+    validate: |_, _| Vec::new(),
+};
+
+/// The body as another kind than the resource's.
+fn body_as(
+    call: &Call,
+    gvk: (&str, &str, &str),
+    body: &Bytes,
+    validation: schema::FieldValidation,
+) -> Result<Value, Status> {
+    let types = api::types();
+    let id = types
+        .by_gvk(gvk.0, gvk.1, gvk.2)
+        .ok_or_else(|| Status::internal(format!("no {} in the type table", gvk.2)))?;
+    let mut object = call.decode_as(types, id, gvk, body, validation)?;
+    schema::fill_defaults(types, id, &mut object);
+    Ok(object)
+}
+
+/// Mutating and validating admission of a body that is not of the resource's kind.
+async fn admit(
+    call: &Call,
+    gvk: (&str, &str, &str),
+    object: &mut Value,
+    dry_run: bool,
+) -> Result<(), Status> {
+    let options = write::options("CreateOptions", dry_run, "");
+    let request = call.admission(gvk, crate::Operation::Create, &options, dry_run);
+    call.server.hooks.admit.mutate(&request, object, None).await?;
+    call.server.hooks.admit.validate(&request, object, None).await
+}
+
+fn done(call: &Call) -> Answered {
+    let value = serde_json::json!({
+        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201,
+    });
+    render::value(call, http::StatusCode::CREATED, value)
+}
+
+/// `bindings` and `pods/binding`.
+async fn binding(call: &Call, body: Bytes) -> Answered {
+    let write = WriteOptions::read(&call.query, "CreateOptions")?;
+    let gvk = ("", "v1", "Binding");
+    let mut object = body_as(call, gvk, &body, write.field_validation)?;
+    let pods = call.server.registry.any("", "pods").ok_or_else(Status::no_such_resource)?;
+    let namespace = call.info.namespace.clone();
+    meta::namespace(&pods, &namespace, &mut object)?;
+    let name = match call.info.name.as_str() {
+        "" => meta::text(&object, "name").to_owned(),
+        name => name.to_owned(),
+    };
+    let named = meta::text(&object, "name");
+    if !named.is_empty() && named != name {
+        return Err(Status::bad_request("name in URL does not match name in Binding object"));
+    }
+    admit(call, gvk, &mut object, write.dry_run).await?;
+    pods::bind(&call.server, &pods, (&namespace, &name), &object, write.dry_run).await?;
+    done(call)
 }
 
 /// A subresource whose create acts on the object.
 pub async fn create_part(call: &Call, served: &Served, body: Bytes) -> Answered {
-    if (served.plural(), call.info.subresource.as_str()) == ("serviceaccounts", "token") {
-        let types = api::types();
-        let gvk = ("authentication.k8s.io", "v1", "TokenRequest");
-        let id = types
-            .by_gvk(gvk.0, gvk.1, gvk.2)
-            .ok_or_else(|| Status::internal("no TokenRequest in the type table"))?;
-        let mut object = call.decode_as(types, id, gvk, &body, schema::FieldValidation::Warn)?;
-        schema::fill_defaults(types, id, &mut object);
-        let answer = call.server.hooks.tokens.create(&call.attributes, object).await?;
-        return render::value(call, http::StatusCode::CREATED, answer);
+    match (served.plural(), call.info.subresource.as_str()) {
+        ("serviceaccounts", "token") => {
+            let gvk = ("authentication.k8s.io", "v1", "TokenRequest");
+            let mut object = body_as(call, gvk, &body, schema::FieldValidation::Warn)?;
+            admit(call, gvk, &mut object, false).await?;
+            let answer = call.server.hooks.tokens.create(&call.attributes, object).await?;
+            render::value(call, http::StatusCode::CREATED, answer)
+        }
+        ("pods", "binding") => binding(call, body).await,
+        ("pods", "eviction") => {
+            let gvk = ("policy", "v1", "Eviction");
+            let mut object = body_as(call, gvk, &body, schema::FieldValidation::Warn)?;
+            admit(call, gvk, &mut object, false).await?;
+            pods::evict(call, served, &object).await?;
+            done(call)
+        }
+        _ => Err(Status::no_such_resource()),
     }
-    Err(Status::no_such_resource())
 }

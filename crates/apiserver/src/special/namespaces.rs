@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::Special;
+use super::{PartRules, Special};
 
 pub static ROW: Special =
     Special { returns_deleted: true, keeps: Some(keeps), marked: Some(marked), ..Special::GENERIC };
@@ -21,3 +21,26 @@ fn marked(object: &mut Value) {
     status["phase"] = "Terminating".into();
     object["status"] = status;
 }
+
+/// `finalize` changes `spec.finalizers` alone.
+pub static FINALIZE: PartRules = PartRules {
+    name: "finalize",
+    prepare: |new, old| {
+        let finalizers = new.pointer("/spec/finalizers").cloned();
+        let mut kept = old.clone();
+        for field in ["resourceVersion", "managedFields"] {
+            let value = new.pointer(&format!("/metadata/{field}")).cloned();
+            if let (Some(metadata), Some(value)) = (kept.get_mut("metadata"), value) {
+                metadata[field] = value;
+            }
+        }
+        if let Some(spec) = kept.get_mut("spec").and_then(Value::as_object_mut) {
+            spec.remove("finalizers");
+            if let Some(finalizers) = finalizers {
+                spec.insert("finalizers".to_owned(), finalizers);
+            }
+        }
+        *new = kept;
+    },
+    validate: |_, _| Vec::new(),
+};

@@ -55,6 +55,15 @@ impl DeleteOptions {
             }
             value
         };
+        options["dryRun"] = match call.query.all("dryRun").collect::<Vec<_>>() {
+            dry if dry.is_empty() => options.get("dryRun").cloned().unwrap_or_else(|| json!([])),
+            dry => dry.into(),
+        };
+        Self::of(options)
+    }
+
+    /// From their JSON form.
+    pub fn of(mut options: Value) -> Result<Self, Status> {
         let errors = errors(&options);
         if !errors.is_empty() {
             return Err(Status::invalid("meta.k8s.io", "DeleteOptions", "", &errors));
@@ -72,7 +81,7 @@ impl DeleteOptions {
             version: text("/preconditions/resourceVersion"),
             orphan_dependents: options.get("orphanDependents").and_then(Value::as_bool),
             propagation: text("/propagationPolicy"),
-            dry_run: dry || call.query.all("dryRun").any(|d| d == "All"),
+            dry_run: dry,
             value: options,
         })
     }

@@ -203,15 +203,12 @@ async fn create_once(
     .await;
     match written {
         Ok((object, _)) => {
-            if checks.dry_run {
-                undo.run(server).await;
+            if !checks.dry_run {
+                undo.commit(server).await;
             }
             Ok(Outcome { object, created: true })
         }
-        Err(status) => {
-            undo.run(server).await;
-            Err(status)
-        }
+        Err(status) => Err(status),
     }
 }
 
@@ -318,9 +315,7 @@ async fn update_once(
         undo = begin(server, &mut new, &old, checks.dry_run).await?;
     }
     let result = finish_update(server, served, update, current, (new, &old), checks).await;
-    if !matches!(result, Ok(Ok(_))) || checks.dry_run {
-        undo.run(server).await;
-    } else {
+    if matches!(result, Ok(Ok(_))) && !checks.dry_run {
         undo.commit(server).await;
     }
     result
