@@ -53,7 +53,9 @@ impl Task {
                     for ip in addresses {
                         let object = services::address_object(&ip, &owner);
                         let created = match crate::server::complete(&row, object) {
-                            Ok(object) => write::create(server, &row, "", object, &Checks::OWN).await.map(drop),
+                            Ok(object) => {
+                                write::create(server, &row, "", object, &Checks::OWN).await.map(drop)
+                            }
                             Err(error) => Err(error),
                         };
                         if let Err(error) = created {

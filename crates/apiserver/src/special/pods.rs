@@ -176,7 +176,8 @@ async fn allow(server: &Server, namespace: &str, pod: &Value, dry_run: bool) -> 
     for object in row.cache.list(&row.prefix(namespace), None).0 {
         let value = row.value(&object)?;
         let selector = value.pointer("/spec/selector");
-        let selected = selector.and_then(|s| Selector::from_json(s).ok()).is_some_and(|s| s.matches_labels(&labels));
+        let selected =
+            selector.and_then(|s| Selector::from_json(s).ok()).is_some_and(|s| s.matches_labels(&labels));
         if selected {
             budgets.push(value);
         }
@@ -191,9 +192,11 @@ async fn allow(server: &Server, namespace: &str, pod: &Value, dry_run: bool) -> 
         }
     };
     let number = |v: &Value, pointer: &str| v.pointer(pointer).and_then(Value::as_i64).unwrap_or(0);
-    let (healthy, desired) = (number(budget, "/status/currentHealthy"), number(budget, "/status/desiredHealthy"));
+    let (healthy, desired) =
+        (number(budget, "/status/currentHealthy"), number(budget, "/status/desiredHealthy"));
     if !is_ready(pod) {
-        let always = budget.pointer("/spec/unhealthyPodEvictionPolicy").and_then(Value::as_str) == Some("AlwaysAllow");
+        let always =
+            budget.pointer("/spec/unhealthyPodEvictionPolicy").and_then(Value::as_str) == Some("AlwaysAllow");
         if always || (healthy >= desired && desired > 0) {
             return Ok(());
         }
@@ -235,7 +238,12 @@ fn taken(budget: &Value, pod: &str) -> Result<Value, Status> {
     }
     let allowed = number("/status/disruptionsAllowed");
     if allowed < 0 {
-        return Err(Status::forbidden("policy", "poddisruptionbudget", name, "pdb disruptions allowed is negative"));
+        return Err(Status::forbidden(
+            "policy",
+            "poddisruptionbudget",
+            name,
+            "pdb disruptions allowed is negative",
+        ));
     }
     let disrupted = budget.pointer("/status/disruptedPods").and_then(Value::as_object);
     if disrupted.is_some_and(|d| d.len() > 2000) {
@@ -257,4 +265,3 @@ fn taken(budget: &Value, pod: &str) -> Result<Value, Status> {
     budget["status"]["disruptedPods"] = Value::Object(map);
     Ok(budget)
 }
-

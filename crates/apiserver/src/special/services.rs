@@ -87,9 +87,7 @@ fn needs_address(service: &Value) -> bool {
 fn needs_ports(service: &Value) -> bool {
     match text(service, "type") {
         "NodePort" => true,
-        "LoadBalancer" => {
-            service.pointer("/spec/allocateLoadBalancerNodePorts") != Some(&Value::Bool(false))
-        }
+        "LoadBalancer" => service.pointer("/spec/allocateLoadBalancerNodePorts") != Some(&Value::Bool(false)),
         _ => false,
     }
 }
@@ -267,8 +265,9 @@ fn families(allocators: &Allocators, service: &mut Value, old: Option<&Value>) -
     if policy == "SingleStack" {
         for (many, what) in [(&ips, "cluster IPs"), (&families, "IP families")] {
             if many.len() == 2 {
-                let detail =
-                    format!("must be 'RequireDualStack' or 'PreferDualStack' when multiple {what} are specified");
+                let detail = format!(
+                    "must be 'RequireDualStack' or 'PreferDualStack' when multiple {what} are specified"
+                );
                 errors.push(error(field, policy.as_str(), detail));
             }
         }
@@ -295,7 +294,11 @@ fn families(allocators: &Allocators, service: &mut Value, old: Option<&Value>) -
         }
     } else {
         if policy == "RequireDualStack" && allocators.ranges.len() < 2 {
-            errors.push(error(field, policy.as_str(), "this cluster is not configured for dual-stack services"));
+            errors.push(error(
+                field,
+                policy.as_str(),
+                "this cluster is not configured for dual-stack services",
+            ));
         }
         for (i, family) in families.iter().enumerate() {
             if matches!(family.as_str(), "IPv4" | "IPv6") && allocators.range(family).is_none() {
@@ -340,7 +343,9 @@ fn addresses(server: &Server, service: &mut Value, was: &[String]) -> Result<(),
                     // The form of the address is validated with the rest of the object.
                     Err(_) => continue,
                     Ok(ip) if !usable(range, ip) => {
-                        format!("failed to allocate IP {given}: the provided network does not match the current range or IP is not in the valid range")
+                        format!(
+                            "failed to allocate IP {given}: the provided network does not match the current range or IP is not in the valid range"
+                        )
                     }
                     Ok(ip) if taken(ip) => {
                         format!("failed to allocate IP {given}: provided IP is already allocated")
@@ -467,7 +472,9 @@ fn node_ports(server: &Server, service: &mut Value, old: Option<&Value>) -> Resu
                 set(service, "healthCheckNodePort", port);
             }
             port if port != old_health && taken.contains(&port) => {
-                let detail = format!("failed to allocate requested HealthCheck NodePort {port}: provided port is already allocated");
+                let detail = format!(
+                    "failed to allocate requested HealthCheck NodePort {port}: provided port is already allocated"
+                );
                 return Err(Status::internal(detail));
             }
             _ => {}
