@@ -14,6 +14,8 @@ const NEEDS: &[(&str, &str)] = &[
     ("/usr/bin/busybox", "busybox-static"),
     ("/usr/sbin/nft", "nftables"),
     ("/usr/sbin/ip", "iproute2"),
+    ("/usr/bin/python3", "python3"),
+    ("/usr/bin/ps", "procps"),
 ];
 
 pub fn run(names: &[&str]) -> Result<()> {

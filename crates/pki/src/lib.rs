@@ -20,7 +20,7 @@ pub use error::Error;
 pub use key::Key;
 pub use kubeconfig::{cluster_info, kubeconfig};
 
-fn pem_block(tag: &str, der: &[u8]) -> String {
+pub fn pem_block(tag: &str, der: &[u8]) -> String {
     let config = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
     pem::encode_config(&pem::Pem::new(tag, der), config)
 }

@@ -1,0 +1,70 @@
+//! Measures a release build of Carrack: `cargo xtask bench [NAME...]` builds both and starts this. The cluster runs on a
+//! machine of its own (a set of namespaces), as in the black-box tests.
+
+mod cluster;
+mod figures;
+
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, bail, ensure};
+
+/// Where the machine's script lies.
+const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../crates/carrack/tests/blackbox/machine.sh");
+
+fn main() -> anyhow::Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match arguments.split_first() {
+        Some((first, rest)) if first == "inside" => inside(rest),
+        Some((carrack, names)) => outside(carrack, names),
+        None => bail!("usage: bench CARRACK [NAME...]"),
+    }
+}
+
+/// Makes the machine and goes on in it.
+fn outside(carrack: &str, names: &[String]) -> anyhow::Result<()> {
+    let name = format!("carrack-bench-{}", std::process::id());
+    let mut keeper = Command::new("sh")
+        .args([SCRIPT, "enter", &name])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("starting sh")?;
+    let done = measure(&mut keeper, carrack, names);
+    keeper.kill()?;
+    keeper.wait()?;
+    for hierarchy in std::fs::read_dir("/sys/fs/cgroup")?.flatten() {
+        // Busy or nested groups stay for the kernel to tell of; they hold nothing.
+        let _ = Command::new("find")
+            .arg(hierarchy.path().join(&name))
+            .args(["-depth", "-type", "d", "-delete"])
+            .stderr(Stdio::null())
+            .status();
+    }
+    done
+}
+
+fn measure(keeper: &mut std::process::Child, carrack: &str, names: &[String]) -> anyhow::Result<()> {
+    use std::io::BufRead;
+    let mut line = String::new();
+    let stdout = keeper.stdout.take().context("no pipe")?;
+    std::io::BufReader::new(stdout).read_line(&mut line)?;
+    ensure!(line == "ready\n", "the machine could not be made: is this run as root?");
+    let inner = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", keeper.id()))?;
+    let status = Command::new("nsenter")
+        .args(["--target", inner.trim(), "--mount", "--net", "--pid", "--uts", "--ipc", "--cgroup", "--"])
+        .args(["sh", SCRIPT, "member"])
+        .arg(std::env::current_exe()?)
+        .args(["inside", carrack])
+        .args(names)
+        .arg0("nsenter")
+        .status()?;
+    ensure!(status.success(), "measuring failed");
+    Ok(())
+}
+
+fn inside(arguments: &[String]) -> anyhow::Result<()> {
+    let (carrack, names) = arguments.split_first().context("which binary?")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(figures::run(carrack, names))
+}

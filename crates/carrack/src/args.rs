@@ -1,0 +1,235 @@
+//! What can be typed.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+/// A Kubernetes cluster in one binary.
+#[derive(Parser)]
+#[command(
+    name = "carrack",
+    version,
+    about,
+    after_help = "carrack kubectl ...   kubectl-compatible commands (carrack kubectl --help)\n\
+                  carrack toolbox ...   the debugging kit of the image carrack.dev/toolbox"
+)]
+pub struct Args {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Bring up a whole cluster on this machine
+    Up(Up),
+    /// Stop the pods and clean up what they used
+    Down(Down),
+    /// Tell what runs
+    Status(Status),
+    /// Write the cluster's state to a file, while it runs
+    Backup(Backup),
+    /// Make the cluster's state that of a backup, while it runs
+    Restore(Restore),
+    /// Look after the node's images
+    Image(Image),
+    /// The API server alone, without controllers, scheduler or node
+    Apiserver(Apiserver),
+    /// The controllers alone
+    Controllers(Client),
+    /// The scheduler alone
+    Scheduler(Client),
+    /// The kubelet alone
+    Kubelet(Kubelet),
+    /// The container runtime (CRI) alone
+    Runtime(Runtime),
+    /// The service proxy alone
+    Proxy(Client),
+    /// Cluster DNS alone
+    Dns(Dns),
+}
+
+/// Where a cluster keeps its data.
+#[derive(clap::Args, Clone)]
+pub struct Data {
+    /// The folder of the cluster's data
+    #[arg(long, default_value = "/var/lib/carrack")]
+    pub data_dir: PathBuf,
+}
+
+#[derive(clap::Args, Clone)]
+pub struct Up {
+    #[command(flatten)]
+    pub data: Data,
+    /// The API server's port
+    #[arg(long, default_value_t = 6443)]
+    pub port: u16,
+    /// The kubelet's port
+    #[arg(long, default_value_t = 10250)]
+    pub kubelet_port: u16,
+    /// The node's name; the host name unless given
+    #[arg(long)]
+    pub node_name: Option<String>,
+    /// The node's addresses; found out unless given
+    #[arg(long = "node-ip")]
+    pub node_ips: Vec<IpAddr>,
+    /// Run in the background
+    #[arg(long)]
+    pub detach: bool,
+    /// Add the cluster to ~/.kube/config
+    #[arg(long)]
+    pub kubeconfig_merge: bool,
+    /// The other end of a pipe that is told the progress (used by --detach)
+    #[arg(long, hide = true)]
+    pub progress_fd: Option<i32>,
+}
+
+#[derive(clap::Args)]
+pub struct Down {
+    #[command(flatten)]
+    pub data: Data,
+    /// Remove all data as well
+    #[arg(long)]
+    pub purge: bool,
+}
+
+#[derive(clap::Args)]
+pub struct Status {
+    #[command(flatten)]
+    pub data: Data,
+}
+
+#[derive(clap::Args)]
+pub struct Backup {
+    #[command(flatten)]
+    pub data: Data,
+    /// The file to write; it is complete or absent
+    pub file: PathBuf,
+}
+
+#[derive(clap::Args)]
+pub struct Restore {
+    #[command(flatten)]
+    pub data: Data,
+    /// A file written by `carrack backup`
+    pub file: PathBuf,
+}
+
+#[derive(clap::Args)]
+pub struct Image {
+    #[command(flatten)]
+    pub data: Data,
+    #[command(subcommand)]
+    pub command: ImageCommand,
+}
+
+#[derive(Subcommand)]
+pub enum ImageCommand {
+    /// List the images
+    Ls,
+    /// Pull an image from a registry
+    Pull {
+        /// NAME[:TAG][@DIGEST]
+        image: String,
+        /// USER:PASSWORD for the registry
+        #[arg(long)]
+        creds: Option<String>,
+    },
+    /// Import an archive (OCI layout or docker save); '-' reads standard input
+    Import {
+        /// The archive
+        file: PathBuf,
+        /// A name for an archive that holds none
+        #[arg(long, default_value = "")]
+        name: String,
+    },
+    /// Export images as an OCI archive; '-' writes standard output
+    Export {
+        /// The archive
+        file: PathBuf,
+        /// Which images
+        #[arg(required = true)]
+        images: Vec<String>,
+    },
+    /// Remove images
+    Rm {
+        /// Which images
+        #[arg(required = true)]
+        images: Vec<String>,
+    },
+    /// Show an image's manifest and configuration
+    Inspect {
+        /// Which image
+        image: String,
+    },
+}
+
+#[derive(clap::Args)]
+pub struct Apiserver {
+    #[command(flatten)]
+    pub data: Data,
+    /// The port to listen on; 0 takes a free one
+    #[arg(long, default_value_t = 6443)]
+    pub port: u16,
+    /// The address to listen on
+    #[arg(long, default_value = "127.0.0.1")]
+    pub bind_address: IpAddr,
+}
+
+/// A part that is a client of the API.
+#[derive(clap::Args)]
+pub struct Client {
+    /// How to reach the API server, and as whom
+    #[arg(long)]
+    pub kubeconfig: PathBuf,
+    /// The node's name, for parts that run on each node; the host name unless given
+    #[arg(long)]
+    pub node_name: Option<String>,
+}
+
+#[derive(clap::Args)]
+pub struct Kubelet {
+    #[command(flatten)]
+    pub client: Client,
+    #[command(flatten)]
+    pub data: Data,
+    /// The CRI socket
+    #[arg(long, default_value = "unix:///run/carrack/runtime.sock")]
+    pub container_runtime_endpoint: String,
+    /// The port of the kubelet's own API
+    #[arg(long, default_value_t = 10250)]
+    pub port: u16,
+    /// PEM file of the authority that signs the API server's client certificate
+    #[arg(long)]
+    pub client_ca_file: PathBuf,
+    /// PEM file of this kubelet's serving certificate
+    #[arg(long)]
+    pub tls_cert_file: PathBuf,
+    /// PEM file of its key
+    #[arg(long)]
+    pub tls_private_key_file: PathBuf,
+    /// The node's addresses; found out unless given
+    #[arg(long = "node-ip")]
+    pub node_ips: Vec<IpAddr>,
+    /// Addresses of the cluster's DNS
+    #[arg(long)]
+    pub cluster_dns: Vec<IpAddr>,
+}
+
+#[derive(clap::Args)]
+pub struct Runtime {
+    #[command(flatten)]
+    pub data: Data,
+    /// The socket to serve CRI on
+    #[arg(long, default_value = "/run/carrack/runtime.sock")]
+    pub socket: PathBuf,
+}
+
+#[derive(clap::Args)]
+pub struct Dns {
+    #[command(flatten)]
+    pub client: Client,
+    /// The addresses to answer on
+    #[arg(long = "listen", required = true)]
+    pub listen: Vec<IpAddr>,
+}

@@ -1,0 +1,210 @@
+//! The parts of a cluster, each set up as a role needs it: in one process, or alone with a kubeconfig.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Context;
+use apiserver::{ApiServer, UserInfo};
+use kube::Client;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+use crate::args;
+use crate::paths::Paths;
+use crate::up::spawn;
+use crate::{lock, node};
+
+const CLUSTER_DNS: [&str; 2] = ["10.96.0.10", "fd00:10:96::a"];
+const POD_RANGES: [&str; 2] = ["10.244.0.0/16", "fd00:10:244::/56"];
+const DOMAIN: &str = "cluster.local";
+
+/// Who the parts are. In one process a client is a tower service in front of the API server's pipeline: authenticated by
+/// identity, authorized and admitted like any other.
+#[derive(Clone)]
+pub struct Clients(Arc<dyn Fn(UserInfo) -> Client + Send + Sync>);
+
+impl Clients {
+    pub fn in_process(server: ApiServer) -> Clients {
+        Clients(Arc::new(move |user| Client::new(server.in_process(user), "default")))
+    }
+
+    pub fn of(&self, user: UserInfo) -> Client {
+        (self.0)(user)
+    }
+
+    fn user(&self, name: &str, groups: &[&str]) -> Client {
+        let groups = groups.iter().map(|group| (*group).to_owned()).collect();
+        self.of(UserInfo { name: name.to_owned(), groups, ..UserInfo::default() })
+    }
+
+    fn service_account(&self, name: &str) -> Client {
+        self.user(
+            &format!("system:serviceaccount:kube-system:{name}"),
+            &["system:serviceaccounts", "system:serviceaccounts:kube-system", "system:authenticated"],
+        )
+    }
+}
+
+/// What a node is told of itself.
+pub struct Node {
+    pub name: String,
+    pub addresses: Vec<IpAddr>,
+    pub kubelet_port: u16,
+}
+
+type Running = JoinSet<(&'static str, anyhow::Result<()>)>;
+
+/// Starts controllers and scheduler. They share their informers.
+pub fn spawn_control(
+    running: &mut Running,
+    clients: &Clients,
+    paths: &Paths,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<()> {
+    let manager = clients.user("system:kube-controller-manager", &[]);
+    let informers = informer::Factory::new(manager.clone(), shutdown.clone());
+    let root_ca = pki::ClusterPki::load_or_create(paths.pki())?.ca.cert_pem();
+    let config = controllers::Config { informers: Some(informers.clone()), root_ca, ..Default::default() };
+    let own = clients.clone();
+    let identities = Arc::new(move |name: &str| own.service_account(name));
+    spawn(running, "the controllers", controllers::run(manager, identities, config, shutdown.clone()));
+    let scheduler = clients.user("system:kube-scheduler", &[]);
+    let config = scheduler::Config { informers: Some(informers), ..Default::default() };
+    spawn(running, "the scheduler", scheduler::run(scheduler, config, shutdown.clone()));
+    Ok(())
+}
+
+/// Starts what every node runs, beside the runtime.
+pub fn spawn_node(
+    running: &mut Running,
+    clients: &Clients,
+    paths: &Paths,
+    node: &Node,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<()> {
+    let pki = pki::ClusterPki::load_or_create(paths.pki())?;
+    let serving = pki.issue_kubelet_server(&node.name, &node.addresses)?;
+    let client = clients.user(&format!("system:node:{}", node.name), &["system:nodes"]);
+    let _ = (running, shutdown, serving, client);
+    Ok(())
+}
+
+/// The runtime of a node whose data lie in `data`.
+pub fn runtime_config(data: &Path, socket: PathBuf) -> runtime::RuntimeConfig {
+    let paths = Paths::existing(data);
+    let mut config = runtime::RuntimeConfig::new(paths.runtime(), data.join("run/runtime"));
+    config.socket = socket;
+    config.network = runtime::NetworkMode::Pods {
+        state_dir: paths.network(),
+        ranges: Vec::new(),
+        cluster_ranges: parsed(POD_RANGES),
+        mtu: None,
+    };
+    config.toolbox_applets = toolbox::APPLETS.iter().map(|applet| (*applet).to_owned()).collect();
+    config
+}
+
+fn cluster_dns() -> Vec<IpAddr> {
+    parsed(CLUSTER_DNS)
+}
+
+fn parsed<T: std::str::FromStr>(texts: [&str; 2]) -> Vec<T> {
+    texts.iter().filter_map(|text| text.parse().ok()).collect()
+}
+
+/// `carrack apiserver`: the API server alone.
+pub async fn apiserver(args: args::Apiserver) -> anyhow::Result<()> {
+    log_to_terminal();
+    let paths = Paths::make(&args.data.data_dir)?;
+    let _lock = lock::take(&paths.lock())?;
+    let store = store::embedded::open(&paths.store())?;
+    let shutdown = until_signal()?;
+    crate::control::serve(&paths.control_socket(), store.clone(), shutdown.clone()).await?;
+    let mut config = apiserver::Config::new(paths.data());
+    config.bind = (args.bind_address, args.port).into();
+    let server = apiserver::start(config, store).await?;
+    eprintln!("serving on {}; kubeconfig {}", server.address(), paths.admin_kubeconfig().display());
+    server.serve(shutdown).await;
+    Ok(())
+}
+
+/// `carrack controllers`: beside any API server.
+pub async fn controllers(args: args::Client) -> anyhow::Result<()> {
+    log_to_terminal();
+    let (client, root_ca) = connect(&args.kubeconfig).await?;
+    let config = controllers::Config {
+        root_ca,
+        leader_election: Some(election("kube-controller-manager")?),
+        ..Default::default()
+    };
+    let own = client.clone();
+    Ok(controllers::run(client, Arc::new(move |_: &str| own.clone()), config, until_signal()?).await?)
+}
+
+/// `carrack scheduler`: beside any API server.
+pub async fn scheduler(args: args::Client) -> anyhow::Result<()> {
+    log_to_terminal();
+    let (client, _) = connect(&args.kubeconfig).await?;
+    let config = scheduler::Config { leader_election: Some(election("kube-scheduler")?), ..Default::default() };
+    Ok(scheduler::run(client, config, until_signal()?).await?)
+}
+
+/// `carrack runtime`: for any CRI client.
+pub async fn runtime(args: args::Runtime) -> anyhow::Result<()> {
+    log_to_terminal();
+    let paths = Paths::make(&args.data.data_dir)?;
+    Ok(runtime::serve(runtime_config(paths.data(), args.socket), until_signal()?).await?)
+}
+
+/// A candidacy for the lease under which upstream's part of that name runs, so that the two never run at once.
+fn election(name: &str) -> anyhow::Result<informer::LeaderElection> {
+    let identity = format!("{}_{}", node::name(None)?, std::process::id());
+    Ok(informer::LeaderElection { namespace: "kube-system".to_owned(), name: name.to_owned(), identity })
+}
+
+/// A client out of a kubeconfig, and the authority that it trusts in PEM.
+async fn connect(path: &Path) -> anyhow::Result<(Client, String)> {
+    let kubeconfig = Kubeconfig::read_from(path).with_context(|| format!("reading {}", path.display()))?;
+    let mut config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+    config.read_timeout = None;
+    let root = config.root_cert.clone().unwrap_or_default();
+    let root = root.iter().map(|der| pki::pem_block("CERTIFICATE", der)).collect();
+    Ok((Client::try_from(config)?, root))
+}
+
+/// Cancelled by SIGINT or SIGTERM.
+fn until_signal() -> anyhow::Result<CancellationToken> {
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let token = CancellationToken::new();
+    let cancel = token.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        cancel.cancel();
+    });
+    Ok(token)
+}
+
+/// What is logged unless `CARRACK_LOG` says otherwise.
+fn filter() -> EnvFilter {
+    EnvFilter::try_from_env("CARRACK_LOG").unwrap_or_else(|_| EnvFilter::new("info,kube=warn,hyper=warn,tower=warn"))
+}
+
+/// Logs to standard error.
+pub fn log_to_terminal() {
+    tracing_subscriber::fmt().with_env_filter(filter()).with_writer(std::io::stderr).init();
+}
+
+/// Logs to a file, so that the terminal is left to the progress.
+pub fn log_to_file(path: &Path) -> anyhow::Result<()> {
+    let file = std::fs::File::options().create(true).append(true).open(path);
+    let file = file.with_context(|| format!("opening {}", path.display()))?;
+    tracing_subscriber::fmt().with_env_filter(filter()).with_ansi(false).with_writer(Arc::new(file)).init();
+    Ok(())
+}

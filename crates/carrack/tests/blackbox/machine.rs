@@ -1,0 +1,243 @@
+//! A machine of its own for each black-box test, with the real binary on it. Dropping it ends everything on it.
+
+use std::fmt::Write as _;
+use std::io::{BufRead, BufReader, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/blackbox/machine.sh");
+const CARRACK: &str = env!("CARGO_BIN_EXE_carrack");
+pub const EXAMPLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples");
+
+/// How long anything may take before a test gives up on it. Not a promise of speed: the suite shares two cores.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+pub struct Machine {
+    keeper: Child,
+    /// The machine's first process, as this process sees it.
+    inner: u32,
+    name: String,
+    folder: tempfile::TempDir,
+    server: Option<Child>,
+}
+
+/// What a command answered.
+#[derive(Debug)]
+pub struct Answer {
+    pub code: Option<i32>,
+    pub out: String,
+    pub err: String,
+}
+
+impl Answer {
+    #[track_caller]
+    pub fn ok(self) -> String {
+        assert_eq!(self.code, Some(0), "{}\n{}", self.out, self.err);
+        self.out
+    }
+
+    #[track_caller]
+    pub fn failed(self) -> String {
+        assert_ne!(self.code, Some(0), "it should have failed: {}", self.out);
+        self.err
+    }
+}
+
+impl Machine {
+    pub fn new() -> Machine {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let name = format!("carrack-test-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let mut keeper = Command::new("sh")
+            .args([SCRIPT, "enter", &name])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("sh starts");
+        let mut line = String::new();
+        let stdout = keeper.stdout.take().expect("piped");
+        BufReader::new(stdout).read_line(&mut line).expect("the machine says something");
+        assert_eq!(line, "ready\n", "the machine could not be made: is this run as root?");
+        let children = format!("/proc/{0}/task/{0}/children", keeper.id());
+        let inner = std::fs::read_to_string(children).expect("the keeper lives");
+        let inner = inner.trim().parse().expect("the keeper has one child");
+        let folder = tempfile::Builder::new().prefix("carrack-").tempdir().expect("a temporary folder");
+        Machine { keeper, inner, name, folder, server: None }
+    }
+
+    /// A machine with a running cluster.
+    pub fn up() -> Machine {
+        let mut machine = Machine::new();
+        machine.start();
+        machine
+    }
+
+    pub fn data_dir(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    /// A folder for the test's own files, seen inside as well.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// A command on this machine.
+    pub fn command(&self, program: &str, args: &[&str]) -> Command {
+        let mut command = Command::new("nsenter");
+        command.args(["--target", &self.inner.to_string()]);
+        command.args(["--mount", "--net", "--pid", "--uts", "--ipc", "--cgroup", "--"]);
+        command.args(["sh", SCRIPT, "member", program]).args(args);
+        command.env("KUBECONFIG", self.data_dir().join("admin.kubeconfig")).env("HOME", self.folder.path());
+        command
+    }
+
+    pub fn run(&self, program: &str, args: &[&str]) -> Answer {
+        answer(self.command(program, args).stdin(Stdio::null()).output().expect("nsenter starts"))
+    }
+
+    pub fn run_with_input(&self, program: &str, args: &[&str], input: &str) -> Answer {
+        let mut command = self.command(program, args);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("nsenter starts");
+        child.stdin.take().expect("piped").write_all(input.as_bytes()).expect("the command reads its input");
+        answer(child.wait_with_output().expect("our child"))
+    }
+
+    pub fn carrack(&self, args: &[&str]) -> Answer {
+        self.run(CARRACK, args)
+    }
+
+    /// The built-in kubectl.
+    pub fn own_kubectl(&self, args: &[&str]) -> Answer {
+        self.run(CARRACK, &[&["kubectl"], args].concat())
+    }
+
+    /// Real kubectl.
+    pub fn kubectl(&self, args: &[&str]) -> Answer {
+        self.run("/usr/bin/kubectl", args)
+    }
+
+    pub fn apply(&self, manifest: &str) -> Answer {
+        self.run_with_input("/usr/bin/kubectl", &["apply", "-f", "-"], manifest)
+    }
+
+    /// Applies one of the examples.
+    pub fn example(&self, file: &str) {
+        self.kubectl(&["apply", "-f", &format!("{EXAMPLES}/{file}")]).ok();
+    }
+
+    /// Starts `carrack up` and waits until it says that the cluster is ready.
+    pub fn start(&mut self) {
+        let data = self.data_dir();
+        let mut command = self.command(CARRACK, &["up", "--data-dir", &data.to_string_lossy(), "--node-name", "node-1"]);
+        let mut child = command.stderr(Stdio::piped()).stdin(Stdio::null()).spawn().expect("nsenter starts");
+        let mut said = String::new();
+        let lines = BufReader::new(child.stderr.take().expect("piped"));
+        let mut lines = lines.lines().map_while(Result::ok);
+        let ready = lines.by_ref().any(|line| {
+            let _ = writeln!(said, "{line}");
+            line.contains("Ctrl-C stops")
+        });
+        if !ready {
+            let _ = child.wait();
+            panic!("carrack up failed:\n{said}\n{}", self.log());
+        }
+        // What it says later must not block it.
+        std::thread::spawn(move || lines.for_each(drop));
+        self.server = Some(child);
+    }
+
+    /// The process of the control plane.
+    pub fn server_pid(&self) -> i32 {
+        let server = self.server.as_ref().expect("up was started").id();
+        // nsenter forks for the pid namespace.
+        let children = std::fs::read_to_string(format!("/proc/{server}/task/{server}/children"));
+        children.expect("it runs").trim().parse().expect("nsenter has one child")
+    }
+
+    /// Ends the control plane as Ctrl-C does, or at once.
+    pub fn stop(&mut self, signal: nix::sys::signal::Signal) {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.server_pid()), signal).expect("it runs");
+        self.server.take().expect("up was started").wait().expect("our child");
+    }
+
+    /// What the cluster wrote into its log, the last part of it.
+    pub fn log(&self) -> String {
+        let text = std::fs::read_to_string(self.data_dir().join("log/carrack.log")).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(60)..].join("\n")
+    }
+
+    /// Asks until the answer is right.
+    #[track_caller]
+    pub fn eventually(&self, what: &str, program: &str, args: &[&str], right: impl Fn(&Answer) -> bool) -> String {
+        let started = Instant::now();
+        loop {
+            let answer = self.run(program, args);
+            if right(&answer) {
+                return answer.out;
+            }
+            if started.elapsed() > PATIENCE {
+                let pods = self.kubectl(&["get", "pods,events", "-A", "-o", "wide"]);
+                panic!("{what} did not come about: {answer:?}\n{}\n{}", pods.out, self.log());
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+
+    /// Waits for a jsonpath of an object to have a value.
+    #[track_caller]
+    pub fn wait_for(&self, object: &str, path: &str, value: &str) {
+        let template = format!("jsonpath={path}");
+        let args = ["get", object, "-o", &template];
+        self.eventually(&format!("{object} {path}={value}"), "/usr/bin/kubectl", &args, |answer| answer.out == value);
+    }
+
+    /// The body of an HTTP answer, asked for from the machine itself.
+    pub fn http(&self, url: &str) -> Answer {
+        self.run(CARRACK, &["toolbox", "http", url])
+    }
+}
+
+fn answer(output: Output) -> Answer {
+    let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+    Answer { code: output.status.code(), out: text(&output.stdout), err: text(&output.stderr) }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        if let Some(mut server) = self.server.take() {
+            let _ = server.kill();
+            let _ = server.wait();
+        }
+        // With its first process, all of the machine's processes end, and with them its mounts and networks.
+        let _ = self.keeper.kill();
+        let _ = self.keeper.wait();
+        self.remove_cgroups();
+    }
+}
+
+impl Machine {
+    fn remove_cgroups(&self) {
+        let Ok(hierarchies) = std::fs::read_dir("/sys/fs/cgroup") else { return };
+        for hierarchy in hierarchies.flatten() {
+            let top = hierarchy.path().join(&self.name);
+            let started = Instant::now();
+            // The last processes may still be on their way out.
+            while top.exists() && started.elapsed() < PATIENCE {
+                remove_tree(&top);
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+    }
+}
+
+fn remove_tree(folder: &Path) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.path().is_dir() {
+            remove_tree(&entry.path());
+        }
+    }
+    let _ = std::fs::remove_dir(folder);
+}

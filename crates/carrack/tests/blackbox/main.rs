@@ -1,0 +1,11 @@
+//! Black-box tests: the real binary, real containers, real kubectl, each test on a machine of its own (a set of
+//! namespaces). What a user can do, done.
+
+mod configuration;
+mod faults;
+mod images;
+mod lifecycle;
+mod machine;
+mod network;
+mod workloads;
+mod wrong_input;
