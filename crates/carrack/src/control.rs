@@ -63,7 +63,9 @@ async fn answer(mut stream: UnixStream, store: store::Store) -> anyhow::Result<(
     BufReader::new(read.take(LONGEST_REQUEST)).read_line(&mut line).await?;
     let answer = match serde_json::from_str(&line) {
         Ok(Request::Backup(to)) => match store.backup(to.clone()).await {
-            Ok(()) => Answer::Done(format!("the state at revision {} is in {}", store.revision(), to.display())),
+            Ok(()) => {
+                Answer::Done(format!("the state at revision {} is in {}", store.revision(), to.display()))
+            }
             Err(error) => Answer::Failed(chain(&error)),
         },
         Ok(Request::Restore(from)) => match store.restore(from).await {

@@ -22,7 +22,8 @@ pub async fn run(args: Down) -> anyhow::Result<()> {
     runtime::teardown(&crate::parts::runtime_config(paths.data(), paths.runtime_socket())).await?;
     network::teardown().context("removing links and rules")?;
     if args.purge {
-        std::fs::remove_dir_all(paths.data()).with_context(|| format!("removing {}", paths.data().display()))?;
+        std::fs::remove_dir_all(paths.data())
+            .with_context(|| format!("removing {}", paths.data().display()))?;
         eprintln!("  removed {}", paths.data().display());
     }
     eprintln!("The cluster is down.");

@@ -33,7 +33,8 @@ pub async fn run(args: Image) -> anyhow::Result<()> {
 
 async fn list(channel: Channel) -> anyhow::Result<()> {
     let request = ListImagesRequest::default();
-    let images = ImageServiceClient::new(channel).list_images(request).await.map_err(told)?.into_inner().images;
+    let images =
+        ImageServiceClient::new(channel).list_images(request).await.map_err(told)?.into_inner().images;
     println!("{:<60} {:<14} {:>10}", "NAME", "ID", "SIZE");
     for image in images {
         let id = image.id.trim_start_matches("sha256:").chars().take(12).collect::<String>();
@@ -51,7 +52,11 @@ async fn pull(channel: Channel, image: String, creds: Option<String>) -> anyhow:
         None => None,
         Some(creds) => {
             let (user, password) = creds.split_once(':').context("--creds is USER:PASSWORD")?;
-            Some(AuthConfig { username: user.to_owned(), password: password.to_owned(), ..AuthConfig::default() })
+            Some(AuthConfig {
+                username: user.to_owned(),
+                password: password.to_owned(),
+                ..AuthConfig::default()
+            })
         }
     };
     let request = PullImageRequest { image: Some(spec(image)), auth, ..PullImageRequest::default() };
@@ -91,7 +96,8 @@ async fn import(channel: Channel, file: &Path, name: String) -> anyhow::Result<(
 }
 
 async fn export(channel: Channel, file: &Path, images: Vec<String>) -> anyhow::Result<()> {
-    let mut chunks = ImagesClient::new(channel).export(ExportRequest { images }).await.map_err(told)?.into_inner();
+    let mut chunks =
+        ImagesClient::new(channel).export(ExportRequest { images }).await.map_err(told)?.into_inner();
     let to_stdout = file.as_os_str() == "-";
     let target = if to_stdout { PathBuf::from("/dev/stdout") } else { file.with_extension("partial") };
     let mut out = tokio::fs::File::options()
@@ -121,7 +127,8 @@ async fn remove(channel: Channel, images: Vec<String>) -> anyhow::Result<()> {
 }
 
 async fn inspect(channel: Channel, image: String) -> anyhow::Result<()> {
-    let found = ImagesClient::new(channel).inspect(InspectRequest { image }).await.map_err(told)?.into_inner();
+    let found =
+        ImagesClient::new(channel).inspect(InspectRequest { image }).await.map_err(told)?.into_inner();
     let document = |bytes: &[u8]| serde_json::from_slice::<Value>(bytes).unwrap_or(Value::Null);
     let shown = json!({
         "id": found.id,

@@ -12,7 +12,8 @@ pub fn merge(from: &Path) -> anyhow::Result<(String, PathBuf)> {
     let path = Path::new(&home).join(".kube/config");
     let new = Kubeconfig::read_from(from).with_context(|| format!("reading {}", from.display()))?;
     let old = match path.exists() {
-        true => Kubeconfig::read_from(&path).with_context(|| format!("reading {}; it was left as it is", path.display()))?,
+        true => Kubeconfig::read_from(&path)
+            .with_context(|| format!("reading {}; it was left as it is", path.display()))?,
         false => Kubeconfig::default(),
     };
     let (name, merged) = combine(old, new)?;
@@ -30,7 +31,8 @@ fn combine(mut old: Kubeconfig, new: Kubeconfig) -> anyhow::Result<(String, Kube
     };
     let ours = |config: &Kubeconfig, name: &str| {
         let same = |a: &kube::config::NamedCluster| {
-            let server = |one: &kube::config::NamedCluster| one.cluster.as_ref().and_then(|one| one.server.clone());
+            let server =
+                |one: &kube::config::NamedCluster| one.cluster.as_ref().and_then(|one| one.server.clone());
             let authority = |one: &kube::config::NamedCluster| {
                 one.cluster.as_ref().and_then(|one| one.certificate_authority_data.clone())
             };
@@ -66,7 +68,8 @@ fn write_private(path: &Path, text: &str) -> anyhow::Result<()> {
     use std::os::unix::fs::OpenOptionsExt;
     let partial = path.with_extension(format!("{}.partial", std::process::id()));
     let write = || -> std::io::Result<()> {
-        let mut file = std::fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(&partial)?;
+        let mut file =
+            std::fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(&partial)?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
         std::fs::rename(&partial, path)

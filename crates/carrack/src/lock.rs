@@ -22,7 +22,9 @@ pub fn take(path: &Path) -> anyhow::Result<Lock> {
         }
         Err((mut file, _)) => {
             let pid = read(&mut file);
-            bail!("this cluster runs already (process {pid}); `carrack status` tells more, `carrack down` stops it")
+            bail!(
+                "this cluster runs already (process {pid}); `carrack status` tells more, `carrack down` stops it"
+            )
         }
     }
 }

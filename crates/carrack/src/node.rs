@@ -8,7 +8,9 @@ use anyhow::Context;
 pub fn name(given: Option<&str>) -> anyhow::Result<String> {
     let name = match given {
         Some(name) => name.to_owned(),
-        None => nix::unistd::gethostname().context("asking for the host name")?.to_string_lossy().into_owned(),
+        None => {
+            nix::unistd::gethostname().context("asking for the host name")?.to_string_lossy().into_owned()
+        }
     };
     Ok(name.to_lowercase())
 }

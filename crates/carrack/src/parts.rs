@@ -149,7 +149,8 @@ pub async fn controllers(args: args::Client) -> anyhow::Result<()> {
 pub async fn scheduler(args: args::Client) -> anyhow::Result<()> {
     log_to_terminal();
     let (client, _) = connect(&args.kubeconfig).await?;
-    let config = scheduler::Config { leader_election: Some(election("kube-scheduler")?), ..Default::default() };
+    let config =
+        scheduler::Config { leader_election: Some(election("kube-scheduler")?), ..Default::default() };
     Ok(scheduler::run(client, config, until_signal()?).await?)
 }
 
@@ -193,7 +194,8 @@ fn until_signal() -> anyhow::Result<CancellationToken> {
 
 /// What is logged unless `CARRACK_LOG` says otherwise.
 fn filter() -> EnvFilter {
-    EnvFilter::try_from_env("CARRACK_LOG").unwrap_or_else(|_| EnvFilter::new("info,kube=warn,hyper=warn,tower=warn"))
+    EnvFilter::try_from_env("CARRACK_LOG")
+        .unwrap_or_else(|_| EnvFilter::new("info,kube=warn,hyper=warn,tower=warn"))
 }
 
 /// Logs to standard error.

@@ -31,9 +31,12 @@ pub fn check() -> anyhow::Result<Vec<String>> {
     }
     let mut warnings = Vec::new();
     let controllers = controllers();
-    for (name, what) in
-        [("memory", "memory limits"), ("cpu", "CPU limits"), ("pids", "process limits"), ("cpuset", "CPU pinning")]
-    {
+    for (name, what) in [
+        ("memory", "memory limits"),
+        ("cpu", "CPU limits"),
+        ("pids", "process limits"),
+        ("cpuset", "CPU pinning"),
+    ] {
         if !controllers.iter().any(|one| one == name) {
             warnings.push(format!("no {name} cgroup controller: {what} will not bind"));
         }
@@ -55,7 +58,8 @@ fn controllers() -> Vec<String> {
     let mounted = |name: &str| {
         mounts.lines().any(|line| {
             let mut fields = line.split(' ').skip(2);
-            fields.next() == Some("cgroup") && fields.next().is_some_and(|options| options.split(',').any(|one| one == name))
+            fields.next() == Some("cgroup")
+                && fields.next().is_some_and(|options| options.split(',').any(|one| one == name))
         })
     };
     let old = v1.lines().filter_map(|line| line.split_whitespace().next()).filter(|name| mounted(name));

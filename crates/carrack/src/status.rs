@@ -11,7 +11,11 @@ use crate::paths::Paths;
 
 pub async fn run(args: Status) -> anyhow::Result<()> {
     let paths = Paths::existing(&args.data.data_dir);
-    anyhow::ensure!(paths.data().is_dir(), "there is no cluster in {}; `carrack up` makes one", paths.data().display());
+    anyhow::ensure!(
+        paths.data().is_dir(),
+        "there is no cluster in {}; `carrack up` makes one",
+        paths.data().display()
+    );
     match lock::holder(&paths.lock())? {
         Some(pid) => println!("control plane  running (process {pid})"),
         None => {

@@ -50,7 +50,9 @@ pub async fn run(args: Up) -> anyhow::Result<()> {
     }
     match ended {
         None => {
-            eprintln!("The control plane has stopped; the pods go on. `carrack up` takes them over, `carrack down` ends them.");
+            eprintln!(
+                "The control plane has stopped; the pods go on. `carrack up` takes them over, `carrack down` ends them."
+            );
             Ok(())
         }
         Some(Ok((name, Ok(())))) => anyhow::bail!("{name} ended by itself; see {}", paths.log().display()),

@@ -9,18 +9,26 @@ fn logs(machine: &Machine, pod: &str, container: &str) -> String {
 #[test]
 fn configuration_volumes_and_init_containers() {
     let machine = Machine::up();
-    for file in ["02-two-containers.yaml", "05-configuration.yaml", "06-volumes.yaml", "07-init-container.yaml"] {
+    for file in
+        ["02-two-containers.yaml", "05-configuration.yaml", "06-volumes.yaml", "07-init-container.yaml"]
+    {
         machine.example(file);
     }
     for pod in ["configured", "volumes", "init"] {
         machine.wait_for(&format!("pod/{pod}"), "{.status.phase}", "Succeeded");
     }
-    assert_eq!(logs(&machine, "configured", "show"), "colour=blue password=open-sesame\n[ship]\nmasts = 3\nopen-sesame");
+    assert_eq!(
+        logs(&machine, "configured", "show"),
+        "colour=blue password=open-sesame\n[ship]\nmasts = 3\nopen-sesame"
+    );
     assert_eq!(logs(&machine, "volumes", "writer"), "from the pod\nscratch\n");
     assert_eq!(logs(&machine, "init", "main"), "prepared\n");
-    machine.eventually("both containers", "/usr/bin/kubectl", &["logs", "two-containers", "-c", "client"], |answer| {
-        answer.out.ends_with("written by the server\nboth work\n")
-    });
+    machine.eventually(
+        "both containers",
+        "/usr/bin/kubectl",
+        &["logs", "two-containers", "-c", "client"],
+        |answer| answer.out.ends_with("written by the server\nboth work\n"),
+    );
 }
 
 #[test]
@@ -66,5 +74,7 @@ fn a_namespace_has_its_own_rights() {
     );
     machine.apply(&pod).ok();
     let args = ["logs", "reader", "-n", "team"];
-    machine.eventually("the list", "/usr/bin/kubectl", &args, |answer| answer.out.contains("\"kind\":\"PodList\""));
+    machine.eventually("the list", "/usr/bin/kubectl", &args, |answer| {
+        answer.out.contains("\"kind\":\"PodList\"")
+    });
 }

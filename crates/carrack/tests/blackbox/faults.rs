@@ -10,7 +10,8 @@ fn fifty_pods_survive_the_death_of_the_control_plane() {
     machine.example("03-replicaset.yaml");
     machine.kubectl(&["scale", "replicaset/replicas", "--replicas=50"]).ok();
     machine.wait_for("replicaset/replicas", "{.status.readyReplicas}", "50");
-    let state = "jsonpath={range .items[*]}{.metadata.name} {.status.containerStatuses[0].containerID}{\"\\n\"}{end}";
+    let state =
+        "jsonpath={range .items[*]}{.metadata.name} {.status.containerStatuses[0].containerID}{\"\\n\"}{end}";
     let before = machine.kubectl(&["get", "pods", "-o", state]).ok();
     machine.stop(Signal::SIGKILL);
     machine.start();

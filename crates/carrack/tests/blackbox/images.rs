@@ -17,7 +17,9 @@ impl Registry {
         let mut command = machine.command("/usr/bin/python3", &[script, "5000"]);
         let mut process = command.stdout(Stdio::piped()).spawn().expect("python3 starts");
         let mut digest = String::new();
-        BufReader::new(process.stdout.take().expect("piped")).read_line(&mut digest).expect("it says its digest");
+        BufReader::new(process.stdout.take().expect("piped"))
+            .read_line(&mut digest)
+            .expect("it says its digest");
         Registry { process, digest: digest.trim().to_owned() }
     }
 }
@@ -30,15 +32,26 @@ impl Drop for Registry {
 }
 
 fn pod(name: &str, image: &str, secret: &str) -> String {
-    let secrets = if secret.is_empty() { String::new() } else { format!("\n  imagePullSecrets: [{{name: {secret}}}]") };
-    format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:{secrets}\n  terminationGracePeriodSeconds: 0\n  containers:\n  - {{name: c, image: \"{image}\"}}\n")
+    let secrets =
+        if secret.is_empty() { String::new() } else { format!("\n  imagePullSecrets: [{{name: {secret}}}]") };
+    format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:{secrets}\n  terminationGracePeriodSeconds: 0\n  containers:\n  - {{name: c, image: \"{image}\"}}\n"
+    )
 }
 
 #[test]
 fn images_come_from_registries() {
     let machine = Machine::up();
     let registry = Registry::start(&machine);
-    let secret = ["create", "secret", "docker-registry", "login", "--docker-server=127.0.0.1:5000", "--docker-username=ship", "--docker-password=cargo"];
+    let secret = [
+        "create",
+        "secret",
+        "docker-registry",
+        "login",
+        "--docker-server=127.0.0.1:5000",
+        "--docker-username=ship",
+        "--docker-password=cargo",
+    ];
     machine.kubectl(&secret).ok();
     let digest = format!("127.0.0.1:5000/open/app@{}", registry.digest);
     for (name, image, secret) in [
@@ -59,7 +72,11 @@ fn images_come_from_registries() {
         machine.apply(&pod(name, image, "")).ok();
         let args = ["get", "events", "--field-selector", &format!("involvedObject.name={name}")];
         machine.eventually(why, "/usr/bin/kubectl", &args, |answer| answer.out.contains("Failed"));
-        machine.wait_for(&format!("pod/{name}"), "{.status.containerStatuses[0].state.waiting.reason}", "ImagePullBackOff");
+        machine.wait_for(
+            &format!("pod/{name}"),
+            "{.status.containerStatuses[0].state.waiting.reason}",
+            "ImagePullBackOff",
+        );
     }
 }
 

@@ -12,7 +12,8 @@ fn container_ids(machine: &Machine) -> String {
 /// Everything that Carrack puts into the kernel, as text.
 fn kernel_state(machine: &Machine) -> String {
     let links = machine.run("ip", &["-brief", "link"]).ok();
-    let links: Vec<&str> = links.lines().map(|line| line.split([' ', '@']).next().unwrap_or_default()).collect();
+    let links: Vec<&str> =
+        links.lines().map(|line| line.split([' ', '@']).next().unwrap_or_default()).collect();
     let mounts = machine.run("cat", &["/proc/self/mountinfo"]).ok();
     let rules = machine.run("nft", &["list", "tables"]).ok();
     let groups = machine.run("find", &["/sys/fs/cgroup", "-mindepth", "2", "-type", "d"]).ok();
@@ -28,7 +29,8 @@ fn pods_outlive_the_control_plane_and_down_leaves_nothing() {
     machine.start();
     let status = machine.carrack(&["status", "--data-dir", &machine.data_dir().to_string_lossy()]).ok();
     assert!(status.contains("node-1 Ready"), "{status}");
-    let mode = std::fs::metadata(machine.data_dir().join("admin.kubeconfig")).expect("it was written").permissions();
+    let mode =
+        std::fs::metadata(machine.data_dir().join("admin.kubeconfig")).expect("it was written").permissions();
     assert_eq!(std::os::unix::fs::PermissionsExt::mode(&mode) & 0o777, 0o600);
 
     machine.example("01-pod.yaml");
@@ -68,7 +70,9 @@ fn a_backup_brings_back_what_was_deleted() {
 fn up_in_the_background_merges_its_kubeconfig() {
     let machine = Machine::new();
     let data = machine.data_dir().to_string_lossy().into_owned();
-    let said = machine.carrack(&["up", "--detach", "--kubeconfig-merge", "--data-dir", &data, "--node-name", "node-1"]).ok();
+    let said = machine
+        .carrack(&["up", "--detach", "--kubeconfig-merge", "--data-dir", &data, "--node-name", "node-1"])
+        .ok();
     assert!(said.contains("carrack, in"), "{said}");
     let config = machine.folder().join(".kube/config").to_string_lossy().into_owned();
     let nodes = machine.kubectl(&["--kubeconfig", &config, "--context", "carrack", "get", "nodes"]).ok();

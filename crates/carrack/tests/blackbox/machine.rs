@@ -130,7 +130,8 @@ impl Machine {
     /// Starts `carrack up` and waits until it says that the cluster is ready.
     pub fn start(&mut self) {
         let data = self.data_dir();
-        let mut command = self.command(CARRACK, &["up", "--data-dir", &data.to_string_lossy(), "--node-name", "node-1"]);
+        let mut command =
+            self.command(CARRACK, &["up", "--data-dir", &data.to_string_lossy(), "--node-name", "node-1"]);
         let mut child = command.stderr(Stdio::piped()).stdin(Stdio::null()).spawn().expect("nsenter starts");
         let mut said = String::new();
         let lines = BufReader::new(child.stderr.take().expect("piped"));
@@ -171,7 +172,13 @@ impl Machine {
 
     /// Asks until the answer is right.
     #[track_caller]
-    pub fn eventually(&self, what: &str, program: &str, args: &[&str], right: impl Fn(&Answer) -> bool) -> String {
+    pub fn eventually(
+        &self,
+        what: &str,
+        program: &str,
+        args: &[&str],
+        right: impl Fn(&Answer) -> bool,
+    ) -> String {
         let started = Instant::now();
         loop {
             let answer = self.run(program, args);
@@ -191,7 +198,9 @@ impl Machine {
     pub fn wait_for(&self, object: &str, path: &str, value: &str) {
         let template = format!("jsonpath={path}");
         let args = ["get", object, "-o", &template];
-        self.eventually(&format!("{object} {path}={value}"), "/usr/bin/kubectl", &args, |answer| answer.out == value);
+        self.eventually(&format!("{object} {path}={value}"), "/usr/bin/kubectl", &args, |answer| {
+            answer.out == value
+        });
     }
 
     /// The body of an HTTP answer, asked for from the machine itself.

@@ -21,9 +21,14 @@ fn services_are_reached_by_address_name_and_port() {
     let addresses = machine.kubectl(&["get", "service", "web", "-o", "jsonpath={.spec.clusterIPs[*]}"]).ok();
     let addresses: Vec<String> = addresses.split(' ').map(str::to_owned).collect();
     assert_eq!(addresses.len(), 2, "{addresses:?}");
-    let bracketed = |address: &str| if address.contains(':') { format!("[{address}]") } else { address.to_owned() };
+    let bracketed =
+        |address: &str| if address.contains(':') { format!("[{address}]") } else { address.to_owned() };
     let from_pod = ["exec", "client", "--", "toolbox", "http"];
-    for host in ["web", "web.default", "web.default.svc.cluster.local"].map(str::to_owned).into_iter().chain(addresses.iter().map(|address| bracketed(address))) {
+    for host in ["web", "web.default", "web.default.svc.cluster.local"]
+        .map(str::to_owned)
+        .into_iter()
+        .chain(addresses.iter().map(|address| bracketed(address)))
+    {
         let url = format!("http://{host}/");
         let args = [&from_pod[..], &[&url]].concat();
         machine.eventually(&url, "/usr/bin/kubectl", &args, |answer| answer.code == Some(0));
@@ -37,7 +42,9 @@ fn services_are_reached_by_address_name_and_port() {
 
     // Names have both kinds of address.
     for kind in ["A", "AAAA"] {
-        let answer = machine.kubectl(&["exec", "client", "--", "toolbox", "dns", "-t", kind, "web.default.svc.cluster.local"]).ok();
+        let answer = machine
+            .kubectl(&["exec", "client", "--", "toolbox", "dns", "-t", kind, "web.default.svc.cluster.local"])
+            .ok();
         assert!(addresses.iter().any(|address| answer.contains(address)), "{kind}: {answer}");
     }
 }
@@ -63,9 +70,12 @@ fn pods_reach_the_outside_as_the_node() {
     machine.apply(CLIENT).ok();
     machine.kubectl(&["wait", "--for=condition=Ready", "pod/client", "--timeout=120s"]).ok();
     let carrack = env!("CARGO_BIN_EXE_carrack");
-    let mut server = machine.command("ip", &["netns", "exec", "outside", carrack, "toolbox", "http-echo", "--port", "8090"]);
+    let mut server = machine
+        .command("ip", &["netns", "exec", "outside", carrack, "toolbox", "http-echo", "--port", "8090"]);
     let mut server = server.stdout(std::process::Stdio::null()).spawn().expect("ip starts");
-    for (url, seen) in [("http://198.51.100.1:8090/", "198.51.100.2"), ("http://[2001:db8:51::1]:8090/", "2001:db8:51::2")] {
+    for (url, seen) in
+        [("http://198.51.100.1:8090/", "198.51.100.2"), ("http://[2001:db8:51::1]:8090/", "2001:db8:51::2")]
+    {
         let args = ["exec", "client", "--", "toolbox", "http", url];
         let answer = machine.eventually(url, "/usr/bin/kubectl", &args, |answer| answer.code == Some(0));
         assert!(answer.contains(seen), "{answer}");
@@ -79,7 +89,11 @@ fn streams_reach_into_pods() {
     let machine = Machine::up();
     machine.example("01-pod.yaml");
     machine.kubectl(&["wait", "--for=condition=Ready", "pod/hello", "--timeout=120s"]).ok();
-    let echoed = machine.run_with_input("/usr/bin/kubectl", &["exec", "-i", "hello", "--", "cat"], "through and back\n");
+    let echoed = machine.run_with_input(
+        "/usr/bin/kubectl",
+        &["exec", "-i", "hello", "--", "cat"],
+        "through and back\n",
+    );
     assert_eq!(echoed.ok(), "through and back\n");
     let failed = machine.kubectl(&["exec", "hello", "--", "sh", "-c", "exit 7"]);
     assert_eq!(failed.code, Some(7), "{failed:?}");
@@ -94,9 +108,12 @@ fn streams_reach_into_pods() {
     let mut forward = machine.command("/usr/bin/kubectl", &["port-forward", "pod/hello", "18080:8080"]);
     let mut forward = forward.stdout(std::process::Stdio::null()).spawn().expect("kubectl starts");
     let carrack = env!("CARGO_BIN_EXE_carrack");
-    machine.eventually("the forwarded port", carrack, &["toolbox", "http", "http://127.0.0.1:18080/"], |answer| {
-        answer.code == Some(0)
-    });
+    machine.eventually(
+        "the forwarded port",
+        carrack,
+        &["toolbox", "http", "http://127.0.0.1:18080/"],
+        |answer| answer.code == Some(0),
+    );
     let _ = forward.kill();
     let _ = forward.wait();
 }

@@ -5,7 +5,8 @@ use crate::machine::Machine;
 const KUBECTL: &str = "/usr/bin/kubectl";
 
 fn names(machine: &Machine, selector: &str) -> Vec<String> {
-    let out = machine.kubectl(&["get", "pods", "-l", selector, "-o", "jsonpath={.items[*].metadata.name}"]).ok();
+    let out =
+        machine.kubectl(&["get", "pods", "-l", selector, "-o", "jsonpath={.items[*].metadata.name}"]).ok();
     out.split_whitespace().map(str::to_owned).collect()
 }
 
@@ -18,9 +19,12 @@ fn a_deployment_rolls_forward_and_back_and_scales() {
     assert_eq!(version(), "one\n");
     machine.kubectl(&["set", "env", "deployment/web", "VERSION=two"]).ok();
     machine.kubectl(&["rollout", "status", "deployment/web", "--timeout=120s"]).ok();
-    machine.eventually("only new pods", KUBECTL, &["get", "pods", "-l", "app=web", "--no-headers"], |answer| {
-        answer.out.lines().count() == 3
-    });
+    machine.eventually(
+        "only new pods",
+        KUBECTL,
+        &["get", "pods", "-l", "app=web", "--no-headers"],
+        |answer| answer.out.lines().count() == 3,
+    );
     assert_eq!(version(), "two\n");
     let history = machine.kubectl(&["rollout", "history", "deployment/web"]).ok();
     assert!(history.contains('2'), "{history}");
@@ -60,7 +64,16 @@ fn a_deleted_pod_is_replaced_and_a_killed_container_restarted() {
 #[test]
 fn a_crashing_container_is_backed_off() {
     let machine = Machine::up();
-    machine.kubectl(&["run", "crash", "--image=carrack.dev/toolbox", "--image-pull-policy=IfNotPresent", "--", "false"]).ok();
+    machine
+        .kubectl(&[
+            "run",
+            "crash",
+            "--image=carrack.dev/toolbox",
+            "--image-pull-policy=IfNotPresent",
+            "--",
+            "false",
+        ])
+        .ok();
     machine.wait_for("pod/crash", "{.status.containerStatuses[0].state.waiting.reason}", "CrashLoopBackOff");
     let events = machine.kubectl(&["get", "events"]).ok();
     assert!(events.contains("BackOff"), "{events}");
