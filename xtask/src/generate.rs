@@ -226,7 +226,17 @@ fn bootstrap(facts: &Value) -> String {
         .into_iter()
         .flatten()
         .map(|(name, list)| match list.as_array() {
-            Some(items) => format!("{}:{}", json!(name), lines(items).trim_end()),
+            Some(items) => {
+                // The facts were read off a server with a vendor's additions.
+                let items: Vec<Value> = items
+                    .iter()
+                    .filter(|item| {
+                        !item["metadata"]["name"].as_str().is_some_and(|n| n.starts_with("system:openshift:"))
+                    })
+                    .cloned()
+                    .collect();
+                format!("{}:{}", json!(name), lines(&items).trim_end())
+            }
             None => format!("{}:{list}", json!(name)),
         })
         .collect();

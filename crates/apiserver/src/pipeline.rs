@@ -19,7 +19,7 @@ use crate::request::RequestInfo;
 use crate::server::Server;
 use crate::verbs::write::Part;
 use crate::verbs::{Answered, Call, create, delete, list, patch, read, scale, update, watch};
-use crate::{Attributes, Status, UserInfo, authn, authz, render, special};
+use crate::{Attributes, Status, UserInfo, authz, render, special};
 
 /// How the caller reached the server.
 pub enum Caller {
@@ -116,8 +116,9 @@ where
             None => return Err(Status::unauthorized()),
         },
     };
-    let user = authn::impersonate(&*server.hooks.authorize, user, &parts.headers).await?;
     let attributes = Attributes { user, ..info.attributes(&query) };
+    let user = server.impersonation.apply(&*server.hooks.authorize, &attributes, &parts.headers).await?;
+    let attributes = Attributes { user, ..attributes };
     let decision = server.hooks.authorize.authorize(&attributes).await;
     if !decision.allowed() {
         return Err(authz::forbidden(&attributes, &decision.reason));

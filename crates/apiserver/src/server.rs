@@ -49,6 +49,7 @@ pub struct Server {
     pub config: Config,
     pub registry: Arc<Registry>,
     pub hooks: Hooks,
+    pub impersonation: crate::authn::Impersonation,
     /// How kubelets are reached.
     pub connector: Option<Arc<Connector>>,
     /// Publishes the keys of ServiceAccount tokens.
@@ -106,6 +107,7 @@ impl ApiServer {
             config,
             registry: registry.clone(),
             hooks,
+            impersonation: crate::authn::Impersonation::default(),
             connector,
             issuer,
             metrics: Metrics::new(),

@@ -19,7 +19,7 @@ use http::HeaderMap;
 use rustls::pki_types::{CertificateDer, UnixTime};
 
 pub use certificate::{AnyCertificate, Authority, CertificateError};
-pub use impersonation::impersonate;
+pub use impersonation::Impersonation;
 pub use request::TokenRequests;
 pub use token::{Holder, TokenError, Tokens, account_user, split_account};
 

@@ -349,9 +349,11 @@ fn impersonation_needs_rights_for_each_part() {
     w.cluster.put(RBAC, "clusterroles", role("", "r", rules));
     let subject = json!({"kind": "User", "name": "joe"});
     w.cluster.put(RBAC, "clusterrolebindings", bind("", "b", "ClusterRole", "r", subject));
+    let impersonation = Impersonation::default();
     let act_as = |who: &Arc<UserInfo>, pairs: &[(&str, &str)]| {
-        impersonate(&*w.authorizer, Arc::clone(who), &headers(pairs))
-            .now_or_never()
+        let request = ask(who, "list", "/pods", "ns", "");
+        let applied = impersonation.apply(&*w.authorizer, &request, &headers(pairs)).now_or_never();
+        applied
             .expect("nothing to wait for")
             .map(|user| (*user).clone())
             .map_err(|status| status.code())
@@ -398,4 +400,43 @@ fn the_key_set_verifies_what_was_signed() {
     let document = w.tokens.discovery("10.0.0.1:6443");
     assert_eq!(document["issuer"], ISSUER);
     assert_eq!(document["jwks_uri"], "https://10.0.0.1:6443/openid/v1/jwks");
+}
+
+#[test]
+fn constrained_impersonation_is_bound_to_the_request() {
+    let w = world();
+    let rules = json!([
+        {"verbs": ["impersonate:user-info"], "apiGroups": ["authentication.k8s.io"], "resources": ["users"], "resourceNames": ["jane"]},
+        {"verbs": ["impersonate-on:user-info:list"], "apiGroups": [""], "resources": ["pods"]},
+        {"verbs": ["impersonate:user-info"], "apiGroups": ["authentication.k8s.io"], "resources": ["groups"]},
+        {"verbs": ["impersonate:associated-node"], "apiGroups": ["authentication.k8s.io"], "resources": ["nodes"]},
+        {"verbs": ["impersonate-on:associated-node:list"], "apiGroups": [""], "resources": ["pods"]},
+    ]);
+    w.cluster.put(RBAC, "clusterroles", role("", "r", rules));
+    for (name, subject) in [
+        ("joe", json!({"kind": "User", "name": "joe"})),
+        ("agent", json!({"kind": "ServiceAccount", "name": "agent", "namespace": "ns"})),
+    ] {
+        w.cluster.put(RBAC, "clusterrolebindings", bind("", name, "ClusterRole", "r", subject));
+    }
+    let impersonation = Impersonation::default();
+    let act = |who: &Arc<UserInfo>, verb: &str, pairs: &[(&str, &str)]| {
+        let request = ask(who, verb, "/pods", "ns", "");
+        let applied = impersonation.apply(&*w.authorizer, &request, &headers(pairs)).now_or_never();
+        applied.expect("nothing to wait for").map(|user| (*user).clone())
+    };
+    let joe = user("joe", &[]);
+    let jane = [("impersonate-user", "jane")];
+    assert_eq!(act(&joe, "list", &jane).expect("list").name, "jane");
+    let refused = act(&joe, "delete", &jane).expect_err("another verb");
+    assert!(refused.message().contains("impersonate-on:user-info:delete"), "{}", refused.message());
+    assert!(act(&joe, "list", &[("impersonate-user", "bob")]).is_err());
+    let masters = [("impersonate-user", "jane"), ("impersonate-group", "system:masters")];
+    assert!(act(&joe, "list", &masters).is_err(), "never by a narrow mode");
+    let mut agent = (*user("system:serviceaccount:ns:agent", &[])).clone();
+    agent.extra.insert("authentication.kubernetes.io/node-name".into(), vec!["n1".into()]);
+    let agent = Arc::new(agent);
+    let node = act(&agent, "list", &[("impersonate-user", "system:node:n1")]).expect("its own node");
+    assert_eq!(node.groups, ["system:nodes", "system:authenticated"]);
+    assert!(act(&agent, "list", &[("impersonate-user", "system:node:n2")]).is_err());
 }

@@ -77,7 +77,8 @@ impl Authorizer {
         let rules = self
             .rbac
             .role_rules(kind, name, &request.namespace)
-            .ok_or_else(|| Status::not_found(GROUP, resource, name))?;
+            // Upstream's lookup names the resource of the request.
+            .ok_or_else(|| Status::not_found(GROUP, &request.resource, name))?;
         self.confirm(request, &rules)
             .map_err(|why| Status::forbidden(GROUP, &request.resource, object.name(), why))
     }
