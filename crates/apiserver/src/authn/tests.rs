@@ -353,10 +353,7 @@ fn impersonation_needs_rights_for_each_part() {
     let act_as = |who: &Arc<UserInfo>, pairs: &[(&str, &str)]| {
         let request = ask(who, "list", "/pods", "ns", "");
         let applied = impersonation.apply(&*w.authorizer, &request, &headers(pairs)).now_or_never();
-        applied
-            .expect("nothing to wait for")
-            .map(|user| (*user).clone())
-            .map_err(|status| status.code())
+        applied.expect("nothing to wait for").map(|user| (*user).clone()).map_err(|status| status.code())
     };
     let joe = user("joe", &[]);
     let act = |pairs: &[(&str, &str)]| act_as(&joe, pairs);
