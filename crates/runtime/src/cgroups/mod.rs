@@ -155,12 +155,11 @@ impl Cgroups {
         self.all().map(|h| join(&h.mount, group).to_string_lossy().into_owned()).collect()
     }
 
-    /// The directories of `group` by their name below `/sys/fs/cgroup`, for a container to see.
-    pub fn mounts(&self, group: &str) -> Vec<(PathBuf, PathBuf)> {
-        self.all()
-            .filter(|h| h.mount.starts_with("/sys/fs/cgroup"))
-            .map(|h| (join(&h.mount, group), h.mount.clone()))
-            .collect()
+    /// The directories of `group` with the names that a container sees them by, below its `/sys/fs/cgroup`.
+    pub fn view(&self, group: &str) -> Vec<(String, String)> {
+        let text = |p: PathBuf| p.to_string_lossy().into_owned();
+        let name = |h: &Hierarchy| h.mount.file_name().map(|n| n.to_string_lossy().into_owned());
+        self.all().filter_map(|h| Some((text(join(&h.mount, group)), name(h)?))).collect()
     }
 
     /// The file that counts kills for want of memory in `group`.

@@ -76,11 +76,17 @@ impl Reference {
         if path.len() > 255 || !path.split('/').all(component) {
             return Err(fail("invalid reference format"));
         }
-        if !domain.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '[')
-            || !domain
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b':' | b'[' | b']'))
-        {
+        let host = match domain.rsplit_once(':') {
+            Some((host, port)) if !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()) => host,
+            _ => domain,
+        };
+        let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-');
+        let literal = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
+        let valid = match literal {
+            Some(address) => address.bytes().all(|b| b.is_ascii_hexdigit() || b == b':'),
+            None => host.bytes().all(plain) && host.starts_with(|c: char| c.is_ascii_alphanumeric()),
+        };
+        if !valid {
             return Err(fail("invalid registry name"));
         }
         let tag = match (tag, digest) {

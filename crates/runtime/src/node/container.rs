@@ -152,7 +152,7 @@ impl Node {
             rootfs: &bundle.join("rootfs"),
             cgroup: &cgroup,
             pid,
-            cgroup_mounts: if self.cgroups.unified() { Vec::new() } else { self.cgroups.mounts(&cgroup) },
+            cgroup_view: (!self.cgroups.unified()).then(|| bundle.join("cgroup")),
             files: SandboxFiles {
                 shm: if own_ipc {
                     self.sandbox_mounts(&pod.id).join("shm")
@@ -182,6 +182,8 @@ impl Node {
             upper: path(dir.join("upper")),
             work: path(dir.join("work")),
             image_mounts,
+            cgroup_view: if self.cgroups.unified() { Vec::new() } else { self.cgroups.view(&cgroup) },
+            cgroup_writable: context.privileged,
             log: log_path.clone(),
             tty: config.tty,
             stdin: config.stdin,

@@ -1,6 +1,7 @@
 //! The node's sandboxes and containers: what is there, and the operations on it. Every operation may be repeated.
 
 pub mod client;
+mod cni;
 mod container;
 mod devices;
 mod network;

@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use network::{HostPort, PodNetwork, PodNetworkConfig};
 use parking_lot::RwLock;
 
+use super::cni::{Cni, Pod};
 use crate::config::NetworkMode;
 use crate::error::Error;
 
@@ -66,30 +67,39 @@ impl Network {
     }
 
     /// Why pods cannot be connected now, if so.
-    pub fn not_ready(&self) -> Option<&'static str> {
+    pub fn not_ready(&self) -> Option<String> {
         match &self.mode {
-            NetworkMode::Pods { .. } if self.pods.read().is_none() => Some("the node has no pod range yet"),
+            NetworkMode::Pods { .. } if self.pods.read().is_none() => {
+                Some("the node has no pod range yet".into())
+            }
+            NetworkMode::Cni { conf_dir, bin_dirs } => {
+                Cni::load(conf_dir, bin_dirs).err().map(|e| e.to_string())
+            }
             _ => None,
         }
     }
 
     /// Connects a sandbox. Blocks.
-    pub fn add(&self, id: &str, netns: &Path, config: &PodSandboxConfig) -> Result<Vec<IpAddr>, Error> {
+    pub fn add(&self, pod: &Pod<'_>) -> Result<Vec<IpAddr>, Error> {
         match &self.mode {
             NetworkMode::None => Ok(Vec::new()),
             NetworkMode::Pods { .. } => {
                 let pods = self.pods.read().clone();
                 let pods = pods.ok_or_else(|| Error::Network("the node has no pod range yet".into()))?;
-                pods.add(id, netns, &host_ports(config)?).map_err(|e| Error::Network(e.to_string()))
+                let netns = pod.netns.ok_or_else(|| Error::Network("the sandbox has no namespace".into()))?;
+                pods.add(pod.id, netns, &host_ports(pod.config)?).map_err(|e| Error::Network(e.to_string()))
             }
-            NetworkMode::Cni { .. } => Err(Error::Unimplemented("CNI plugins are not supported yet")),
+            NetworkMode::Cni { conf_dir, bin_dirs } => Cni::load(conf_dir, bin_dirs)?.add(pod),
         }
     }
 
     /// Disconnects a sandbox; one that is not connected is fine. Blocks.
-    pub fn del(&self, id: &str) -> Result<(), Error> {
+    pub fn del(&self, pod: &Pod<'_>) -> Result<(), Error> {
+        if let NetworkMode::Cni { conf_dir, bin_dirs } = &self.mode {
+            return Cni::load(conf_dir, bin_dirs)?.del(pod);
+        }
         match self.pods.read().clone() {
-            Some(pods) => pods.del(id).map_err(|e| Error::Network(e.to_string())),
+            Some(pods) => pods.del(pod.id).map_err(|e| Error::Network(e.to_string())),
             None => Ok(()),
         }
     }

@@ -8,6 +8,7 @@ use cri::v1::{ContainerEventType, NamespaceMode, NamespaceOption, PodSandboxConf
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use super::client::Shim;
+use super::cni::Pod;
 use super::records::{Phase, SandboxRecord, save};
 use super::{Node, Sandbox, blocking, make_dir, new_id, now};
 use crate::error::Error;
@@ -143,7 +144,8 @@ impl Node {
         }
         if !host_network {
             let netns = format!("/proc/{}/ns/net", record.shim);
-            let addresses = self.network.add(&record.id, Path::new(&netns), &config)?;
+            let netns = Some(Path::new(&netns));
+            let addresses = self.network.add(&Pod { id: &record.id, dir: &dir, netns, config: &config })?;
             record.addresses = addresses.iter().map(IpAddr::to_string).collect();
         }
         record.ready = true;
@@ -197,8 +199,17 @@ impl Node {
     /// Ends the shim and removes all that the sandbox has outside of its directory.
     pub(super) async fn take_down(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Result<(), Error> {
         let record = sandbox.record.lock().clone();
-        let was_ready = record.ready;
-        if was_ready || self.shim_dir(&record.id).join("shim.sock").exists() {
+        if namespaces(&record.config).network != NamespaceMode::Node as i32 {
+            let (node, made) = (self.clone(), record.clone());
+            blocking(move || {
+                let netns = format!("/proc/{}/ns/net", made.shim);
+                let netns = Some(Path::new(&netns)).filter(|n| made.shim > 0 && n.exists());
+                let dir = node.sandbox_dir(&made.id);
+                node.network.del(&Pod { id: &made.id, dir: &dir, netns, config: &made.config })
+            })
+            .await?;
+        }
+        if record.ready || self.shim_dir(&record.id).join("shim.sock").exists() {
             let _ = sandbox.shim.ask(&Request::Shutdown).await;
         }
         let node = self.clone();
@@ -207,10 +218,6 @@ impl Node {
             for container in containers {
                 let cgroup = container.record.borrow().cgroup.clone();
                 node.cgroups.remove(&cgroup)?;
-            }
-            let own_network = namespaces(&made.config).network != NamespaceMode::Node as i32;
-            if own_network {
-                node.network.del(&made.id)?;
             }
             let mounts = node.sandbox_mounts(&made.id);
             let _ = umount2(&mounts.join("shm"), MntFlags::MNT_DETACH);

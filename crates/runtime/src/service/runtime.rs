@@ -396,11 +396,7 @@ impl RuntimeService for RuntimeServer {
         let condition = |kind: &str, problem: Option<&str>| RuntimeCondition {
             r#type: kind.into(),
             status: problem.is_none(),
-            reason: if problem.is_some() {
-                format!("{kind}Missing").replace("ReadyMissing", "NotReady")
-            } else {
-                String::new()
-            },
+            reason: if problem.is_some() { kind.replace("Ready", "NotReady") } else { String::new() },
             message: problem.unwrap_or_default().into(),
         };
         let mut info = std::collections::HashMap::new();
@@ -415,7 +411,7 @@ impl RuntimeService for RuntimeServer {
             status: Some(RuntimeStatus {
                 conditions: vec![
                     condition("RuntimeReady", None),
-                    condition("NetworkReady", self.node.network.not_ready()),
+                    condition("NetworkReady", self.node.network.not_ready().as_deref()),
                 ],
             }),
             info,

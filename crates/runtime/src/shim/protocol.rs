@@ -60,6 +60,10 @@ pub struct StartPlan {
     pub work: String,
     /// Other layer stacks to mount read-only, for image volumes.
     pub image_mounts: Vec<ImageMount>,
+    /// Cgroup directories to show the container in `<bundle>/cgroup`, by the name they get there; none with version 2.
+    pub cgroup_view: Vec<(String, String)>,
+    /// Let the container write to them.
+    pub cgroup_writable: bool,
     /// The log file; empty for none.
     pub log: String,
     /// Give the container a terminal.

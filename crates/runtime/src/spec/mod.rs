@@ -31,8 +31,8 @@ pub struct Input<'a> {
     pub cgroup: &'a str,
     /// The process namespace to join: a path, or none for one of its own.
     pub pid: PidNamespace,
-    /// Directories of its cgroup and where to show them, for version 1; empty to mount the version 2 tree.
-    pub cgroup_mounts: Vec<(PathBuf, PathBuf)>,
+    /// The directory that the shim fills with the container's cgroups, for version 1; none to mount the version 2 tree.
+    pub cgroup_view: Option<PathBuf>,
     /// The sandbox's files.
     pub files: SandboxFiles,
     /// Devices, resolved: path in the container, `c` or `b`, major, minor, file mode.
@@ -174,7 +174,7 @@ pub fn build(input: &Input<'_>) -> Result<Value, Error> {
         PidNamespace::Join(path) => namespaces.push(json!({"type": "pid", "path": path})),
         PidNamespace::Host => {}
     }
-    if input.cgroup_mounts.is_empty() && !context.privileged {
+    if input.cgroup_view.is_none() && !context.privileged {
         namespaces.push(json!({"type": "cgroup"}));
     }
     let devices: Vec<Value> = input

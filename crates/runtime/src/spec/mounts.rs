@@ -21,18 +21,15 @@ pub(super) fn build(input: &Input<'_>, context: &LinuxContainerSecurityContext) 
         mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
         mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", sys]),
     ];
-    if input.cgroup_mounts.is_empty() {
-        mounts.push(mount(
-            "/sys/fs/cgroup",
-            "cgroup",
-            "cgroup",
-            &["nosuid", "noexec", "nodev", "relatime", sys],
-        ));
-    } else {
-        let options = ["nosuid", "noexec", "nodev", "mode=755"];
-        mounts.push(mount("/sys/fs/cgroup", "tmpfs", "tmpfs", &options));
-        for (from, at) in &input.cgroup_mounts {
-            mounts.push(bind(from, &at.to_string_lossy(), &["rbind", "nosuid", "noexec", "nodev", sys]));
+    match &input.cgroup_view {
+        Some(view) => mounts.push(bind(view, "/sys/fs/cgroup", &["rbind", "nosuid", "noexec", "nodev", sys])),
+        None => {
+            mounts.push(mount(
+                "/sys/fs/cgroup",
+                "cgroup",
+                "cgroup",
+                &["nosuid", "noexec", "nodev", "relatime", sys],
+            ));
         }
     }
     mounts.push(bind(&input.files.shm, "/dev/shm", &["rbind", "nosuid", "noexec", "nodev"]));

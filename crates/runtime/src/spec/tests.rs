@@ -22,7 +22,7 @@ fn spec_of(config: &ContainerConfig) -> Result<Value, Error> {
         rootfs: Path::new("/r"),
         cgroup: "/pods/c",
         pid: PidNamespace::Own,
-        cgroup_mounts: Vec::new(),
+        cgroup_view: None,
         files: SandboxFiles { shm: "/s/shm".into(), ..SandboxFiles::default() },
         devices: Vec::new(),
         image_volumes: Vec::new(),
