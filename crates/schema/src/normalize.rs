@@ -46,6 +46,11 @@ fn normalize_field(types: &Types, field: &Field, map: &mut Map<String, Value>) {
     match map.get_mut(field.name.as_ref()) {
         Some(value) if !value.is_null() => {
             normalize(types, field.ty, value);
+            // The stored form does not tell an empty list from none.
+            let list = matches!(types.shape(field.ty), Shape::List(_));
+            if list && field.omit == Omit::Never && value.as_array().is_some_and(Vec::is_empty) {
+                *value = Value::Null;
+            }
             let gone = !field.pointer
                 && match field.omit {
                     Omit::Never => false,

@@ -34,7 +34,7 @@ fn normal_form() {
         (
             r#"{"metadata":{"labels":{"a":null}},"spec":{"containers":[],"limits":{"cpu":"1000m","memory":1024},
                 "port":"http","weight":1,"data":{"x":"YQ=="},"raw":{"b":[1.5,null],"a":1}}}"#,
-            json!({"metadata":{"labels":{"a":""}},"spec":{"containers":[],"limits":{"cpu":"1","memory":"1024"},
+            json!({"metadata":{"labels":{"a":""}},"spec":{"containers":null,"limits":{"cpu":"1","memory":"1024"},
                 "port":"http","weight":1.0,"data":{"x":"YQ=="},"raw":{"a":1,"b":[1.5,null]},"strategy":{}},
                 "status":{"ready":0}}),
         ),

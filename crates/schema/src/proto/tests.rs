@@ -77,12 +77,7 @@ proptest! {
         let value = crate::decode_json(&types, id, text.as_bytes(), crate::FieldValidation::Strict)
             .expect("a good object").value;
         let bytes = encode_raw(&types, id, &value).expect("an object");
-        let mut back = decode_raw(&types, id, &bytes).expect("its bytes");
-        // Protobuf does not tell a nil list from an empty one.
-        if value["spec"]["containers"] == json!([]) {
-            prop_assert_eq!(&back["spec"]["containers"], &Value::Null);
-            back["spec"]["containers"] = json!([]);
-        }
+        let back = decode_raw(&types, id, &bytes).expect("its bytes");
         prop_assert_eq!(&back, &value);
         prop_assert_eq!(encode_raw(&types, id, &back).expect("again"), bytes);
     }
