@@ -97,7 +97,7 @@ pub fn apply(
     });
     let merged = merged.map_err(|error| match error {
         ApplyError::BadRequest(text) => Status::bad_request(text),
-        ApplyError::Internal(text) => Status::internal(text),
+        ApplyError::Internal(text) => Status::new(500, "", text),
         ApplyError::Conflict { message, causes } => {
             let causes = causes.into_iter().map(|cause| Cause {
                 reason: "FieldManagerConflict".to_owned(),

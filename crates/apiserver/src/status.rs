@@ -286,9 +286,11 @@ impl Status {
             "metadata": {},
             "status": "Failure",
             "message": body.message,
-            "reason": body.reason,
             "code": body.code,
         });
+        if !body.reason.is_empty() {
+            status["reason"] = body.reason.into();
+        }
         if body.details {
             let mut details = Map::new();
             let mut put = |key: &str, value: &str| {

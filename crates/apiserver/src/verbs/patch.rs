@@ -8,7 +8,7 @@ use schema::{FieldValidation, PatchError};
 use serde_json::Value;
 
 use super::write::{Checks, Part, Update, options, update};
-use super::{Answered, Call, decode_status, meta};
+use super::{Answered, Call, meta};
 use crate::query::WriteOptions;
 use crate::registry::Served;
 use crate::{FieldError, FieldErrorKind, Status, render};
@@ -49,7 +49,7 @@ pub fn parse(call: &Call, kind: Kind, body: &Bytes, validation: FieldValidation)
         Kind::Apply => schema::decode_any_yaml(body, validation)
             .map_err(|e| Status::bad_request(format!("error decoding YAML: {e}")))?,
         _ => schema::decode_any(body, validation).map_err(|e| match e {
-            schema::DecodeError::Strict(_) => Status::bad_request(e.to_string()),
+            schema::DecodeError::Strict(_) => unfit(&String::from_utf8_lossy(body), e.to_string()),
             _ => Status::bad_request(format!("error decoding patch: {e}")),
         })?,
     };
@@ -72,12 +72,16 @@ fn patch_status(error: PatchError) -> Status {
         PatchError::Malformed(text) => Status::bad_request(text),
         PatchError::TooManyOperations { .. } => Status::too_large(error.to_string()),
         PatchError::Unprocessable(text) => {
-            let cause = crate::Cause { reason: String::new(), message: text, field: String::new() };
-            let message = "the server rejected our request due to an error in our request";
-            Status::new(422, "Invalid", message).with_causes(vec![cause])
+            let head = "the server rejected our request due to an error in our request";
+            Status::new(422, "Invalid", format!("{head}: {text}")).with_causes(Vec::new())
         }
-        PatchError::Internal(text) => Status::internal(text),
+        PatchError::Internal(text) => Status::new(500, "", text),
     }
+}
+
+/// What a patch has made, or the patch itself, is no object of the kind.
+fn unfit(value: &str, why: String) -> Status {
+    Status::invalid("", "", "", &[FieldError::new(FieldErrorKind::Invalid, "patch", value, why)])
 }
 
 /// A patch applied to an object of a type; the result decoded and defaulted.
@@ -90,8 +94,7 @@ pub fn apply(
     validation: FieldValidation,
 ) -> Result<Value, Status> {
     let resource = &served.resource;
-    let name = call.info.name.as_str();
-    let patched = match kind {
+    let mut patched = match kind {
         Kind::Json => schema::json_patch(old, patch).map_err(patch_status)?,
         Kind::Merge => schema::merge_patch(old, patch),
         Kind::Strategic | Kind::Apply => {
@@ -102,37 +105,17 @@ pub fn apply(
     let kind_of = |v: &Value, key: &str| v.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
     for key in ["apiVersion", "kind"] {
         let (was, is) = (kind_of(old, key), kind_of(&patched, key));
-        if was != is {
+        // A strategic patch is merged into an object whose kind is given.
+        if kind == Kind::Strategic {
+            patched[key] = was.into();
+        } else if was != is {
             return Err(Status::bad_request(format!(
                 "the {key} in the data ({is}) does not match the expected {key} ({was})"
             )));
         }
     }
-    let decoded = schema::decode_value(&resource.types, resource.type_id, &patched, validation).map_err(
-        |e| match e {
-            schema::DecodeError::Strict(findings) => {
-                let findings = findings
-                    .into_iter()
-                    .map(|f| {
-                        FieldError::new(
-                            FieldErrorKind::Invalid,
-                            "patch",
-                            patch.to_string(),
-                            format!("strict decoding error: {f}"),
-                        )
-                    })
-                    .collect::<Vec<_>>();
-                Status::invalid(served.group(), &resource.kind, name, &findings)
-            }
-            schema::DecodeError::Type(_) => Status::invalid(
-                served.group(),
-                &resource.kind,
-                name,
-                &[FieldError::new(FieldErrorKind::Invalid, "patch", patch.to_string(), e.to_string())],
-            ),
-            other => decode_status(&other, &resource.version, &resource.kind),
-        },
-    )?;
+    let decoded = schema::decode_value(&resource.types, resource.type_id, &patched, validation)
+        .map_err(|e| unfit(&patched.to_string(), e.to_string()))?;
     for warning in decoded.warnings {
         call.warn(warning);
     }
@@ -193,10 +176,16 @@ pub async fn run(call: &Call, served: &Served, part: Part, body: Bytes) -> Answe
     render::object(call, served, code, &outcome.object)
 }
 
-/// A patch may not take the name away; a changed one is refused as immutable later.
+/// A patch may neither take the name away nor change it.
 fn unrenamed(mut new: Value, old: Option<&Value>, name: &str) -> Result<Value, Status> {
     if old.is_none() && meta::text(&new, "name").is_empty() {
         meta::of(&mut new)?.insert("name".to_owned(), name.into());
     }
-    Ok(new)
+    match meta::text(&new, "name") {
+        "" => Err(Status::bad_request("name must be provided")),
+        own if own != name => Err(Status::bad_request(format!(
+            "the name of the object ({own}) does not match the name on the URL ({name})"
+        ))),
+        _ => Ok(new),
+    }
 }

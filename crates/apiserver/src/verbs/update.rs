@@ -5,7 +5,7 @@ use futures::FutureExt;
 use http::StatusCode;
 use serde_json::Value;
 
-use super::write::{Checks, Part, Update, options, update};
+use super::write::{Checks, Part, Update, options, same_uid, update};
 use super::{Answered, Call, meta};
 use crate::Status;
 use crate::query::WriteOptions;
@@ -30,9 +30,10 @@ pub async fn run(call: &Call, served: &Served, part: Part, body: Bytes) -> Answe
         retry: false,
         managed: true,
     };
-    let make = move |_: Option<&Value>| {
-        let object = object.clone();
-        async move { Ok(object) }.boxed()
+    let make = |old: Option<&Value>| {
+        let same = old.map_or(Ok(()), |old| same_uid(served, &call.info.name, &object, old));
+        let made = same.map(|()| object.clone());
+        async move { made }.boxed()
     };
     let outcome = update(&call.server, served, &how, &make, &checks).await?;
     let code = if outcome.created { StatusCode::CREATED } else { StatusCode::OK };

@@ -130,13 +130,27 @@ pub async fn create(
     server: &crate::server::Server,
     served: &Served,
     namespace: &str,
+    object: Value,
+    checks: &Checks<'_>,
+) -> Result<Outcome, Status> {
+    create_managed(server, served, namespace, object, checks, true).await
+}
+
+/// Creates an object; `managed` as in [`Update`].
+async fn create_managed(
+    server: &crate::server::Server,
+    served: &Served,
+    namespace: &str,
     mut object: Value,
     checks: &Checks<'_>,
+    managed: bool,
 ) -> Result<Outcome, Status> {
     meta::wipe(&mut object)?;
     meta::namespace(served, namespace, &mut object)?;
     meta::of(&mut object)?.remove("resourceVersion");
-    crate::managed::created(served, &mut object, checks);
+    if managed {
+        crate::managed::created(served, &mut object, checks);
+    }
     checks.mutate(served, Operation::Create, &mut object, None).await?;
     let generated = meta::text(&object, "name").is_empty() && !meta::text(&object, "generateName").is_empty();
     if !generated {
@@ -245,7 +259,8 @@ pub async fn update(
                 return Err(served.not_found(update.name));
             }
             let object = make(None).await?;
-            return create(server, served, update.namespace, object, checks).await;
+            let namespace = update.namespace;
+            return create_managed(server, served, namespace, object, checks, update.managed).await;
         };
         match update_once(server, served, update, &current, make, checks).await? {
             Ok(outcome) => return Ok(outcome),
@@ -253,6 +268,16 @@ pub async fn update(
         }
     }
     Err(Status::modified(served.group(), served.plural(), update.name))
+}
+
+/// A whole object that names another uid was made from another object.
+pub fn same_uid(served: &Served, name: &str, new: &Value, old: &Value) -> Result<(), Status> {
+    let (wanted, own) = (meta::text(new, "uid"), meta::text(old, "uid"));
+    if wanted.is_empty() || wanted == own {
+        return Ok(());
+    }
+    let why = format!("Precondition failed: UID in precondition: {wanted}, UID in object meta: {own}");
+    Err(Status::conflict(served.group(), served.plural(), name, why))
 }
 
 /// One attempt; the inner error is what stands there now.
@@ -267,14 +292,6 @@ async fn update_once(
     let strategy = served.resource.strategy;
     let old = served.value(current)?;
     let mut new = make(Some(&old)).await?;
-    let wanted_uid = meta::text(&new, "uid");
-    if !wanted_uid.is_empty() && wanted_uid != meta::text(&old, "uid") {
-        let why = format!(
-            "Precondition failed: UID in precondition: {wanted_uid}, UID in object meta: {}",
-            meta::text(&old, "uid")
-        );
-        return Err(Status::conflict(served.group(), served.plural(), update.name, why));
-    }
     let version = meta::text(&new, "resourceVersion").to_owned();
     let unconditional = version.is_empty() || version == "0";
     if unconditional {
