@@ -1,1 +1,88 @@
-//! Placeholder until the crate's first part lands.
+//! The node agent: runs the pods bound to this node through CRI and reports on them and on the node.
+//!
+//! It knows the Kubernetes API and CRI, not how a container is made. Three streams drive it (pods of this node, the
+//! runtime's events, probe results); per pod a worker asks the pure `plan` what to do.
+
+mod admission;
+mod backoff;
+mod cgroups;
+mod config;
+mod container;
+mod context;
+mod dns;
+mod downward;
+mod env;
+mod error;
+mod events;
+mod gc;
+mod handler;
+mod images;
+mod logs;
+mod manager;
+mod node;
+mod objects;
+mod plan;
+mod pod;
+mod podutil;
+mod probe;
+mod quantity;
+mod runtime;
+mod sandbox;
+mod security;
+mod server;
+mod services;
+mod status;
+mod tls;
+mod tokens;
+mod volumes;
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+pub use config::KubeletConfig;
+pub use error::Error;
+use error::IoContext;
+
+/// Runs the kubelet until `shutdown`. Containers are left running; the next run takes them over.
+pub async fn run(config: KubeletConfig, shutdown: CancellationToken) -> Result<(), Error> {
+    let pods_dir = config.root_dir.join("pods");
+    std::fs::create_dir_all(&pods_dir).doing(|| format!("cannot create {}", pods_dir.display()))?;
+    let logs_dir = &config.pod_logs_dir;
+    std::fs::create_dir_all(logs_dir).doing(|| format!("cannot create {}", logs_dir.display()))?;
+    let cgroups = if config.manage_cgroups {
+        Some(
+            cgroups::Cgroups::detect(&config.cgroup_root)
+                .doing(|| "cannot lay out the pods' cgroups".to_owned())?,
+        )
+    } else {
+        None
+    };
+    let stop = shutdown.child_token();
+    let _stop_all = stop.clone().drop_guard();
+    let listener = server::bind(&config).await?;
+    let channel = cri::connect(&config.runtime_endpoint).await?;
+    let client = config.client.clone();
+    let context = Arc::new(context::Context {
+        cri: runtime::Cri::new(channel),
+        recorder: events::Recorder::new(client.clone(), config.node_name.clone()),
+        objects: objects::Objects::new(client.clone()),
+        services: services::Services::watch(client.clone(), stop.clone()),
+        tokens: tokens::Tokens::new(client),
+        images: images::Images::default(),
+        cgroups,
+        resolver: dns::Resolver::parse(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default()),
+        allocatable: node::capacity::of(&config).1,
+        memory: i64::try_from(node::capacity::memory()).unwrap_or(i64::MAX),
+        config,
+    });
+    let pods = manager::Pods::new();
+    let (seen, node) = watch::channel(None);
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn(node::run(context.clone(), seen, stop.clone()));
+    tasks.spawn(server::serve(context.clone(), pods.clone(), listener, stop.clone()));
+    tasks.spawn(logs::run_rotation(context.clone(), stop.clone()));
+    tasks.spawn(gc::run(context.clone(), pods.clone(), stop.clone()));
+    manager::run(context, pods, node, stop).await
+}

@@ -255,11 +255,7 @@ where
     tokio::spawn(async move {
         while let Some(Ok(message)) = source.next().await {
             match message {
-                Message::Binary(data) => {
-                    if inbound.write_all(&data).await.is_err() {
-                        return;
-                    }
-                }
+                Message::Binary(data) if inbound.write_all(&data).await.is_err() => return,
                 Message::Close(_) => break,
                 _ => {}
             }

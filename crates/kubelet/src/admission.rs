@@ -1,0 +1,74 @@
+//! Whether a pod that was bound to this node can run here: the node's own last word.
+
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{Node, Pod};
+
+use crate::context::Context;
+use crate::podutil::{self, init_containers, is_sidecar, spec};
+use crate::quantity;
+use crate::status::Verdict;
+
+/// Why the pod is refused, if it is. `pods` are all pods of the node, the new one among them.
+pub(crate) fn check(context: &Context, pod: &Pod, pods: &[Arc<Pod>], node: Option<&Node>) -> Option<Verdict> {
+    let others: Vec<&Arc<Pod>> =
+        pods.iter().filter(|other| podutil::uid(other) != podutil::uid(pod) && active(other)).collect();
+    let refuse = |reason: &str, message: String| Some(Verdict { reason: reason.to_owned(), message });
+    if let (Some(selector), Some(node)) = (&spec(pod).node_selector, node) {
+        let labels = node.metadata.labels.clone().unwrap_or_default();
+        if selector.iter().any(|(key, value)| labels.get(key) != Some(value)) {
+            let message = "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector";
+            return refuse("NodeAffinity", message.to_owned());
+        }
+    }
+    for (name, milli) in [("cpu", true), ("memory", false)] {
+        let wanted = request(pod, name, milli);
+        let used: i64 = others.iter().map(|other| request(other, name, milli)).sum();
+        let list = Some(&context.allocatable);
+        let capacity = if milli { quantity::milli_amount(list, name) } else { quantity::amount(list, name) }
+            .unwrap_or(0);
+        if wanted > 0 && used + wanted > capacity {
+            let message = format!(
+                "Pod was rejected: Node didn't have enough resource: {name}, requested: {wanted}, used: {used}, capacity: {capacity}"
+            );
+            return refuse(&format!("OutOf{name}"), message);
+        }
+    }
+    let most = i64::from(context.config.max_pods);
+    let count = i64::try_from(others.len()).unwrap_or(i64::MAX);
+    if count >= most {
+        let message = format!(
+            "Pod was rejected: Node didn't have enough resource: pods, requested: 1, used: {count}, capacity: {most}"
+        );
+        return refuse("OutOfpods", message);
+    }
+    None
+}
+
+fn active(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    !matches!(phase, Some("Failed" | "Succeeded"))
+}
+
+/// What the scheduler counts for the pod.
+fn request(pod: &Pod, name: &str, milli: bool) -> i64 {
+    let of = |container: &k8s_openapi::api::core::v1::Container| {
+        let requests = container.resources.as_ref().and_then(|resources| resources.requests.as_ref());
+        if milli { quantity::milli_amount(requests, name) } else { quantity::amount(requests, name) }
+            .unwrap_or(0)
+    };
+    let (mut sidecars, mut peak) = (0, 0);
+    for container in init_containers(pod) {
+        if is_sidecar(container) {
+            sidecars += of(container);
+            peak = peak.max(sidecars);
+        } else {
+            peak = peak.max(sidecars + of(container));
+        }
+    }
+    let regular: i64 = spec(pod).containers.iter().map(of).sum();
+    let overhead = spec(pod).overhead.as_ref();
+    let overhead =
+        if milli { quantity::milli_amount(overhead, name) } else { quantity::amount(overhead, name) };
+    (regular + sidecars).max(peak) + overhead.unwrap_or(0)
+}

@@ -1,0 +1,320 @@
+//! The cgroup tree above containers: `kubepods` with its QoS classes and one cgroup per pod, on cgroup v1 and v2.
+//! The runtime makes the containers' own cgroups below the pod's.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use k8s_openapi::api::core::v1::{Container, Pod};
+
+use crate::podutil::{self, init_containers, is_sidecar, spec};
+use crate::quantity;
+
+pub(crate) const CPU_PERIOD: i64 = 100_000;
+const MIN_SHARES: i64 = 2;
+const MIN_QUOTA: i64 = 1000;
+
+/// Where cgroup file systems are mounted.
+#[derive(Debug, Clone)]
+pub(crate) struct Cgroups {
+    unified: Option<PathBuf>,
+    /// v1 mount points with their controllers.
+    legacy: Vec<(PathBuf, Vec<String>)>,
+    root: String,
+}
+
+/// `cpu.shares` of a request in thousandths of a core.
+pub(crate) fn shares(milli: i64) -> i64 {
+    (milli.saturating_mul(1024) / 1000).clamp(MIN_SHARES, 262_144)
+}
+
+/// CFS quota of a limit in thousandths of a core.
+pub(crate) fn quota(milli: i64) -> i64 {
+    (milli.saturating_mul(CPU_PERIOD) / 1000).max(MIN_QUOTA)
+}
+
+/// `cpu.weight` of v2 for `cpu.shares` of v1.
+fn weight(shares: i64) -> i64 {
+    1 + (shares - 2) * 9999 / 262_142
+}
+
+impl Cgroups {
+    /// Finds the hierarchies and makes the QoS cgroups.
+    pub(crate) fn detect(root: &str) -> io::Result<Self> {
+        let table = std::fs::read_to_string("/proc/self/mountinfo")?;
+        let cgroups = Cgroups { root: root.trim_matches('/').to_owned(), ..parse(&table) };
+        for class in ["kubepods", "kubepods/burstable", "kubepods/besteffort"] {
+            cgroups.make(&cgroups.path(class))?;
+        }
+        for (mount, controllers) in &cgroups.legacy {
+            if controllers.iter().any(|name| name == "cpu") {
+                let class = mount.join(cgroups.path("kubepods/besteffort")).join("cpu.shares");
+                put(&class, &MIN_SHARES.to_string());
+            }
+        }
+        Ok(cgroups)
+    }
+
+    fn path(&self, below: &str) -> String {
+        if self.root.is_empty() { below.to_owned() } else { format!("{}/{below}", self.root) }
+    }
+
+    fn of_pod(&self, pod: &Pod) -> String {
+        let uid = podutil::uid(pod);
+        match podutil::qos_class(pod) {
+            "Guaranteed" => self.path(&format!("kubepods/pod{uid}")),
+            class => self.path(&format!("kubepods/{}/pod{uid}", class.to_lowercase())),
+        }
+    }
+
+    /// The pod's cgroup, as CRI's `cgroup_parent` wants it.
+    pub(crate) fn parent(&self, pod: &Pod) -> String {
+        format!("/{}", self.of_pod(pod))
+    }
+
+    /// Makes the pod's cgroup and sets its limits.
+    pub(crate) fn ensure(&self, pod: &Pod) -> io::Result<()> {
+        let path = self.of_pod(pod);
+        self.make(&path)?;
+        let limits = PodLimits::of(pod);
+        for (mount, controllers) in &self.legacy {
+            let dir = mount.join(&path);
+            let has = |name: &str| controllers.iter().any(|controller| controller == name);
+            if has("cpu") {
+                put(&dir.join("cpu.shares"), &limits.shares.to_string());
+                if let Some(quota) = limits.quota {
+                    put(&dir.join("cpu.cfs_period_us"), &CPU_PERIOD.to_string());
+                    put(&dir.join("cpu.cfs_quota_us"), &quota.to_string());
+                }
+            }
+            if has("memory")
+                && let Some(memory) = limits.memory
+            {
+                put(&dir.join("memory.limit_in_bytes"), &memory.to_string());
+            }
+        }
+        if let Some(mount) = &self.unified {
+            let dir = mount.join(&path);
+            put(&dir.join("cpu.weight"), &weight(limits.shares).to_string());
+            if let Some(quota) = limits.quota {
+                put(&dir.join("cpu.max"), &format!("{quota} {CPU_PERIOD}"));
+            }
+            if let Some(memory) = limits.memory {
+                put(&dir.join("memory.max"), &memory.to_string());
+            }
+        }
+        Ok(())
+    }
+
+    fn make(&self, path: &str) -> io::Result<()> {
+        for (mount, controllers) in &self.legacy {
+            let dir = mount.join(path);
+            if dir.is_dir() {
+                continue;
+            }
+            std::fs::create_dir_all(&dir)?;
+            if controllers.iter().any(|name| name == "cpuset") {
+                fill_cpuset(mount, Path::new(path));
+            }
+        }
+        if let Some(mount) = &self.unified {
+            let dir = mount.join(path);
+            if !dir.is_dir() {
+                std::fs::create_dir_all(&dir)?;
+            }
+            delegate(mount, Path::new(path));
+        }
+        Ok(())
+    }
+
+    /// Removes the pod's cgroup. Fails while processes are left in it.
+    pub(crate) fn remove(&self, pod: &Pod) -> io::Result<()> {
+        let path = self.of_pod(pod);
+        let mounts = self.legacy.iter().map(|(mount, _)| mount).chain(&self.unified);
+        for mount in mounts {
+            remove_tree(&mount.join(&path))?;
+        }
+        Ok(())
+    }
+
+    /// Uids of pods that have a cgroup, with the cgroup's path.
+    pub(crate) fn pods(&self) -> Vec<(String, String)> {
+        let Some(mount) = self.legacy.first().map(|(mount, _)| mount).or(self.unified.as_ref()) else {
+            return Vec::new();
+        };
+        let mut found = Vec::new();
+        for class in ["kubepods", "kubepods/burstable", "kubepods/besteffort"] {
+            let path = self.path(class);
+            for entry in std::fs::read_dir(mount.join(&path)).into_iter().flatten().flatten() {
+                let name = entry.file_name().to_string_lossy().into_owned();
+                if let Some(uid) = name.strip_prefix("pod") {
+                    found.push((uid.to_owned(), format!("{path}/{name}")));
+                }
+            }
+        }
+        found
+    }
+
+    /// Removes a pod's cgroup by its path.
+    pub(crate) fn remove_path(&self, path: &str) -> io::Result<()> {
+        let mounts = self.legacy.iter().map(|(mount, _)| mount).chain(&self.unified);
+        for mount in mounts {
+            remove_tree(&mount.join(path))?;
+        }
+        Ok(())
+    }
+}
+
+fn parse(table: &str) -> Cgroups {
+    let mut cgroups = Cgroups { unified: None, legacy: Vec::new(), root: String::new() };
+    for line in table.lines() {
+        let Some((left, right)) = line.split_once(" - ") else { continue };
+        let Some(mount) = left.split(' ').nth(4) else { continue };
+        let mut right = right.split(' ');
+        match right.next() {
+            Some("cgroup2") => cgroups.unified = Some(PathBuf::from(mount)),
+            Some("cgroup") => {
+                let options = right.nth(1).unwrap_or_default();
+                let controllers: Vec<String> = options.split(',').map(str::to_owned).collect();
+                // Named hierarchies (systemd's) carry no controller.
+                if !controllers.iter().any(|name| name.starts_with("name=")) {
+                    cgroups.legacy.push((PathBuf::from(mount), controllers));
+                }
+            }
+            _ => {}
+        }
+    }
+    cgroups
+}
+
+/// A new v1 cpuset cgroup has neither processors nor memory nodes; each level takes those of the one above.
+fn fill_cpuset(mount: &Path, path: &Path) {
+    let mut dir = mount.to_owned();
+    for part in path.components() {
+        let parent = dir.clone();
+        dir.push(part);
+        for file in ["cpuset.cpus", "cpuset.mems"] {
+            let empty = std::fs::read_to_string(dir.join(file)).is_ok_and(|text| text.trim().is_empty());
+            if empty && let Ok(inherited) = std::fs::read_to_string(parent.join(file)) {
+                put(&dir.join(file), inherited.trim());
+            }
+        }
+    }
+}
+
+/// Hands every controller of a v2 tree down to the children of `path`.
+fn delegate(mount: &Path, path: &Path) {
+    let mut dir = mount.to_owned();
+    for part in std::iter::once(std::path::Component::CurDir).chain(path.components()) {
+        dir.push(part);
+        let controllers = std::fs::read_to_string(dir.join("cgroup.controllers")).unwrap_or_default();
+        for controller in controllers.split_whitespace() {
+            put(&dir.join("cgroup.subtree_control"), &format!("+{controller}"));
+        }
+    }
+}
+
+/// Writes a control file. Controllers that a machine lacks have no such file, and the limit cannot be set there.
+fn put(file: &Path, value: &str) {
+    if let Err(error) = std::fs::write(file, value)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        tracing::debug!(file = %file.display(), value, %error, "cannot set a cgroup value");
+    }
+}
+
+fn remove_tree(dir: &Path) -> io::Result<()> {
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.path().is_dir() {
+            remove_tree(&entry.path())?;
+        }
+    }
+    match std::fs::remove_dir(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+struct PodLimits {
+    shares: i64,
+    quota: Option<i64>,
+    memory: Option<i64>,
+}
+
+impl PodLimits {
+    /// Sums of the containers; a limit holds for the pod only if each container has one.
+    fn of(pod: &Pod) -> Self {
+        let request = |container: &Container| {
+            let resources = container.resources.as_ref();
+            quantity::milli_amount(resources.and_then(|resources| resources.requests.as_ref()), "cpu")
+                .unwrap_or(0)
+        };
+        let cpu = total(pod, |container| Some(request(container))).unwrap_or(0);
+        let limit = |name: &'static str, milli: bool| {
+            total(pod, move |container| {
+                let limits = container.resources.as_ref().and_then(|resources| resources.limits.as_ref());
+                let found =
+                    if milli { quantity::milli_amount(limits, name) } else { quantity::amount(limits, name) };
+                found.filter(|amount| *amount > 0)
+            })
+        };
+        PodLimits {
+            shares: shares(cpu),
+            quota: limit("cpu", true).map(quota),
+            memory: limit("memory", false),
+        }
+    }
+}
+
+/// What the pod needs at most at any time: regular containers and sidecars together, or an init container beside the sidecars
+/// started before it.
+fn total(pod: &Pod, amount: impl Fn(&Container) -> Option<i64>) -> Option<i64> {
+    let mut sidecars = 0;
+    let mut peak = 0;
+    for container in init_containers(pod) {
+        let one = amount(container)?;
+        if is_sidecar(container) {
+            sidecars += one;
+            peak = peak.max(sidecars);
+        } else {
+            peak = peak.max(sidecars + one);
+        }
+    }
+    let mut sum = sidecars;
+    for container in &spec(pod).containers {
+        sum += amount(container)?;
+    }
+    Some(sum.max(peak))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn hierarchies_are_found() {
+        let found = parse(
+            "30 25 0:26 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n\
+             31 25 0:27 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n\
+             32 25 0:28 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,name=systemd\n",
+        );
+        assert_eq!(found.unified, Some(PathBuf::from("/sys/fs/cgroup/unified")));
+        assert_eq!(found.legacy.len(), 1);
+        assert!(found.legacy[0].1.contains(&"cpu".to_owned()));
+    }
+
+    #[test]
+    fn limits_are_summed_up() {
+        let resources =
+            |cpu: &str| json!({"requests": {"cpu": cpu}, "limits": {"cpu": cpu, "memory": "10Mi"}});
+        let pod = json!({"spec": {
+            "initContainers": [{"name": "i", "resources": resources("900m")}],
+            "containers": [{"name": "a", "resources": resources("100m")}, {"name": "b", "resources": resources("200m")}]}});
+        let limits = PodLimits::of(&serde_json::from_value(pod).expect("a pod"));
+        assert_eq!((limits.shares, limits.quota, limits.memory), (921, Some(90_000), Some(20 << 20)));
+        let unlimited = json!({"spec": {"containers": [{"name": "a"}]}});
+        let limits = PodLimits::of(&serde_json::from_value(unlimited).expect("a pod"));
+        assert_eq!((limits.shares, limits.quota, limits.memory), (2, None, None));
+    }
+}

@@ -1,0 +1,71 @@
+//! What a kubelet is told at its start.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Configuration of one node's kubelet.
+#[derive(Clone)]
+pub struct KubeletConfig {
+    /// The Node's name, also its `kubernetes.io/hostname`.
+    pub node_name: String,
+    /// Where pod directories (volumes, termination logs) lie.
+    pub root_dir: PathBuf,
+    /// Where container logs lie, one directory per pod.
+    pub pod_logs_dir: PathBuf,
+    /// CRI socket, `unix:///path` or a path.
+    pub runtime_endpoint: String,
+    /// Client that acts as `system:node:<name>`.
+    pub client: kube::Client,
+    /// The node's own addresses, the preferred family first.
+    pub node_ips: Vec<IpAddr>,
+    pub cluster_dns: Vec<IpAddr>,
+    pub cluster_domain: String,
+    /// Where the kubelet's HTTP API listens (`[::]:10250` by default).
+    pub bind: SocketAddr,
+    /// The HTTP API's certificate chain and key, PEM.
+    pub serving_cert: String,
+    pub serving_key: String,
+    /// CA of client certificates, PEM.
+    pub client_ca: String,
+    pub max_pods: u32,
+    /// Further labels and taints (`key=value:Effect`) of the Node at registration.
+    pub labels: BTreeMap<String, String>,
+    pub taints: Vec<String>,
+    /// Where cgroups hang; `/` is the root of every hierarchy this process sees.
+    pub cgroup_root: String,
+    /// Whether to lay out QoS and pod cgroups at all (not possible without write access).
+    pub manage_cgroups: bool,
+    /// Node status is sent at least this often, even unchanged.
+    pub status_interval: Duration,
+    /// What is kept from pods, by resource name (`cpu: 100m`).
+    pub reserved: BTreeMap<String, String>,
+}
+
+impl KubeletConfig {
+    /// A configuration with upstream's defaults where there are such.
+    pub fn new(node_name: impl Into<String>, client: kube::Client) -> Self {
+        KubeletConfig {
+            node_name: node_name.into(),
+            root_dir: PathBuf::from("/var/lib/carrack/kubelet"),
+            pod_logs_dir: PathBuf::from("/var/log/pods"),
+            runtime_endpoint: "unix:///run/carrack/runtime.sock".to_owned(),
+            client,
+            node_ips: Vec::new(),
+            cluster_dns: Vec::new(),
+            cluster_domain: "cluster.local".to_owned(),
+            bind: SocketAddr::from(([0u16; 8], 10250)),
+            serving_cert: String::new(),
+            serving_key: String::new(),
+            client_ca: String::new(),
+            max_pods: 110,
+            labels: BTreeMap::new(),
+            taints: Vec::new(),
+            cgroup_root: "/".to_owned(),
+            manage_cgroups: true,
+            status_interval: Duration::from_secs(300),
+            reserved: BTreeMap::new(),
+        }
+    }
+}

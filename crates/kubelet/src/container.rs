@@ -1,0 +1,259 @@
+//! A container as CRI wants it: command, environment, mounts, resources, security, log path.
+
+use std::collections::HashMap;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use cri::v1::{
+    ContainerConfig, ContainerMetadata, Image, ImageSpec, KeyValue, LinuxContainerConfig,
+    LinuxContainerResources, Mount, MountPropagation, Signal,
+};
+use k8s_openapi::api::core::v1::{Container, Pod, VolumeMount};
+
+use crate::cgroups::{self, CPU_PERIOD};
+use crate::context::Context;
+use crate::downward::Addresses;
+use crate::env::{self, EnvError, Sources};
+use crate::plan::{SPEC_HASH, spec_hash};
+use crate::podutil::{self, spec};
+use crate::quantity;
+use crate::runtime::{CONTAINER_NAME, POD_NAME, POD_NAMESPACE, POD_UID};
+use crate::sandbox;
+use crate::security;
+use crate::volumes::{self, Mounted, VolumeError, mounts, pod_dir};
+
+/// Annotation that keeps where, on the node, the container leaves its last words.
+pub(crate) const TERMINATION_LOG: &str = "carrack.dev/termination-log";
+pub(crate) const TERMINATION_POLICY: &str = "io.kubernetes.container.terminationMessagePolicy";
+const RESTART_COUNT: &str = "io.kubernetes.container.restartCount";
+
+/// Why a container cannot be described to the runtime.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConfigError {
+    #[error(transparent)]
+    Env(#[from] EnvError),
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
+    #[error("{0}")]
+    Security(String),
+    #[error("cannot find volume {0:?} to mount into container {1:?}")]
+    NoVolume(String, String),
+}
+
+/// Everything a description is made from.
+pub(crate) struct Recipe<'a> {
+    pub context: &'a Context,
+    pub pod: &'a Pod,
+    pub container: &'a Container,
+    pub attempt: u32,
+    pub image: &'a Image,
+    pub ips: &'a [String],
+    pub mounted: &'a Mounted,
+    /// Container id whose process namespace an ephemeral container joins.
+    pub target: Option<String>,
+}
+
+impl Recipe<'_> {
+    /// Describes the container, making the files that only it mounts.
+    pub(crate) async fn config(&self) -> Result<ContainerConfig, ConfigError> {
+        let Recipe { context, pod, container, .. } = self;
+        let sources = Sources {
+            objects: &context.objects,
+            services: &context.services,
+            addresses: Addresses { pod: self.ips, host: &context.config.node_ips },
+            allocatable: &context.allocatable,
+        };
+        let variables = env::variables(pod, container, &sources).await?;
+        let expand = |list: &Option<Vec<String>>| -> Vec<String> {
+            let words = list.iter().flatten();
+            words.map(|word| env::expand(word, |name| variables.get(name).cloned())).collect()
+        };
+        let (command, args) = (expand(&container.command), expand(&container.args));
+        let (mounts, termination_log) =
+            self.mounts(|text| env::expand(text, |name| variables.get(name).cloned()))?;
+        let security = security::context(pod, container, self.image, self.target.clone())
+            .map_err(ConfigError::Security)?;
+        let labels = [
+            (POD_NAME, podutil::name(pod)),
+            (POD_NAMESPACE, podutil::namespace(pod)),
+            (POD_UID, podutil::uid(pod)),
+            (CONTAINER_NAME, &container.name),
+        ];
+        let policy = container.termination_message_policy.as_deref().unwrap_or("File");
+        let annotations = [
+            (SPEC_HASH, format!("{:x}", spec_hash(container))),
+            (RESTART_COUNT, self.attempt.to_string()),
+            (TERMINATION_LOG, termination_log),
+            (TERMINATION_POLICY, policy.to_owned()),
+        ];
+        let stop = container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.stop_signal.as_deref());
+        Ok(ContainerConfig {
+            metadata: Some(ContainerMetadata { name: container.name.clone(), attempt: self.attempt }),
+            image: Some(ImageSpec {
+                image: self.image.id.clone(),
+                user_specified_image: container.image.clone().unwrap_or_default(),
+                ..ImageSpec::default()
+            }),
+            command,
+            args,
+            working_dir: container.working_dir.clone().unwrap_or_default(),
+            envs: variables
+                .into_iter()
+                .map(|(key, value)| KeyValue { key, value: value.into_bytes().into() })
+                .collect(),
+            mounts,
+            labels: labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
+            annotations: annotations.map(|(key, value)| (key.to_owned(), value)).into(),
+            log_path: format!("{}/{}.log", container.name, self.attempt),
+            stdin: container.stdin == Some(true),
+            stdin_once: container.stdin_once == Some(true),
+            tty: container.tty == Some(true),
+            linux: Some(LinuxContainerConfig {
+                resources: Some(resources(context, pod, container)),
+                security_context: Some(security),
+            }),
+            stop_signal: stop.and_then(Signal::from_str_name).map_or(0, |signal| signal as i32),
+            ..ContainerConfig::default()
+        })
+    }
+
+    fn mounts(&self, expand: impl Fn(&str) -> String) -> Result<(Vec<Mount>, String), ConfigError> {
+        let Recipe { context, pod, container, .. } = self;
+        let mut mounts = Vec::new();
+        for (index, mount) in container.volume_mounts.iter().flatten().enumerate() {
+            mounts.push(self.volume_mount(index, mount, &expand)?);
+        }
+        let base = pod_dir(&context.config.root_dir, podutil::uid(pod));
+        let own = |path: &str| container.volume_mounts.iter().flatten().any(|mount| mount.mount_path == path);
+        if !own("/etc/hosts") && (podutil::host_network(pod) || !self.ips.is_empty()) {
+            let path = base.join("etc-hosts");
+            write(&path, &sandbox::hosts_file(context, pod, self.ips), 0o644)?;
+            mounts.push(plain("/etc/hosts", &path));
+        }
+        let dir = base.join("containers").join(&container.name);
+        volumes::make_dir(&dir)?;
+        let inside = container.termination_message_path.as_deref().unwrap_or("/dev/termination-log");
+        let log = dir.join(format!("{:08x}", rand::random::<u32>()));
+        write(&log, "", 0o666)?;
+        mounts.push(plain(inside, &log));
+        Ok((mounts, log.to_string_lossy().into_owned()))
+    }
+
+    fn volume_mount(
+        &self,
+        index: usize,
+        mount: &VolumeMount,
+        expand: impl Fn(&str) -> String,
+    ) -> Result<Mount, ConfigError> {
+        let missing = || ConfigError::NoVolume(mount.name.clone(), self.container.name.clone());
+        let inside = if mount.mount_path.starts_with('/') {
+            mount.mount_path.clone()
+        } else {
+            format!("/{}", mount.mount_path)
+        };
+        let read_only = mount.read_only == Some(true);
+        let sub = match (&mount.sub_path_expr, &mount.sub_path) {
+            (Some(text), _) if !text.is_empty() => expand(text),
+            (_, Some(text)) => text.clone(),
+            _ => String::new(),
+        };
+        if let Some(image) = self.mounted.images.get(&mount.name) {
+            return Ok(Mount {
+                container_path: inside,
+                readonly: true,
+                image: Some(ImageSpec { image: image.clone(), ..ImageSpec::default() }),
+                image_sub_path: sub,
+                ..Mount::default()
+            });
+        }
+        let volume = self.mounted.paths.get(&mount.name).ok_or_else(missing)?;
+        let host = if sub.is_empty() {
+            volume.clone()
+        } else {
+            if Path::new(&sub).is_absolute()
+                || Path::new(&sub).components().any(|part| part.as_os_str() == "..")
+            {
+                return Err(VolumeError::Path(sub).into());
+            }
+            let base = pod_dir(&self.context.config.root_dir, podutil::uid(self.pod));
+            let target: PathBuf = base
+                .join("volume-subpaths")
+                .join(&mount.name)
+                .join(&self.container.name)
+                .join(format!("{index}-{}", self.attempt));
+            mounts::bind_sub_path(volume, Path::new(&sub), &target)?;
+            target
+        };
+        let propagation = match mount.mount_propagation.as_deref() {
+            Some("Bidirectional") => MountPropagation::PropagationBidirectional,
+            Some("HostToContainer") => MountPropagation::PropagationHostToContainer,
+            _ => MountPropagation::PropagationPrivate,
+        };
+        let recursive =
+            read_only && matches!(mount.recursive_read_only.as_deref(), Some("Enabled" | "IfPossible"));
+        Ok(Mount {
+            container_path: inside,
+            host_path: host.to_string_lossy().into_owned(),
+            readonly: read_only,
+            propagation: propagation as i32,
+            recursive_read_only: recursive,
+            ..Mount::default()
+        })
+    }
+}
+
+fn plain(inside: &str, host: &Path) -> Mount {
+    Mount {
+        container_path: inside.to_owned(),
+        host_path: host.to_string_lossy().into_owned(),
+        ..Mount::default()
+    }
+}
+
+fn write(path: &Path, content: &str, mode: u32) -> Result<(), VolumeError> {
+    let failed = || format!("cannot write {}", path.display());
+    // The file is mounted in running containers, so it is rewritten in place, and only when it differs.
+    if std::fs::read_to_string(path).is_ok_and(|found| found == content) {
+        return Ok(());
+    }
+    if let Some(parent) = path.parent() {
+        volumes::make_dir(parent)?;
+    }
+    std::fs::write(path, content).map_err(volumes::io(failed()))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(volumes::io(failed()))
+}
+
+/// CPU, memory and OOM settings of a container.
+pub(crate) fn resources(context: &Context, pod: &Pod, container: &Container) -> LinuxContainerResources {
+    let resources = container.resources.as_ref();
+    let requests = resources.and_then(|resources| resources.requests.as_ref());
+    let limits = resources.and_then(|resources| resources.limits.as_ref());
+    let limit = quantity::milli_amount(limits, "cpu").filter(|limit| *limit > 0);
+    let request = quantity::milli_amount(requests, "cpu").or(limit).unwrap_or(0);
+    LinuxContainerResources {
+        cpu_period: CPU_PERIOD,
+        cpu_quota: limit.map_or(0, cgroups::quota),
+        cpu_shares: cgroups::shares(request),
+        memory_limit_in_bytes: quantity::amount(limits, "memory").unwrap_or(0),
+        oom_score_adj: oom_score(pod, container, context.memory),
+        unified: HashMap::new(),
+        ..LinuxContainerResources::default()
+    }
+}
+
+/// How readily the kernel kills the container when memory runs out: what uses more than it asked for goes first.
+fn oom_score(pod: &Pod, container: &Container, memory: i64) -> i64 {
+    if spec(pod).priority_class_name.as_deref() == Some("system-node-critical") {
+        return -997;
+    }
+    match podutil::qos_class(pod) {
+        "Guaranteed" => -997,
+        "BestEffort" => 1000,
+        _ => {
+            let requests = container.resources.as_ref().and_then(|resources| resources.requests.as_ref());
+            let request = quantity::amount(requests, "memory").unwrap_or(0);
+            let score = 1000 - (1000i128 * i128::from(request) / i128::from(memory.max(1))) as i64;
+            score.clamp(3, 999)
+        }
+    }
+}

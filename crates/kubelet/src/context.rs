@@ -1,0 +1,35 @@
+//! What all pods of the node share.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+
+use crate::KubeletConfig;
+use crate::cgroups::Cgroups;
+use crate::dns::Resolver;
+use crate::events::Recorder;
+use crate::images::Images;
+use crate::objects::Objects;
+use crate::runtime::Cri;
+use crate::services::Services;
+use crate::tokens::Tokens;
+
+/// The node's services, as pods use them.
+pub(crate) struct Context {
+    pub config: KubeletConfig,
+    pub cri: Cri,
+    pub recorder: Recorder,
+    pub objects: Objects,
+    pub services: Services,
+    pub tokens: Tokens,
+    pub images: Images,
+    pub cgroups: Option<Cgroups>,
+    /// The node's own name resolution, for pods that inherit it.
+    pub resolver: Resolver,
+    pub allocatable: BTreeMap<String, Quantity>,
+    /// Bytes of memory of the machine.
+    pub memory: i64,
+}
+
+pub(crate) type Shared = Arc<Context>;

@@ -1,0 +1,150 @@
+//! Garbage: ended containers beyond the last of each name, and images nobody uses while the disk is full.
+
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+use std::time::Duration;
+
+use cri::v1::{
+    Container, ContainerState, ImageFsInfoRequest, ImageSpec, ListImagesRequest, RemoveContainerRequest,
+    RemoveImageRequest,
+};
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+
+use crate::context::Shared;
+use crate::manager::Pods;
+use crate::node::capacity;
+use crate::runtime::{CONTAINER_NAME, POD_UID};
+
+const INTERVAL: Duration = Duration::from_secs(60);
+/// Images go when the disk is fuller than the first, until it is emptier than the second (percent).
+const HIGH: u64 = 85;
+const LOW: u64 = 80;
+
+/// Collects garbage until shutdown.
+pub(crate) async fn run(context: Shared, _pods: Pods, shutdown: CancellationToken) {
+    let mut unused_since: HashMap<String, u64> = HashMap::new();
+    let mut round = 0;
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(INTERVAL) => {}
+            () = shutdown.cancelled() => return,
+        }
+        round += 1;
+        if let Err(status) = containers(&context).await {
+            tracing::warn!(status = status.message(), "cannot remove ended containers");
+        }
+        if let Err(status) = images(&context, &mut unused_since, round).await {
+            tracing::warn!(status = status.message(), "cannot remove unused images");
+        }
+    }
+}
+
+/// Of each container name in a pod the newest instance is kept, and the newest ended one.
+fn surplus(mut containers: Vec<Container>) -> Vec<String> {
+    containers.sort_by_key(|container| std::cmp::Reverse(container.created_at));
+    let mut ended: HashSet<(String, String)> = HashSet::new();
+    let mut out = Vec::new();
+    for container in containers {
+        if container.state() != ContainerState::ContainerExited {
+            continue;
+        }
+        let label = |key: &str| container.labels.get(key).cloned().unwrap_or_default();
+        // Two are kept, for a container that waits for its restart shows its last end and the one before.
+        if !ended.insert((label(POD_UID), format!("{}/1", label(CONTAINER_NAME))))
+            && !ended.insert((label(POD_UID), format!("{}/2", label(CONTAINER_NAME))))
+        {
+            out.push(container.id);
+        }
+    }
+    out
+}
+
+async fn containers(context: &Shared) -> Result<(), Status> {
+    for id in surplus(context.cri.containers(None).await?) {
+        context.cri.runtime().remove_container(RemoveContainerRequest { container_id: id }).await?;
+    }
+    Ok(())
+}
+
+async fn images(context: &Shared, unused_since: &mut HashMap<String, u64>, round: u64) -> Result<(), Status> {
+    let info = context.cri.images().image_fs_info(ImageFsInfoRequest {}).await?.into_inner();
+    let place =
+        info.image_filesystems.first().and_then(|usage| usage.fs_id.as_ref()).map(|id| id.mountpoint.clone());
+    let place = place.unwrap_or_else(|| context.config.root_dir.to_string_lossy().into_owned());
+    let listed =
+        context.cri.images().list_images(ListImagesRequest { filter: None }).await?.into_inner().images;
+    let used: HashSet<String> = context
+        .cri
+        .containers(None)
+        .await?
+        .into_iter()
+        .flat_map(|container| {
+            [
+                container.image_ref,
+                container.image_id,
+                container.image.map(|image| image.image).unwrap_or_default(),
+            ]
+        })
+        .collect();
+    let mut unused: Vec<_> = listed
+        .into_iter()
+        .filter(|image| {
+            let names = std::iter::once(&image.id).chain(&image.repo_digests).chain(&image.repo_tags);
+            !image.pinned && !names.into_iter().any(|name| used.contains(name))
+        })
+        .collect();
+    unused_since.retain(|id, _| unused.iter().any(|image| image.id == *id));
+    for image in &unused {
+        unused_since.entry(image.id.clone()).or_insert(round);
+    }
+    if full(&place) < HIGH {
+        return Ok(());
+    }
+    unused.sort_by_key(|image| unused_since.get(&image.id).copied());
+    for image in unused {
+        // What was in use a moment ago may be wanted again at once.
+        if unused_since.get(&image.id) == Some(&round) {
+            continue;
+        }
+        let spec = ImageSpec { image: image.id, ..ImageSpec::default() };
+        context.cri.images().remove_image(RemoveImageRequest { image: Some(spec) }).await?;
+        if full(&place) < LOW {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+/// How full the file system is, in percent.
+fn full(place: &str) -> u64 {
+    capacity::file_system(Path::new(place))
+        .map_or(0, |(size, free, _, _)| if size == 0 { 0 } else { (size - free.min(size)) * 100 / size })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_ended_containers_are_kept() {
+        let container = |id: &str, name: &str, at: i64, state: ContainerState| Container {
+            id: id.to_owned(),
+            created_at: at,
+            state: state as i32,
+            labels: [(POD_UID, "u"), (CONTAINER_NAME, name)]
+                .map(|(k, v)| (k.to_owned(), v.to_owned()))
+                .into(),
+            ..Container::default()
+        };
+        let ended = ContainerState::ContainerExited;
+        let list = vec![
+            container("1", "a", 1, ended),
+            container("2", "a", 2, ended),
+            container("3", "a", 3, ended),
+            container("4", "a", 4, ContainerState::ContainerRunning),
+            container("5", "b", 5, ended),
+        ];
+        assert_eq!(surplus(list), ["1"]);
+    }
+}

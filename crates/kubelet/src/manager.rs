@@ -1,0 +1,289 @@
+//! Gives every pod of this node its worker, and passes on what concerns it: changes from the API and events from the runtime.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cri::v1::{GetEventsRequest, PodSandbox};
+use futures::StreamExt;
+use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::Api;
+use kube::runtime::{WatchStreamExt, watcher};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::admission;
+use crate::context::Shared;
+use crate::error::Error;
+use crate::pod::{Inbox, Worker};
+use crate::podutil;
+use crate::volumes;
+
+/// How often what nobody owns is looked for.
+const HOUSEKEEPING: Duration = Duration::from_secs(60);
+
+struct Entry {
+    inbox: Arc<Inbox>,
+    pod: Arc<Pod>,
+}
+
+/// The pods of this node; cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Pods {
+    entries: Arc<Mutex<HashMap<String, Entry>>>,
+    /// Counts events of the runtime.
+    events: watch::Sender<u64>,
+}
+
+impl Pods {
+    pub(crate) fn new() -> Self {
+        Pods { entries: Arc::default(), events: watch::channel(0).0 }
+    }
+
+    /// All pods, as the API last had them.
+    pub(crate) fn list(&self) -> Vec<Arc<Pod>> {
+        self.entries.lock().values().map(|entry| entry.pod.clone()).collect()
+    }
+
+    /// The pod of that name.
+    pub(crate) fn find(&self, namespace: &str, name: &str) -> Option<Arc<Pod>> {
+        let entries = self.entries.lock();
+        let mut found = entries
+            .values()
+            .filter(|entry| podutil::namespace(&entry.pod) == namespace && podutil::name(&entry.pod) == name);
+        found.next().map(|entry| entry.pod.clone())
+    }
+
+    /// Changes whenever something happened to any container.
+    pub(crate) fn events(&self) -> watch::Receiver<u64> {
+        self.events.subscribe()
+    }
+
+    fn wake(&self, uid: &str) {
+        if let Some(entry) = self.entries.lock().get(uid) {
+            entry.inbox.runtime_changed();
+        }
+        self.events.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    fn wake_all(&self) {
+        self.entries.lock().values().for_each(|entry| entry.inbox.runtime_changed());
+        self.events.send_modify(|count| *count = count.wrapping_add(1));
+    }
+}
+
+/// Runs the pods of this node until shutdown. Containers live on after it.
+pub(crate) async fn run(
+    context: Shared,
+    pods: Pods,
+    node: watch::Receiver<Option<Arc<Node>>>,
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
+    let events = tokio::spawn(follow_events(context.clone(), pods.clone(), shutdown.clone()));
+    let mut manager = Manager {
+        known: context.cri.sandboxes().await?,
+        context: context.clone(),
+        pods,
+        workers: JoinSet::new(),
+        node,
+    };
+    let api: Api<Pod> = Api::all(context.config.client.clone());
+    let config = watcher::Config::default()
+        .fields(&format!("spec.nodeName={}", context.config.node_name))
+        .streaming_lists();
+    let mut stream = watcher(api, config).default_backoff().boxed();
+    let mut listed: Vec<Arc<Pod>> = Vec::new();
+    let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
+    housekeeping.tick().await;
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => break,
+            Some(ended) = manager.workers.join_next(), if !manager.workers.is_empty() => match ended {
+                Ok(uid) => {
+                    manager.pods.entries.lock().remove(&uid);
+                    manager.known.remove(&uid);
+                }
+                Err(error) => tracing::error!(%error, "a pod worker ended unexpectedly"),
+            },
+            event = stream.next() => match event {
+                Some(Ok(watcher::Event::Init)) => listed.clear(),
+                Some(Ok(watcher::Event::InitApply(pod))) => {
+                    let pod = Arc::new(pod);
+                    listed.push(pod.clone());
+                    manager.apply(pod);
+                }
+                Some(Ok(watcher::Event::InitDone)) => {
+                    manager.complete(&listed);
+                    listed.clear();
+                }
+                Some(Ok(watcher::Event::Apply(pod))) => manager.apply(Arc::new(pod)),
+                Some(Ok(watcher::Event::Delete(pod))) => manager.remove(podutil::uid(&pod)),
+                Some(Err(error)) => tracing::warn!(%error, "watching pods failed"),
+                None => break,
+            },
+            _ = housekeeping.tick() => manager.housekeeping(),
+        }
+    }
+    events.abort();
+    manager.workers.abort_all();
+    Ok(())
+}
+
+struct Manager {
+    context: Shared,
+    pods: Pods,
+    /// Sandboxes that were there at the start, by pod.
+    known: HashMap<String, Vec<PodSandbox>>,
+    workers: JoinSet<String>,
+    node: watch::Receiver<Option<Arc<Node>>>,
+}
+
+impl Manager {
+    fn apply(&mut self, pod: Arc<Pod>) {
+        let uid = podutil::uid(&pod).to_owned();
+        let inbox = Arc::new(Inbox::default());
+        {
+            let mut entries = self.pods.entries.lock();
+            if let Some(entry) = entries.get_mut(&uid) {
+                entry.pod = pod.clone();
+                entry.inbox.update(pod);
+                return;
+            }
+            entries.insert(uid.clone(), Entry { inbox: inbox.clone(), pod: pod.clone() });
+        }
+        let sandboxes = self.sandboxes(&uid);
+        let fresh = sandboxes.is_empty();
+        let mut worker = Worker::new(self.context.clone(), inbox, pod.clone(), sandboxes);
+        let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or("Pending");
+        if fresh && phase == "Pending" && !podutil::deleting(&pod) {
+            let others = self.pods.list();
+            let node = self.node.borrow().clone();
+            if let Some(verdict) = admission::check(&self.context, &pod, &others, node.as_deref()) {
+                worker = worker.refused(verdict);
+            }
+        }
+        self.workers.spawn(async move {
+            worker.run().await;
+            uid
+        });
+    }
+
+    fn sandboxes(&self, uid: &str) -> Vec<String> {
+        let mut found: Vec<&PodSandbox> = self.known.get(uid).into_iter().flatten().collect();
+        found.sort_by_key(|sandbox| std::cmp::Reverse(sandbox.created_at));
+        found.into_iter().map(|sandbox| sandbox.id.clone()).collect()
+    }
+
+    fn remove(&mut self, uid: &str) {
+        if let Some(entry) = self.pods.entries.lock().get(uid) {
+            entry.inbox.remove();
+        }
+    }
+
+    /// The list is complete: pods it lacks are gone, and so are sandboxes of pods it lacks.
+    fn complete(&mut self, listed: &[Arc<Pod>]) {
+        let gone: Vec<String> = {
+            let entries = self.pods.entries.lock();
+            let listed: std::collections::HashSet<&str> =
+                listed.iter().map(|pod| podutil::uid(pod)).collect();
+            entries.keys().filter(|uid| !listed.contains(uid.as_str())).cloned().collect()
+        };
+        for uid in gone {
+            self.remove(&uid);
+        }
+        let orphans: Vec<(String, PodSandbox)> = {
+            let entries = self.pods.entries.lock();
+            let unknown = self.known.iter().filter(|(uid, _)| !entries.contains_key(*uid));
+            unknown.filter_map(|(uid, list)| Some((uid.clone(), list.first()?.clone()))).collect()
+        };
+        for (uid, sandbox) in orphans {
+            let metadata = sandbox.metadata.unwrap_or_default();
+            tracing::info!(
+                pod = metadata.name,
+                namespace = metadata.namespace,
+                "stopping a pod the API does not have"
+            );
+            let pod = Arc::new(Pod {
+                metadata: ObjectMeta {
+                    name: Some(metadata.name),
+                    namespace: Some(metadata.namespace),
+                    uid: Some(uid.clone()),
+                    ..ObjectMeta::default()
+                },
+                ..Pod::default()
+            });
+            let inbox = Arc::new(Inbox::default());
+            inbox.remove();
+            let entry = Entry { inbox: inbox.clone(), pod: pod.clone() };
+            self.pods.entries.lock().insert(uid.clone(), entry);
+            let worker = Worker::new(self.context.clone(), inbox, pod, self.sandboxes(&uid)).orphaned();
+            self.workers.spawn(async move {
+                worker.run().await;
+                uid
+            });
+        }
+        self.housekeeping();
+    }
+
+    /// Takes away directories and cgroups of pods that have no worker.
+    fn housekeeping(&self) {
+        let root = self.context.config.root_dir.clone();
+        let owned: std::collections::HashSet<String> = self.pods.entries.lock().keys().cloned().collect();
+        let cgroups = self.context.cgroups.clone();
+        tokio::task::spawn_blocking(move || {
+            for entry in std::fs::read_dir(root.join("pods")).into_iter().flatten().flatten() {
+                let uid = entry.file_name().to_string_lossy().into_owned();
+                if !owned.contains(&uid)
+                    && let Err(error) = volumes::teardown(&root, &uid)
+                {
+                    tracing::warn!(%error, uid, "cannot remove the directory of a pod that is gone");
+                }
+            }
+            if let Some(cgroups) = cgroups {
+                for (uid, path) in cgroups.pods().into_iter().filter(|(uid, _)| !owned.contains(uid)) {
+                    if let Err(error) = cgroups.remove_path(&path) {
+                        tracing::debug!(%error, uid, "cannot remove the cgroup of a pod that is gone");
+                    }
+                }
+            }
+        });
+    }
+}
+
+/// Wakes workers by the runtime's events. After a break everything may have changed.
+async fn follow_events(context: Shared, pods: Pods, shutdown: CancellationToken) {
+    let mut delay = Duration::from_millis(50);
+    while !shutdown.is_cancelled() {
+        match context.cri.runtime().get_container_events(GetEventsRequest {}).await {
+            Ok(response) => {
+                let mut stream = response.into_inner();
+                pods.wake_all();
+                delay = Duration::from_millis(50);
+                loop {
+                    match stream.message().await {
+                        Ok(Some(event)) => {
+                            let metadata = event.pod_sandbox_status.and_then(|sandbox| sandbox.metadata);
+                            match metadata {
+                                Some(metadata) => pods.wake(&metadata.uid),
+                                None => pods.wake_all(),
+                            }
+                        }
+                        Ok(None) => break,
+                        Err(status) => {
+                            tracing::warn!(status = status.message(), "the runtime's event stream broke");
+                            break;
+                        }
+                    }
+                }
+            }
+            Err(status) => {
+                tracing::warn!(status = status.message(), "cannot follow the runtime's events");
+            }
+        }
+        tokio::time::sleep(delay).await;
+        delay = (delay * 2).min(Duration::from_secs(5));
+    }
+}

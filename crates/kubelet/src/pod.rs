@@ -1,0 +1,843 @@
+//! One worker per pod. It wakes on changes of the pod, of its containers and of probe results, looks at the whole, lets
+//! `plan` decide, and carries the actions out in tasks of their own, so that nothing slow delays a status.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use cri::v1::ContainerState;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use parking_lot::Mutex;
+use tokio::sync::{Notify, mpsc};
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::Instant;
+
+use crate::backoff::Backoffs;
+use crate::context::Shared;
+use crate::events;
+use crate::objects::Held;
+use crate::plan::{self, KillReason, Probed, Start};
+use crate::podutil::{self, Kind, spec};
+use crate::probe::{self, Report};
+use crate::runtime::{PodView, container_name};
+use crate::status::{self, Verdict, Waiting};
+use crate::volumes::Mounted;
+
+mod api;
+mod kill;
+mod last_words;
+mod start;
+
+use start::StartError;
+
+/// How long a status may wait for actions under way to end, so that a quick start is one write.
+const COALESCE: Duration = Duration::from_millis(100);
+/// A look at the runtime even though nothing was heard from it.
+const SAFETY_LOOK: Duration = Duration::from_secs(120);
+
+/// What reaches a worker from outside.
+#[derive(Default)]
+pub(crate) struct Inbox {
+    news: Mutex<News>,
+    notify: Notify,
+}
+
+#[derive(Default)]
+struct News {
+    pod: Option<Arc<Pod>>,
+    removed: bool,
+    runtime: bool,
+}
+
+impl Inbox {
+    pub(crate) fn update(&self, pod: Arc<Pod>) {
+        self.news.lock().pod = Some(pod);
+        self.notify.notify_one();
+    }
+
+    /// The object is gone from the API.
+    pub(crate) fn remove(&self) {
+        self.news.lock().removed = true;
+        self.notify.notify_one();
+    }
+
+    /// Something happened to the pod's containers.
+    pub(crate) fn runtime_changed(&self) {
+        self.news.lock().runtime = true;
+        self.notify.notify_one();
+    }
+}
+
+/// Where the pod stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd)]
+enum Stage {
+    Running,
+    /// Everything is being stopped.
+    Terminating,
+    /// Nothing runs; volumes and cgroups are being taken away.
+    Cleaning,
+    /// Only the API object may be left.
+    Finished,
+}
+
+/// The result of an action.
+enum Done {
+    Volumes(Result<Mounted, (String, crate::volumes::VolumeError)>),
+    Sandbox(Result<String, String>),
+    Start(Start, Result<(), StartError>),
+    Kill(String),
+    KillPod(Result<(), String>),
+    Clean(Result<(), String>),
+    Status(Box<PodStatus>, Result<(), kube::Error>),
+    Delete(Result<(), kube::Error>),
+}
+
+/// Keys of `busy` that are no container names (those have no slash).
+const VOLUMES: &str = "/volumes";
+const SANDBOX: &str = "/sandbox";
+const POD: &str = "/pod";
+const CLEAN: &str = "/clean";
+const STATUS: &str = "/status";
+const DELETE: &str = "/delete";
+
+/// A pod's worker.
+pub(crate) struct Worker {
+    context: Shared,
+    inbox: Arc<Inbox>,
+    pod: Arc<Pod>,
+    removed: bool,
+    stage: Stage,
+    sandboxes: Vec<String>,
+    view: PodView,
+    dirty: bool,
+    mounted: Option<Arc<Mounted>>,
+    /// The objects behind the volumes.
+    held: Vec<Held>,
+    next_look: Instant,
+    verdict: Option<Verdict>,
+    /// The pod reached its end by itself.
+    ended: bool,
+    waiting: HashMap<String, Waiting>,
+    backoffs: Backoffs,
+    /// Actions that failed: not before then again.
+    retry: HashMap<String, (Instant, u32)>,
+    busy: HashSet<String>,
+    tasks: JoinSet<Done>,
+    killing: Option<(i64, AbortHandle)>,
+    starting: HashMap<String, AbortHandle>,
+    probed: HashMap<String, Probed>,
+    probes: HashMap<(String, probe::Kind), probe::Running>,
+    reports: mpsc::Sender<Report>,
+    inbound_reports: mpsc::Receiver<Report>,
+    /// The status last made, and the one the API is known to have.
+    current: PodStatus,
+    sent: PodStatus,
+    send_after: Option<Instant>,
+    last_words: HashMap<String, String>,
+    deleted: bool,
+}
+
+impl Worker {
+    pub(crate) fn new(context: Shared, inbox: Arc<Inbox>, pod: Arc<Pod>, sandboxes: Vec<String>) -> Self {
+        let (reports, inbound_reports) = mpsc::channel(16);
+        let current = pod.status.clone().unwrap_or_default();
+        Worker {
+            context,
+            inbox,
+            removed: false,
+            stage: Stage::Running,
+            dirty: !sandboxes.is_empty(),
+            sandboxes,
+            view: PodView::default(),
+            mounted: None,
+            held: Vec::new(),
+            next_look: Instant::now() + SAFETY_LOOK,
+            verdict: None,
+            ended: false,
+            waiting: HashMap::new(),
+            backoffs: Backoffs::default(),
+            retry: HashMap::new(),
+            busy: HashSet::new(),
+            tasks: JoinSet::new(),
+            killing: None,
+            starting: HashMap::new(),
+            probed: HashMap::new(),
+            probes: HashMap::new(),
+            reports,
+            inbound_reports,
+            sent: current.clone(),
+            current,
+            send_after: None,
+            last_words: HashMap::new(),
+            deleted: false,
+            pod,
+        }
+    }
+
+    /// Refuses the pod: it fails without ever having run.
+    pub(crate) fn refused(mut self, verdict: Verdict) -> Self {
+        self.context.recorder.warning(events::pod(&self.pod), &verdict.reason, verdict.message.clone());
+        self.verdict = Some(verdict);
+        self.stage = Stage::Cleaning;
+        self
+    }
+
+    /// The API does not have the pod: it only has to go.
+    pub(crate) fn orphaned(mut self) -> Self {
+        self.removed = true;
+        self
+    }
+
+    /// Runs until nothing of the pod is left.
+    pub(crate) async fn run(mut self) {
+        loop {
+            if self.dirty {
+                self.refresh().await;
+            }
+            self.advance();
+            if self.stage == Stage::Finished && (self.removed || self.deleted) && self.busy.is_empty() {
+                break;
+            }
+            self.wait().await;
+        }
+        self.remove_records().await;
+        self.context.tokens.forget(podutil::uid(&self.pod));
+    }
+
+    async fn wait(&mut self) {
+        let until = self.wake_at();
+        let renewable = self.stage == Stage::Running && !self.blocked(VOLUMES);
+        tokio::select! {
+            () = self.inbox.notify.notified() => self.read_inbox(),
+            Some(done) = self.tasks.join_next(), if !self.tasks.is_empty() => match done {
+                Ok(done) => self.note(done),
+                Err(error) if error.is_cancelled() => {}
+                Err(error) => {
+                    tracing::error!(%error, pod = podutil::name(&self.pod), "an action panicked");
+                    self.busy.clear();
+                    self.dirty = true;
+                }
+            },
+            Some(report) = self.inbound_reports.recv() => self.note_report(report),
+            // Content changed behind a volume: it is set up again beside the running containers.
+            () = changed(&mut self.held), if renewable => self.renew_volumes(),
+            () = tokio::time::sleep_until(until) => {
+                if Instant::now() >= self.next_look {
+                    self.next_look = Instant::now() + SAFETY_LOOK;
+                    self.dirty = true;
+                }
+            }
+        }
+    }
+
+    fn read_inbox(&mut self) {
+        let news = std::mem::take(&mut *self.inbox.news.lock());
+        if let Some(pod) = news.pod {
+            let metadata_changed = pod.metadata.labels != self.pod.metadata.labels
+                || pod.metadata.annotations != self.pod.metadata.annotations;
+            self.pod = pod;
+            if metadata_changed && self.mounted.is_some() {
+                self.renew_volumes();
+            }
+        }
+        self.removed |= news.removed;
+        self.dirty |= news.runtime;
+    }
+
+    fn wake_at(&self) -> Instant {
+        let now = Instant::now();
+        let mut at = self.next_look;
+        for (retry, _) in self.retry.values().filter(|(retry, _)| *retry > now) {
+            at = at.min(*retry);
+        }
+        if let Some(send) = self.send_after.filter(|_| !self.blocked(STATUS)) {
+            at = at.min(send);
+        }
+        let soon = |time: Timestamp| {
+            now + Duration::try_from(time.duration_since(Timestamp::now())).unwrap_or_default()
+        };
+        if let Some(deadline) = self.deadline().filter(|_| self.stage == Stage::Running) {
+            at = at.min(soon(deadline));
+        }
+        if let Some(renew) = self.mounted.as_ref().and_then(|mounted| mounted.renew_at)
+            && self.stage == Stage::Running
+            && !self.blocked(VOLUMES)
+        {
+            at = at.min(soon(renew));
+        }
+        at.max(now + Duration::from_millis(1))
+    }
+
+    async fn refresh(&mut self) {
+        match self.context.cri.view(&self.sandboxes).await {
+            Ok(mut view) => {
+                last_words::fill(&mut view, &mut self.last_words).await;
+                self.view = view;
+                self.dirty = false;
+            }
+            Err(status) => {
+                tracing::warn!(status = status.message(), "cannot read the state of a pod from the runtime");
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        }
+    }
+
+    fn deadline(&self) -> Option<Timestamp> {
+        let seconds = spec(&self.pod).active_deadline_seconds?;
+        let start = self.current.start_time.as_ref()?.0;
+        Some(start + jiff::SignedDuration::from_secs(seconds))
+    }
+
+    /// Looks at the whole and starts what has to be done.
+    fn advance(&mut self) {
+        let now = Timestamp::now();
+        if self.stage == Stage::Running && self.deadline().is_some_and(|deadline| deadline <= now) {
+            let message = "Pod was active on the node longer than the specified deadline".to_owned();
+            self.context.recorder.normal(events::pod(&self.pod), "DeadlineExceeded", message.clone());
+            self.verdict = Some(Verdict { reason: "DeadlineExceeded".to_owned(), message });
+        }
+        self.sync_probes();
+        self.make_status(now);
+        let terminal = matches!(self.current.phase.as_deref(), Some("Failed" | "Succeeded"));
+        if self.stage == Stage::Running
+            && (podutil::deleting(&self.pod) || self.removed || self.verdict.is_some() || terminal)
+        {
+            self.ended |= terminal;
+            self.stage = Stage::Terminating;
+            // Nothing more is to start; what a cut-off start leaves behind goes with the sandbox.
+            for (name, task) in self.starting.drain() {
+                task.abort();
+                self.busy.remove(&name);
+            }
+        }
+        if self.stage == Stage::Running {
+            self.act(now);
+        }
+        if self.stage == Stage::Terminating {
+            self.terminate();
+        }
+        if self.stage == Stage::Cleaning && !self.blocked(CLEAN) {
+            self.clean();
+        }
+        self.make_status(now);
+        self.send_status();
+    }
+
+    fn blocked(&self, key: &str) -> bool {
+        self.busy.contains(key) || self.retry.get(key).is_some_and(|(at, _)| *at > Instant::now())
+    }
+
+    fn spawn(&mut self, key: &str, action: impl Future<Output = Done> + Send + 'static) -> AbortHandle {
+        self.busy.insert(key.to_owned());
+        self.tasks.spawn(action)
+    }
+
+    fn act(&mut self, now: Timestamp) {
+        if self.mounted.is_none() {
+            if !self.blocked(VOLUMES) {
+                self.renew_volumes();
+            }
+        } else if self.mounted.as_ref().and_then(|mounted| mounted.renew_at).is_some_and(|at| at <= now)
+            && !self.blocked(VOLUMES)
+        {
+            self.renew_volumes();
+        }
+        let plan = plan::plan(&plan::Inputs {
+            pod: &self.pod,
+            view: &self.view,
+            probes: &self.probed,
+            busy: &self.busy,
+            backoffs: &self.backoffs,
+            now,
+        });
+        if plan.kill_pod {
+            // Either everything is over, which the status shows by now, or the sandbox has to be replaced.
+            if plan.create_sandbox.is_some() && !self.busy.contains(POD) {
+                if self.view.sandbox.is_some() && !self.view.any_running() {
+                    self.create_sandbox(plan.create_sandbox.unwrap_or(0));
+                } else {
+                    let message = "Pod sandbox changed, it will be killed and re-created.";
+                    self.context.recorder.normal(events::pod(&self.pod), "SandboxChanged", message);
+                    self.stop_all(spec(&self.pod).termination_grace_period_seconds.unwrap_or(30));
+                }
+            } else if plan.create_sandbox.is_none() && !self.view.any_running() {
+                self.ended = true;
+                self.stage = Stage::Terminating;
+            } else if plan.create_sandbox.is_none() && !self.busy.contains(POD) {
+                // Only sidecars are left.
+                self.stop_all(spec(&self.pod).termination_grace_period_seconds.unwrap_or(30));
+            }
+            return;
+        }
+        if let Some(attempt) = plan.create_sandbox {
+            self.create_sandbox(attempt);
+            return;
+        }
+        for kill in plan.kill {
+            self.kill(kill);
+        }
+        if self.mounted.is_none() {
+            return;
+        }
+        for start in plan.start {
+            self.start(start, now);
+        }
+        for (name, wait) in plan.wait {
+            self.crash_loop(&name, wait.delay);
+            let at = Instant::now() + wait.remaining;
+            self.retry.insert(name, (at, 0));
+        }
+    }
+
+    fn crash_loop(&mut self, name: &str, delay: Duration) {
+        if self.waiting.get(name).is_some_and(|waiting| waiting.reason == "CrashLoopBackOff") {
+            return;
+        }
+        let described = podutil::described(&self.pod);
+        let text = if delay.as_secs() < 60 {
+            format!("{}s", delay.as_secs())
+        } else {
+            format!("{}m{}s", delay.as_secs() / 60, delay.as_secs() % 60)
+        };
+        let message = format!("back-off {text} restarting failed container={name} pod={described}");
+        if let Some((_, kind)) = podutil::container(&self.pod, name) {
+            let object = events::container(&self.pod, kind, name);
+            let event = format!("Back-off restarting failed container {name} in pod {described}");
+            self.context.recorder.warning(object, "BackOff", event);
+        }
+        self.waiting.insert(name.to_owned(), Waiting { reason: "CrashLoopBackOff".to_owned(), message });
+    }
+
+    fn renew_volumes(&mut self) {
+        if self.busy.contains(VOLUMES) || self.stage != Stage::Running {
+            return;
+        }
+        let (context, pod, ips) = (self.context.clone(), self.pod.clone(), self.view.ips());
+        self.spawn(VOLUMES, async move { Done::Volumes(crate::volumes::setup(&context, &pod, &ips).await) });
+    }
+
+    fn create_sandbox(&mut self, attempt: u32) {
+        if self.blocked(SANDBOX) || self.busy.contains(POD) {
+            return;
+        }
+        let (context, pod) = (self.context.clone(), self.pod.clone());
+        self.spawn(SANDBOX, async move { Done::Sandbox(start::sandbox(&context, &pod, attempt).await) });
+    }
+
+    fn start(&mut self, start: Start, now: Timestamp) {
+        if self.blocked(&start.name) {
+            return;
+        }
+        let Some((container, _)) = podutil::container(&self.pod, &start.name) else { return };
+        let Some(mounted) = self.mounted.clone() else { return };
+        if let Some(since) = start.after {
+            self.backoffs.next(&plan::backoff_key(&container), since, now);
+        }
+        let Some(sandbox) = self.view.sandbox.clone() else { return };
+        let target = spec(&self.pod)
+            .ephemeral_containers
+            .iter()
+            .flatten()
+            .find(|ephemeral| ephemeral.name == start.name)
+            .and_then(|ephemeral| ephemeral.target_container_name.as_deref())
+            .and_then(|target| self.view.container(target))
+            .map(|status| status.id.clone());
+        let ips = if podutil::host_network(&self.pod) {
+            self.context.config.node_ips.iter().map(ToString::to_string).collect()
+        } else {
+            self.view.ips()
+        };
+        let order = start::Order {
+            context: self.context.clone(),
+            pod: self.pod.clone(),
+            container,
+            start: start.clone(),
+            sandbox,
+            mounted,
+            ips,
+            target,
+        };
+        let name = start.name.clone();
+        let task = self.spawn(&name, async move {
+            let result = order.carry_out().await;
+            Done::Start(start, result)
+        });
+        self.starting.insert(name, task);
+    }
+
+    fn kill(&mut self, kill: plan::Kill) {
+        let Some((container, kind)) = podutil::container(&self.pod, &kill.name) else { return };
+        let default = spec(&self.pod).termination_grace_period_seconds.unwrap_or(30);
+        let own = match kill.reason {
+            KillReason::Liveness => container.liveness_probe.as_ref(),
+            KillReason::Startup => container.startup_probe.as_ref(),
+            _ => None,
+        };
+        let grace = own.and_then(|probe| probe.termination_grace_period_seconds).unwrap_or(default);
+        let order = kill::Order {
+            context: self.context.clone(),
+            pod: self.pod.clone(),
+            container: Some(container),
+            kind,
+            id: kill.id,
+            ip: self.view.ips().into_iter().next().unwrap_or_default(),
+            message: kill.message,
+        };
+        let name = kill.name;
+        self.spawn(&name.clone(), async move {
+            order.carry_out(grace).await;
+            Done::Kill(name)
+        });
+    }
+
+    /// Seconds that the pod's containers have to end by themselves.
+    fn grace(&self) -> i64 {
+        let wanted = spec(&self.pod).termination_grace_period_seconds.unwrap_or(30);
+        let grace = if podutil::deleting(&self.pod) {
+            self.pod.metadata.deletion_grace_period_seconds.unwrap_or(wanted)
+        } else if self.removed {
+            1
+        } else {
+            wanted
+        };
+        grace.max(1)
+    }
+
+    fn terminate(&mut self) {
+        let starting = self.busy.iter().any(|key| key == SANDBOX || !key.starts_with('/'));
+        let quiet = !self.view.any_running() && !self.view.sandbox_ready();
+        if quiet && !starting && !self.busy.contains(POD) {
+            self.stage = Stage::Cleaning;
+            return;
+        }
+        let grace = self.grace();
+        if let Some((under_way, task)) = &self.killing {
+            // A shorter grace replaces the stop under way; a longer one does not.
+            if self.busy.contains(POD) && grace >= *under_way {
+                return;
+            }
+            task.abort();
+            self.busy.remove(POD);
+        }
+        if starting && !self.view.any_running() && !self.view.sandbox_ready() || self.blocked(POD) {
+            return;
+        }
+        self.stop_all(grace);
+    }
+
+    fn stop_all(&mut self, grace: i64) {
+        let (context, pod, view) = (self.context.clone(), self.pod.clone(), self.view.clone());
+        let task = self.spawn(POD, async move { Done::KillPod(kill::pod(context, pod, view, grace).await) });
+        self.killing = Some((grace, task));
+    }
+
+    fn clean(&mut self) {
+        let (context, pod) = (self.context.clone(), self.pod.clone());
+        let running = self.busy.contains(VOLUMES);
+        if running {
+            return;
+        }
+        self.mounted = None;
+        self.spawn(CLEAN, async move { Done::Clean(api::clean(&context, &pod).await) });
+    }
+
+    fn back_off(&mut self, key: &str, first: Duration, most: Duration) {
+        let tries = self.retry.get(key).map_or(0, |(_, tries)| *tries);
+        let delay = first.saturating_mul(1 << tries.min(10)).min(most);
+        self.retry.insert(key.to_owned(), (Instant::now() + delay, tries + 1));
+    }
+
+    fn note(&mut self, done: Done) {
+        match done {
+            Done::Volumes(Ok(mut mounted)) => {
+                self.busy.remove(VOLUMES);
+                self.retry.remove(VOLUMES);
+                self.held = std::mem::take(&mut mounted.held);
+                self.mounted = Some(Arc::new(mounted));
+            }
+            Done::Volumes(Err((volume, error))) => {
+                self.busy.remove(VOLUMES);
+                let message = format!("MountVolume.SetUp failed for volume {volume:?} : {error}");
+                self.context.recorder.warning(events::pod(&self.pod), "FailedMount", message);
+                self.back_off(VOLUMES, Duration::from_millis(500), Duration::from_secs(15));
+            }
+            Done::Sandbox(result) => {
+                self.busy.remove(SANDBOX);
+                match result {
+                    Ok(id) => {
+                        self.retry.remove(SANDBOX);
+                        self.sandboxes.insert(0, id);
+                    }
+                    Err(error) => {
+                        let message = format!("Failed to create pod sandbox: {error}");
+                        self.context.recorder.warning(
+                            events::pod(&self.pod),
+                            "FailedCreatePodSandBox",
+                            message,
+                        );
+                        self.back_off(SANDBOX, Duration::from_secs(1), Duration::from_secs(30));
+                    }
+                }
+                self.dirty = true;
+            }
+            Done::Start(start, result) => self.note_start(&start, result),
+            Done::Kill(name) => {
+                self.busy.remove(&name);
+                self.dirty = true;
+            }
+            Done::KillPod(result) => {
+                self.busy.remove(POD);
+                self.killing = None;
+                self.dirty = true;
+                if let Err(error) = result {
+                    let message = format!("error killing pod: {error}");
+                    self.context.recorder.warning(events::pod(&self.pod), "FailedKillPod", message);
+                    self.back_off(POD, Duration::from_millis(500), Duration::from_secs(10));
+                }
+            }
+            Done::Clean(result) => {
+                self.busy.remove(CLEAN);
+                match result {
+                    Ok(()) => self.stage = Stage::Finished,
+                    Err(error) => {
+                        tracing::warn!(error, pod = podutil::name(&self.pod), "cannot clean up after a pod");
+                        self.back_off(CLEAN, Duration::from_millis(20), Duration::from_secs(10));
+                    }
+                }
+            }
+            Done::Status(status, result) => {
+                self.busy.remove(STATUS);
+                match result {
+                    Ok(()) => {
+                        self.retry.remove(STATUS);
+                        self.sent = *status;
+                    }
+                    Err(error) if api::gone(&error) => self.removed = true,
+                    Err(error) => {
+                        tracing::warn!(%error, pod = podutil::name(&self.pod), "cannot write a pod's status");
+                        self.back_off(STATUS, Duration::from_millis(200), Duration::from_secs(10));
+                    }
+                }
+            }
+            Done::Delete(result) => {
+                self.busy.remove(DELETE);
+                match result {
+                    Ok(()) => self.deleted = true,
+                    Err(error) => {
+                        tracing::warn!(%error, pod = podutil::name(&self.pod), "cannot delete a pod");
+                        self.back_off(DELETE, Duration::from_millis(200), Duration::from_secs(10));
+                    }
+                }
+            }
+        }
+    }
+
+    fn note_start(&mut self, start: &Start, result: Result<(), StartError>) {
+        self.busy.remove(&start.name);
+        self.starting.remove(&start.name);
+        self.dirty = true;
+        let Err(error) = result else {
+            self.waiting.remove(&start.name);
+            self.retry.remove(&start.name);
+            return;
+        };
+        let key = format!("image/{}", start.name);
+        let waiting = error.waiting;
+        if error.pulled {
+            // The error itself is shown for a moment, then that we back off because of it.
+            let now = Timestamp::now();
+            self.backoffs.next(&key, now, now);
+            let delay =
+                self.backoffs.remaining(&key, now, now).map_or(Duration::from_secs(10), |(left, _)| left);
+            let image = podutil::container(&self.pod, &start.name).and_then(|(found, _)| found.image);
+            let text = format!("Back-off pulling image {:?}", image.unwrap_or_default());
+            let object = events::container(&self.pod, start.kind, &start.name);
+            self.context.recorder.normal(object, "BackOff", text.clone());
+            self.retry.insert(start.name.clone(), (Instant::now() + delay, 0));
+            let shown =
+                self.waiting.get(&start.name).is_some_and(|waiting| waiting.reason.starts_with("ErrImage"));
+            let waiting = if shown {
+                let message = format!("{text}: {}: {}", waiting.reason, waiting.message);
+                Waiting { reason: "ImagePullBackOff".to_owned(), message }
+            } else {
+                // The first failure is tried again soon, so that a registry's hiccup costs little.
+                self.retry.insert(start.name.clone(), (Instant::now() + Duration::from_secs(2), 0));
+                waiting
+            };
+            self.waiting.insert(start.name.clone(), waiting);
+            return;
+        }
+        self.waiting.insert(start.name.clone(), waiting);
+        self.back_off(&start.name, Duration::from_secs(1), Duration::from_secs(10));
+    }
+
+    fn note_report(&mut self, report: Report) {
+        let probed = self.probed.entry(report.container_id).or_default();
+        match report.kind {
+            probe::Kind::Startup => probed.startup = Some(report.good),
+            probe::Kind::Liveness => probed.liveness = Some(report.good),
+            probe::Kind::Readiness => probed.readiness = Some(report.good),
+        }
+    }
+
+    /// Starts and stops probes so that they match the running containers.
+    fn sync_probes(&mut self) {
+        let stopping = self.stage != Stage::Running;
+        let mut wanted: HashSet<(String, probe::Kind)> = HashSet::new();
+        let everyone = spec(&self.pod).containers.iter().map(|container| (container, Kind::Regular));
+        let sidecars = podutil::init_containers(&self.pod)
+            .iter()
+            .filter(|container| podutil::is_sidecar(container))
+            .map(|container| (container, Kind::Sidecar));
+        let ip = if podutil::host_network(&self.pod) {
+            self.context.config.node_ips.first().map(ToString::to_string)
+        } else {
+            self.view.ips().into_iter().next()
+        };
+        let mut fresh = Vec::new();
+        for (container, role) in everyone.chain(sidecars) {
+            let Some(found) = self.view.container(&container.name) else { continue };
+            if found.state() != ContainerState::ContainerRunning {
+                continue;
+            }
+            let probed =
+                *self.probed.entry(found.id.clone()).or_insert_with(|| adopted(&self.current, found));
+            let started = container.startup_probe.is_none() || probed.startup == Some(true);
+            for kind in [probe::Kind::Startup, probe::Kind::Liveness, probe::Kind::Readiness] {
+                let due = match kind {
+                    probe::Kind::Startup => !started && probed.startup.is_none() && !stopping,
+                    probe::Kind::Liveness => started && probed.liveness != Some(false) && !stopping,
+                    probe::Kind::Readiness => started,
+                };
+                if !due || probe::of(container, kind).is_none() {
+                    continue;
+                }
+                let key = (container.name.clone(), kind);
+                wanted.insert(key.clone());
+                if self.probes.get(&key).is_some_and(|running| running.container_id == found.id) {
+                    continue;
+                }
+                let target = probe::Target {
+                    context: self.context.clone(),
+                    pod: self.pod.clone(),
+                    container: container.clone(),
+                    role,
+                    container_id: found.id.clone(),
+                    ip: ip.clone().unwrap_or_default(),
+                    started_at: Timestamp::from_nanosecond(i128::from(found.started_at))
+                        .unwrap_or(Timestamp::UNIX_EPOCH),
+                };
+                let initial = if kind == probe::Kind::Readiness { probed.readiness } else { None };
+                fresh.push((key, target, initial));
+            }
+        }
+        for (key, target, initial) in fresh {
+            if let Some(running) = probe::start(target, key.1, initial, self.reports.clone()) {
+                self.probes.insert(key, running);
+            }
+        }
+        self.probes.retain(|key, _| wanted.contains(key));
+        let view = &self.view;
+        self.probed.retain(|id, _| view.containers.iter().any(|container| container.id == *id));
+    }
+
+    fn make_status(&mut self, now: Timestamp) {
+        let gone = self.stage >= Stage::Cleaning;
+        self.current = status::generate(&status::Inputs {
+            pod: &self.pod,
+            view: &self.view,
+            probes: &self.probed,
+            waiting: &self.waiting,
+            previous: &self.current,
+            host_ips: &self.context.config.node_ips,
+            terminal: self.ended || gone,
+            // A pod that was refused before anything of it existed has no lost containers.
+            gone: gone && (self.verdict.is_none() || !self.view.containers.is_empty()),
+            verdict: self.verdict.as_ref(),
+            now,
+        });
+    }
+
+    fn send_status(&mut self) {
+        if self.removed || self.deleted {
+            return;
+        }
+        let now = Instant::now();
+        let deleting = podutil::deleting(&self.pod);
+        if self.stage == Stage::Finished && deleting && self.current == self.sent && !self.blocked(DELETE) {
+            let (context, pod) = (self.context.clone(), self.pod.clone());
+            self.spawn(DELETE, async move { Done::Delete(api::delete(&context, &pod).await) });
+            return;
+        }
+        if self.current == self.sent {
+            self.send_after = None;
+            return;
+        }
+        if self.blocked(STATUS) {
+            return;
+        }
+        let starting = self.stage == Stage::Running && self.busy.iter().any(|key| key != STATUS);
+        let at = *self.send_after.get_or_insert(if starting { now + COALESCE } else { now });
+        if starting && at > now {
+            return;
+        }
+        self.send_after = None;
+        let (context, pod) = (self.context.clone(), self.pod.clone());
+        let (status, sent) = (self.current.clone(), self.sent.clone());
+        self.spawn(STATUS, async move {
+            let result = api::write_status(&context, &pod, &sent, &status).await;
+            Done::Status(Box::new(status), result)
+        });
+    }
+
+    /// Removes what the runtime still remembers of the pod, and its logs.
+    async fn remove_records(&self) {
+        let ids = self.view.sandbox.iter().map(|sandbox| &sandbox.id).chain(&self.view.stale);
+        for id in ids {
+            let request = cri::v1::RemovePodSandboxRequest { pod_sandbox_id: id.clone() };
+            if let Err(status) = self.context.cri.runtime().remove_pod_sandbox(request).await {
+                tracing::warn!(status = status.message(), "cannot remove a sandbox");
+            }
+        }
+        let logs = self.context.config.pod_logs_dir.join(crate::sandbox::log_dir(&self.pod));
+        if let Err(error) = tokio::fs::remove_dir_all(&logs).await
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!(%error, path = %logs.display(), "cannot remove a pod's logs");
+        }
+    }
+}
+
+/// What probes had decided about a container that was running before this process: its status tells.
+fn adopted(status: &PodStatus, container: &cri::v1::ContainerStatus) -> Probed {
+    let name = container_name(container);
+    let suffix = format!("://{}", container.id);
+    let all =
+        status.container_statuses.iter().flatten().chain(status.init_container_statuses.iter().flatten());
+    let known = all
+        .filter(|status| status.name == name)
+        .find(|status| status.container_id.as_deref().is_some_and(|id| id.ends_with(&suffix)));
+    known.map_or_else(Probed::default, |status| Probed {
+        startup: status.started.filter(|started| *started),
+        liveness: None,
+        readiness: status.ready.then_some(true),
+    })
+}
+
+/// Resolves when any of the objects changes, and takes note of the change.
+async fn changed(held: &mut [Held]) {
+    let waits = held.iter_mut().map(|held| {
+        Box::pin(async move {
+            // A closed channel means that the object is followed no more; then nothing will change.
+            if held.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        })
+    });
+    let waits: Vec<_> = waits.collect();
+    if waits.is_empty() {
+        std::future::pending::<()>().await;
+    }
+    futures::future::select_all(waits).await;
+}

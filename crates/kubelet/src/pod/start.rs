@@ -1,0 +1,121 @@
+//! Making a sandbox, and starting a container in it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use cri::v1::{
+    CreateContainerRequest, PodSandboxStatus, RunPodSandboxRequest, StartContainerRequest,
+    StopContainerRequest,
+};
+use k8s_openapi::api::core::v1::{Container, Pod};
+use tonic::Status;
+
+use super::kill;
+use crate::container::Recipe;
+use crate::context::{Context, Shared};
+use crate::events;
+use crate::images;
+use crate::plan::Start;
+use crate::podutil::spec;
+use crate::sandbox;
+use crate::status::Waiting;
+use crate::volumes::Mounted;
+
+/// Why a container did not start.
+pub(super) struct StartError {
+    pub waiting: Waiting,
+    /// An image pull failed.
+    pub pulled: bool,
+}
+
+fn failed(reason: &str, message: impl Into<String>) -> StartError {
+    StartError { waiting: Waiting { reason: reason.to_owned(), message: message.into() }, pulled: false }
+}
+
+/// Runs the pod's sandbox; gives its id.
+pub(super) async fn sandbox(context: &Context, pod: &Pod, attempt: u32) -> Result<String, String> {
+    if let Some(cgroups) = &context.cgroups {
+        cgroups.ensure(pod).map_err(|error| format!("cannot make the pod's cgroup: {error}"))?;
+    }
+    let config = sandbox::config(context, pod, attempt);
+    tokio::fs::create_dir_all(&config.log_directory)
+        .await
+        .map_err(|error| format!("cannot create {}: {error}", config.log_directory))?;
+    let runtime_handler = spec(pod).runtime_class_name.clone().unwrap_or_default();
+    let request = RunPodSandboxRequest { config: Some(config), runtime_handler };
+    let response = context.cri.runtime().run_pod_sandbox(request).await;
+    response.map(|response| response.into_inner().pod_sandbox_id).map_err(text)
+}
+
+fn text(status: Status) -> String {
+    format!("rpc error: code = {:?} desc = {}", status.code(), status.message())
+}
+
+/// A container to start.
+pub(super) struct Order {
+    pub context: Shared,
+    pub pod: Arc<Pod>,
+    pub container: Container,
+    pub start: Start,
+    pub sandbox: PodSandboxStatus,
+    pub mounted: Arc<Mounted>,
+    pub ips: Vec<String>,
+    /// Container whose processes an ephemeral container shall see.
+    pub target: Option<String>,
+}
+
+impl Order {
+    pub(super) async fn carry_out(&self) -> Result<(), StartError> {
+        let Order { context, pod, container, start, .. } = self;
+        let object = || events::container(pod, start.kind, &container.name);
+        let attempt = self.sandbox.metadata.as_ref().map_or(0, |metadata| metadata.attempt);
+        let sandbox = sandbox::config(context, pod, attempt);
+        let image = images::ensure(context, pod, container, start.kind, &sandbox)
+            .await
+            .map_err(|error| StartError { waiting: error.waiting, pulled: error.pulled })?;
+        let recipe = Recipe {
+            context,
+            pod,
+            container,
+            attempt: start.attempt,
+            image: &image,
+            ips: &self.ips,
+            mounted: &self.mounted,
+            target: self.target.clone(),
+        };
+        let fail = |reason: &str, message: String| {
+            context.recorder.warning(object(), "Failed", format!("Error: {message}"));
+            failed(reason, message)
+        };
+        let config =
+            recipe.config().await.map_err(|error| fail("CreateContainerConfigError", error.to_string()))?;
+        let request = CreateContainerRequest {
+            pod_sandbox_id: self.sandbox.id.clone(),
+            config: Some(config),
+            sandbox_config: Some(sandbox),
+        };
+        let mut runtime = context.cri.runtime();
+        let created = runtime.create_container(request).await;
+        let id =
+            created.map_err(|status| fail("CreateContainerError", text(status)))?.into_inner().container_id;
+        context.recorder.normal(object(), "Created", "Container created");
+        let started = runtime.start_container(StartContainerRequest { container_id: id.clone() }).await;
+        started.map_err(|status| fail("RunContainerError", text(status)))?;
+        context.recorder.normal(object(), "Started", "Container started");
+        let hook = container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.post_start.as_ref());
+        if let Some(hook) = hook {
+            let ip = self.ips.first().map_or("", String::as_str);
+            let answer = kill::hook(context, hook, container, &id, ip, Duration::from_secs(3600)).await;
+            if !answer.good {
+                context.recorder.warning(object(), "FailedPostStartHook", "PostStartHook failed");
+                let grace = spec(pod).termination_grace_period_seconds.unwrap_or(30);
+                context.recorder.normal(object(), "Killing", "FailedPostStartHook");
+                // Whether it stops or not, the container's state is read again after this.
+                let _ =
+                    runtime.stop_container(StopContainerRequest { container_id: id, timeout: grace }).await;
+                return Err(failed("PostStartHookError", format!("PostStartHook failed: {}", answer.output)));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,284 @@
+//! The kubelet's own HTTP API: logs, exec, attach and port-forward for the API server; health, pods, statistics and metrics.
+//! Every request is authenticated (client certificate or token) and authorized by the API server.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use k8s_openapi::List;
+use k8s_openapi::api::core::v1::Pod;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::KubeletConfig;
+use crate::context::Shared;
+use crate::error::{Error, IoContext};
+use crate::manager::Pods;
+use crate::tls;
+
+mod auth;
+mod log;
+mod metrics;
+mod stats;
+mod streams;
+
+/// Connections served at once; more wait in the listen queue.
+const MAX_CONNECTIONS: usize = 1000;
+
+pub(super) type Body = BoxBody<Bytes, std::io::Error>;
+
+/// A failure as the client sees it: plain text, as upstream's kubelet answers.
+#[derive(Debug)]
+struct Refusal {
+    status: StatusCode,
+    message: String,
+}
+
+impl Refusal {
+    fn new(status: StatusCode, message: impl Into<String>) -> Self {
+        Refusal { status, message: message.into() }
+    }
+
+    fn not_found(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, message)
+    }
+
+    fn bad_request(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, message)
+    }
+
+    fn internal(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, message)
+    }
+}
+
+fn full(content: impl Into<Bytes>) -> Body {
+    Full::new(content.into()).map_err(|never: Infallible| match never {}).boxed()
+}
+
+fn answer(status: StatusCode, kind: &'static str, content: impl Into<Bytes>) -> Response<Body> {
+    let mut response = Response::new(full(content));
+    *response.status_mut() = status;
+    response.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static(kind));
+    response
+}
+
+/// A socket that waits for `serve`.
+pub(crate) struct Listener {
+    socket: TcpListener,
+    tls: Arc<rustls::ServerConfig>,
+}
+
+/// Takes the port, so that a port in use is told at the start.
+pub(crate) async fn bind(config: &KubeletConfig) -> Result<Listener, Error> {
+    let tls = tls::server(&config.serving_cert, &config.serving_key, &config.client_ca)?;
+    let socket =
+        TcpListener::bind(config.bind).await.doing(|| format!("cannot listen on {}", config.bind))?;
+    Ok(Listener { socket, tls: Arc::new(tls) })
+}
+
+struct Server {
+    context: Shared,
+    pods: Pods,
+    auth: auth::Gate,
+}
+
+/// Serves until shutdown.
+pub(crate) async fn serve(context: Shared, pods: Pods, listener: Listener, shutdown: CancellationToken) {
+    let auth = auth::Gate::new(context.config.client.clone(), context.config.node_name.clone());
+    let server = Arc::new(Server { context, pods, auth });
+    let acceptor = TlsAcceptor::from(listener.tls);
+    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let Ok(permit) = room.clone().acquire_owned().await else { return };
+        let stream = tokio::select! {
+            accepted = listener.socket.accept() => match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                    continue;
+                }
+            },
+            () = shutdown.cancelled() => return,
+        };
+        let (server, acceptor, shutdown) = (server.clone(), acceptor.clone(), shutdown.clone());
+        tokio::spawn(async move {
+            tokio::select! {
+                result = connection(server, acceptor, stream) => if let Err(error) = result {
+                    tracing::debug!(%error, "a connection to the kubelet broke");
+                },
+                () = shutdown.cancelled() => {}
+            }
+            drop(permit);
+        });
+    }
+}
+
+async fn connection(server: Arc<Server>, acceptor: TlsAcceptor, stream: TcpStream) -> Result<(), Error> {
+    let broken = |error: std::io::Error| Error::Io { what: "connection".to_owned(), source: error };
+    let _ = stream.set_nodelay(true);
+    let handshake = tokio::time::timeout(std::time::Duration::from_secs(10), acceptor.accept(stream));
+    let stream = handshake.await.map_err(|_| broken(std::io::ErrorKind::TimedOut.into()))?.map_err(broken)?;
+    let peer = stream
+        .get_ref()
+        .1
+        .peer_certificates()
+        .and_then(|chain| chain.first())
+        .and_then(|certificate| auth::User::of_certificate(certificate));
+    let service = service_fn(move |request: Request<Incoming>| {
+        let (server, peer) = (server.clone(), peer.clone());
+        async move { Ok::<_, Infallible>(server.handle(request, peer).await) }
+    });
+    hyper::server::conn::http1::Builder::new()
+        .timer(hyper_util::rt::TokioTimer::new())
+        .header_read_timeout(std::time::Duration::from_secs(30))
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades()
+        .await
+        .map_err(|error| broken(std::io::Error::other(error)))
+}
+
+/// The parts of a request's path, and its query decoded.
+pub(super) struct Call<'a> {
+    parts: Vec<&'a str>,
+    query: Vec<(String, String)>,
+}
+
+impl Call<'_> {
+    fn value(&self, name: &str) -> Option<&str> {
+        self.query.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+
+    fn values(&self, name: &str) -> Vec<String> {
+        self.query.iter().filter(|(key, _)| key == name).map(|(_, value)| value.clone()).collect()
+    }
+
+    fn flag(&self, name: &str) -> bool {
+        matches!(self.value(name), Some("1" | "true" | "True" | "t" | "T"))
+    }
+}
+
+/// Decodes `a=1&b=x%20y`.
+fn decode_query(query: &str) -> Vec<(String, String)> {
+    let decode = |text: &str| {
+        let bytes = text.as_bytes();
+        let mut out = Vec::with_capacity(bytes.len());
+        let mut at = 0;
+        while at < bytes.len() {
+            let escaped = bytes.get(at + 1..at + 3).filter(|_| bytes[at] == b'%');
+            let escaped = escaped.and_then(|hex| u8::from_str_radix(std::str::from_utf8(hex).ok()?, 16).ok());
+            out.push(escaped.unwrap_or(if bytes[at] == b'+' { b' ' } else { bytes[at] }));
+            at += if escaped.is_some() { 3 } else { 1 };
+        }
+        String::from_utf8_lossy(&out).into_owned()
+    };
+    let pairs = query.split('&').filter(|pair| !pair.is_empty());
+    pairs
+        .map(|pair| {
+            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+            (decode(key), decode(value))
+        })
+        .collect()
+}
+
+impl Server {
+    async fn handle(&self, mut request: Request<Incoming>, peer: Option<auth::User>) -> Response<Body> {
+        let result = match self.auth.admit(&request, peer).await {
+            Ok(()) => self.route(&mut request).await,
+            Err(refusal) => Err(refusal),
+        };
+        result.unwrap_or_else(|refusal| {
+            answer(refusal.status, "text/plain; charset=utf-8", format!("{}\n", refusal.message))
+        })
+    }
+
+    async fn route(&self, request: &mut Request<Incoming>) -> Result<Response<Body>, Refusal> {
+        let uri = request.uri().clone();
+        let call = Call {
+            parts: uri.path().split('/').filter(|part| !part.is_empty()).collect(),
+            query: decode_query(uri.query().unwrap_or_default()),
+        };
+        let text = "text/plain; version=0.0.4; charset=utf-8";
+        let json = "application/json";
+        let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+        match call.parts.as_slice() {
+            ["healthz"] | ["healthz", "ping" | "log" | "syncloop"] => {
+                Ok(answer(StatusCode::OK, "text/plain; charset=utf-8", "ok"))
+            }
+            ["pods" | "runningpods"] if reads => {
+                let items: Vec<Pod> = self.pods.list().iter().map(|pod| (**pod).clone()).collect();
+                let list = List { items, ..List::default() };
+                let content =
+                    serde_json::to_vec(&list).map_err(|error| Refusal::internal(error.to_string()))?;
+                Ok(answer(StatusCode::OK, json, content))
+            }
+            ["containerLogs", namespace, pod, container] if reads => {
+                log::serve(self, &call, namespace, pod, container).await
+            }
+            ["exec", namespace, pod, container] | ["exec", namespace, pod, _, container] => {
+                streams::exec(self, request, &call, namespace, pod, container).await
+            }
+            ["attach", namespace, pod, container] | ["attach", namespace, pod, _, container] => {
+                streams::attach(self, request, &call, namespace, pod, container).await
+            }
+            ["portForward", namespace, pod] | ["portForward", namespace, pod, _] => {
+                streams::port_forward(self, request, &call, namespace, pod).await
+            }
+            ["stats", "summary"] | ["stats"] if reads => {
+                let summary =
+                    stats::summary(self).await.map_err(|status| Refusal::internal(status.message()))?;
+                Ok(answer(StatusCode::OK, json, summary.to_string()))
+            }
+            ["metrics"] if reads => Ok(answer(StatusCode::OK, text, metrics::own(self).await)),
+            ["metrics", "resource" | "cadvisor"] if reads => {
+                let metrics =
+                    metrics::resource(self).await.map_err(|status| Refusal::internal(status.message()))?;
+                Ok(answer(StatusCode::OK, text, metrics))
+            }
+            ["metrics", "probes"] if reads => Ok(answer(StatusCode::OK, text, "")),
+            ["configz"] if reads => {
+                let config = &self.context.config;
+                let content = serde_json::json!({"kubeletconfig": {
+                    "kind": "KubeletConfiguration",
+                    "apiVersion": "kubelet.config.k8s.io/v1beta1",
+                    "clusterDomain": config.cluster_domain,
+                    "clusterDNS": config.cluster_dns,
+                    "maxPods": config.max_pods,
+                    "port": config.bind.port(),
+                }});
+                Ok(answer(StatusCode::OK, json, content.to_string()))
+            }
+            _ => Err(Refusal::not_found("404 page not found")),
+        }
+    }
+
+    fn pod(&self, namespace: &str, name: &str) -> Result<Arc<Pod>, Refusal> {
+        let missing =
+            || Refusal::not_found(format!("pod {name:?} in namespace {namespace:?} does not exist"));
+        self.pods.find(namespace, name).ok_or_else(missing)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn queries_are_decoded() {
+        let decoded = decode_query("command=sh&command=-c&command=echo%20a%2Bb+c&tty=1&x");
+        let pairs: Vec<_> = decoded.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+        assert_eq!(
+            pairs,
+            [("command", "sh"), ("command", "-c"), ("command", "echo a+b c"), ("tty", "1"), ("x", "")]
+        );
+    }
+}
