@@ -50,9 +50,9 @@ pub enum Error {
 }
 
 enum Change {
-    Service(Event<Service>),
-    Slice(Event<EndpointSlice>),
-    Node(Event<Node>),
+    Service(Box<Event<Service>>),
+    Slice(Box<Event<EndpointSlice>>),
+    Node(Box<Event<Node>>),
 }
 
 /// Routes services until `shutdown`; the rules stay in force after that, so that a restart disturbs nobody. Fails only if the kernel lacks
@@ -67,9 +67,9 @@ pub async fn run(client: Client, config: ProxyConfig, shutdown: CancellationToke
         watcher::watcher(Api::<EndpointSlice>::all(client.clone()), watch::Config::default().labels(SLICES));
     let nodes = watcher::watcher(Api::<Node>::all(client), named);
     let mut changes = stream::select_all([
-        services.default_backoff().map_ok(|event| Change::Service(event.modify(strip))).boxed(),
-        slices.default_backoff().map_ok(|event| Change::Slice(event.modify(strip))).boxed(),
-        nodes.default_backoff().map_ok(|event| Change::Node(event.modify(strip))).boxed(),
+        services.default_backoff().map_ok(|event| Change::Service(Box::new(event.modify(strip)))).boxed(),
+        slices.default_backoff().map_ok(|event| Change::Slice(Box::new(event.modify(strip)))).boxed(),
+        nodes.default_backoff().map_ok(|event| Change::Node(Box::new(event.modify(strip)))).boxed(),
     ]);
 
     let mut state = State::new(&config);
@@ -132,9 +132,9 @@ fn strip<K: kube::Resource>(object: &mut K) {
 
 fn note(state: &mut State, change: Result<Change, watcher::Error>) {
     match change {
-        Ok(Change::Service(event)) => state.services(event),
-        Ok(Change::Slice(event)) => state.slices(event),
-        Ok(Change::Node(event)) => state.node(event),
+        Ok(Change::Service(event)) => state.services(*event),
+        Ok(Change::Slice(event)) => state.slices(*event),
+        Ok(Change::Node(event)) => state.node(*event),
         Err(error) => tracing::warn!(%error, "watch interrupted; it will be taken up again"),
     }
 }

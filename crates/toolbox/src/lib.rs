@@ -1,6 +1,8 @@
 //! The debugging kit that the built-in image `carrack.dev/toolbox` holds: one program under many names. It exists so that probes, demos,
 //! tests and `kubectl exec|cp` work without any registry; each applet does what is commonly used of its namesake and no more.
 
+#![allow(clippy::disallowed_methods, reason = "applets are plain blocking programs")]
+
 mod eat;
 mod fs;
 mod http;
