@@ -67,7 +67,9 @@ impl Forwarder {
                 }
                 match exchange(*server, &query).await {
                     // A server that cannot answer is passed over like one that is silent.
-                    Ok(message) if message.rcode != rcode::SERVER_FAILURE && message.rcode != rcode::REFUSED => {
+                    Ok(message)
+                        if message.rcode != rcode::SERVER_FAILURE && message.rcode != rcode::REFUSED =>
+                    {
                         self.store(key, &message, Instant::now());
                         return Some(message);
                     }
@@ -88,7 +90,8 @@ impl Forwarder {
         }
         let mut message = entry.message.clone();
         let age = age.as_secs() as u32;
-        for record in message.answers.iter_mut().chain(&mut message.authority).chain(&mut message.additional) {
+        for record in message.answers.iter_mut().chain(&mut message.authority).chain(&mut message.additional)
+        {
             record.ttl = record.ttl.saturating_sub(age);
         }
         Some(message)
@@ -119,10 +122,12 @@ fn life(message: &Message) -> Option<Duration> {
         rcode::NO_ERROR if !message.answers.is_empty() => {
             message.answers.iter().map(|record| seconds(record.ttl)).min().map(|life| life.min(LONGEST))
         }
-        rcode::NO_ERROR | rcode::NAME_ERROR => message.authority.iter().find_map(|record| match record.data {
-            Data::Soa { times, .. } => Some(seconds(record.ttl.min(times[3])).min(LONGEST_NEGATIVE)),
-            _ => None,
-        }),
+        rcode::NO_ERROR | rcode::NAME_ERROR => {
+            message.authority.iter().find_map(|record| match record.data {
+                Data::Soa { times, .. } => Some(seconds(record.ttl.min(times[3])).min(LONGEST_NEGATIVE)),
+                _ => None,
+            })
+        }
         _ => None,
     }
 }
@@ -185,11 +190,7 @@ async fn by_tcp(server: SocketAddr, query: &Message, bytes: &[u8]) -> io::Result
 
 /// The records of an answer that follow an alias to `question`.
 pub(crate) fn records_for(message: Message, wanted: u16) -> Vec<Record> {
-    message
-        .answers
-        .into_iter()
-        .filter(|record| [wanted, kind::CNAME].contains(&record.data.kind()))
-        .collect()
+    message.answers.into_iter().filter(|record| [wanted, kind::CNAME].contains(&record.data.kind())).collect()
 }
 
 #[cfg(test)]

@@ -143,7 +143,8 @@ async fn open(config: &DnsConfig) -> Result<Vec<(UdpSocket, TcpListener)>, Error
         let place = SocketAddr::new(address, config.port);
         let opened = match bind(place).await {
             Err(error) if error.kind() == std::io::ErrorKind::AddrNotAvailable => {
-                let added = tokio::task::spawn_blocking(move || network::add_local_addresses(&[address])).await;
+                let added =
+                    tokio::task::spawn_blocking(move || network::add_local_addresses(&[address])).await;
                 match added {
                     Ok(Err(error)) => {
                         tracing::warn!(%address, %error, "not served by DNS");

@@ -40,7 +40,11 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    pub(crate) fn new(zone: Arc<RwLock<Zone>>, upstreams: Vec<SocketAddr>, ready: watch::Receiver<bool>) -> Self {
+    pub(crate) fn new(
+        zone: Arc<RwLock<Zone>>,
+        upstreams: Vec<SocketAddr>,
+        ready: watch::Receiver<bool>,
+    ) -> Self {
         Self {
             zone,
             forwarder: Forwarder::new(upstreams),
@@ -203,10 +207,8 @@ impl Server {
             Answer::Records { answers, additional } => {
                 let count = answers.len();
                 let turn = self.turn.fetch_add(1, Ordering::Relaxed) % count.max(1);
-                let mut records: Vec<Record> = answers
-                    .into_iter()
-                    .map(|data| Record { name: last.clone(), ttl: TTL, data })
-                    .collect();
+                let mut records: Vec<Record> =
+                    answers.into_iter().map(|data| Record { name: last.clone(), ttl: TTL, data }).collect();
                 records.rotate_left(turn);
                 answer.answers.extend(records);
                 answer.additional = additional;

@@ -51,7 +51,8 @@ impl State {
             }
             Event::InitDone => {
                 let fresh = std::mem::take(&mut self.fresh_services);
-                let gone: Vec<Key> = zone.services.keys().filter(|key| !fresh.contains(*key)).cloned().collect();
+                let gone: Vec<Key> =
+                    zone.services.keys().filter(|key| !fresh.contains(*key)).cloned().collect();
                 for key in gone {
                     zone.put_service(key, None);
                 }
@@ -71,7 +72,8 @@ impl State {
             }
             Event::InitDone => {
                 let fresh = std::mem::take(&mut self.fresh_slices);
-                let gone: Vec<Key> = self.owners.keys().filter(|key| !fresh.contains(*key)).cloned().collect();
+                let gone: Vec<Key> =
+                    self.owners.keys().filter(|key| !fresh.contains(*key)).cloned().collect();
                 for key in gone {
                     self.drop_slice(zone, key);
                 }
@@ -84,7 +86,8 @@ impl State {
     fn put_slice(&mut self, zone: &mut Zone, slice: &EndpointSlice) {
         let key = key_of(slice);
         let labels = slice.metadata.labels.as_ref();
-        let owner = labels.and_then(|labels| labels.get(SERVICE_NAME)).map(|name| (key.0.clone(), name.clone()));
+        let owner =
+            labels.and_then(|labels| labels.get(SERVICE_NAME)).map(|name| (key.0.clone(), name.clone()));
         if self.owners.get(&key) != owner.as_ref() {
             self.drop_slice(zone, key.clone());
         }
@@ -139,9 +142,7 @@ fn service_of(service: &v1::Service) -> Option<Service> {
         .ports
         .iter()
         .flatten()
-        .filter_map(|port| {
-            named(port.name.as_deref(), port.protocol.as_deref(), Some(port.port))
-        })
+        .filter_map(|port| named(port.name.as_deref(), port.protocol.as_deref(), Some(port.port)))
         .collect();
     Some(Service::Cluster { addresses, ports })
 }

@@ -17,7 +17,11 @@ struct Running {
 async fn start(upstreams: Vec<SocketAddr>) -> Running {
     let mut zone = Zone::new("cluster.local", Vec::new());
     let endpoints = (1..=100)
-        .map(|host| Endpoint { address: Ipv4Addr::new(10, 244, 0, host).into(), hostname: None, ports: vec![] })
+        .map(|host| Endpoint {
+            address: Ipv4Addr::new(10, 244, 0, host).into(),
+            hostname: None,
+            ports: vec![],
+        })
         .collect();
     let key = |name: &str| ("default".to_owned(), name.to_owned());
     zone.put_service(key("many"), Some(zone::Service::Headless));
@@ -48,7 +52,8 @@ impl Running {
         let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         socket.send_to(bytes, self.address).await.unwrap();
         let mut buffer = vec![0; 4096];
-        let length = tokio::time::timeout(Duration::from_secs(20), socket.recv(&mut buffer)).await.unwrap().unwrap();
+        let length =
+            tokio::time::timeout(Duration::from_secs(20), socket.recv(&mut buffer)).await.unwrap().unwrap();
         buffer.truncate(length);
         buffer
     }

@@ -91,8 +91,12 @@ impl Zone {
     pub(crate) fn authority(&self) -> Option<Record> {
         let name = |prefix: &str| Name::parse(&format!("{prefix}{}", self.domain));
         let times = [7200, 1800, 86400, TTL];
-        let data =
-            Data::Soa { primary: name("ns.dns.")?, mailbox: name("hostmaster.")?, serial: self.serial, times };
+        let data = Data::Soa {
+            primary: name("ns.dns.")?,
+            mailbox: name("hostmaster.")?,
+            serial: self.serial,
+            times,
+        };
         Some(Record { name: name("")?, ttl: TTL, data })
     }
 
@@ -308,8 +312,10 @@ impl Zone {
             return Answer::NoData;
         }
         let weight = (100 / places.len()).max(1) as u16;
-        let answers =
-            places.into_iter().map(|(port, target)| Data::Srv { priority: 0, weight, port, target }).collect();
+        let answers = places
+            .into_iter()
+            .map(|(port, target)| Data::Srv { priority: 0, weight, port, target })
+            .collect();
         Answer::Records { answers, additional }
     }
 
@@ -369,9 +375,12 @@ fn by_family(addresses: &[IpAddr], kind: u16) -> Answer {
 
 /// `10-244-0-5` or `fd00-10--5` as an address.
 fn dashed(label: &str) -> Option<IpAddr> {
-    label.replace('-', ".").parse::<std::net::Ipv4Addr>().map(IpAddr::V4).ok().or_else(|| {
-        label.replace('-', ":").parse::<std::net::Ipv6Addr>().map(IpAddr::V6).ok()
-    })
+    label
+        .replace('-', ".")
+        .parse::<std::net::Ipv4Addr>()
+        .map(IpAddr::V4)
+        .ok()
+        .or_else(|| label.replace('-', ":").parse::<std::net::Ipv6Addr>().map(IpAddr::V6).ok())
 }
 
 /// The address of a whole reverse name.

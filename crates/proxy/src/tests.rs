@@ -149,7 +149,10 @@ fn ask(from: &Namespace, to: &str) -> std::io::Result<String> {
     .unwrap()
 }
 
-#[allow(clippy::disallowed_methods, reason = "what is waited for is the kernel's behaviour, which tells nobody")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "what is waited for is the kernel's behaviour, which tells nobody"
+)]
 /// Asks until the answer is as wanted: rules follow events soon, not at once.
 fn until<T: std::fmt::Debug>(what: &str, mut ask: impl FnMut() -> T, wanted: impl Fn(&T) -> bool) {
     let deadline = Instant::now() + Duration::from_secs(20);

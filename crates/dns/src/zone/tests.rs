@@ -63,7 +63,11 @@ fn check(name: &str, kind: u16, expected: &[&str]) {
 fn services_and_their_ports() {
     check("web.default.svc.cluster.local", kind::A, &["10.96.0.1"]);
     check("WEB.Default.svc.Cluster.local", kind::AAAA, &["fd00:10:96::1"]);
-    check("_http._tcp.web.default.svc.cluster.local", kind::SRV, &["0 100 80 web.default.svc.cluster.local."]);
+    check(
+        "_http._tcp.web.default.svc.cluster.local",
+        kind::SRV,
+        &["0 100 80 web.default.svc.cluster.local."],
+    );
     check(
         "web.default.svc.cluster.local",
         kind::SRV,
@@ -85,7 +89,10 @@ fn headless_services_name_their_endpoints() {
     check(
         "_sql._tcp.db.default.svc.cluster.local",
         kind::SRV,
-        &["0 50 5432 10-244-0-6.db.default.svc.cluster.local.", "0 50 5432 db-0.db.default.svc.cluster.local."],
+        &[
+            "0 50 5432 10-244-0-6.db.default.svc.cluster.local.",
+            "0 50 5432 db-0.db.default.svc.cluster.local.",
+        ],
     );
     assert_eq!(ask("db-1.db.default.svc.cluster.local", kind::A), Answer::NoName);
     assert_eq!(ask("10-244-0-6.db.default.svc.cluster.local", kind::AAAA), Answer::NoData);
@@ -96,16 +103,26 @@ fn headless_services_name_their_endpoints() {
 
 #[test]
 fn what_exists_without_records_and_what_does_not() {
-    for name in ["cluster.local", "svc.cluster.local", "default.svc.cluster.local", "default.pod.cluster.local"] {
+    for name in
+        ["cluster.local", "svc.cluster.local", "default.svc.cluster.local", "default.pod.cluster.local"]
+    {
         assert_eq!(ask(name, kind::A), Answer::NoData, "{name}");
     }
-    for name in ["x.cluster.local", "other.svc.cluster.local", "no.default.svc.cluster.local", "a.b.c.d.svc.cluster.local"] {
+    for name in [
+        "x.cluster.local",
+        "other.svc.cluster.local",
+        "no.default.svc.cluster.local",
+        "a.b.c.d.svc.cluster.local",
+    ] {
         assert_eq!(ask(name, kind::A), Answer::NoName, "{name}");
     }
     for name in ["example.com", "notcluster.local", "1.0.0.127.in-addr.arpa", "local"] {
         assert_eq!(ask(name, kind::A), Answer::NotOurs, "{name}");
     }
-    assert_eq!(ask("alias.default.svc.cluster.local", kind::A), Answer::Alias(Name::parse("example.com").unwrap()));
+    assert_eq!(
+        ask("alias.default.svc.cluster.local", kind::A),
+        Answer::Alias(Name::parse("example.com").unwrap())
+    );
     check("dns-version.cluster.local", kind::TXT, &["1.1.0"]);
     check("cluster.local", kind::NS, &["ns.dns.cluster.local."]);
 }
