@@ -104,6 +104,9 @@ pub trait Cluster: Send + Sync + 'static {
     /// All objects, of one namespace or of all.
     fn list(&self, group: &str, resource: &str, namespace: Option<&str>) -> Snapshot;
 
+    /// The keys (`namespace/name`) of a namespace's objects and the revision of each, without reading the objects.
+    fn versions(&self, group: &str, resource: &str, namespace: &str) -> Vec<(Arc<str>, u64)>;
+
     /// The revision of the last change of a resource that the cache has seen: cheap, for the upkeep of derived tables.
     fn changed(&self, group: &str, resource: &str) -> u64;
 

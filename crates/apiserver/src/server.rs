@@ -279,6 +279,12 @@ impl Cluster for View {
         Snapshot { revision, items }
     }
 
+    fn versions(&self, group: &str, resource: &str, namespace: &str) -> Vec<(Arc<str>, u64)> {
+        let Some(row) = self.row(group, resource) else { return Vec::new() };
+        let (items, _) = row.cache.list(&row.prefix(namespace), None);
+        items.iter().map(|object| (Arc::clone(&object.key), object.revision)).collect()
+    }
+
     fn changed(&self, group: &str, resource: &str) -> u64 {
         self.row(group, resource).map_or(0, |row| row.cache.changed())
     }

@@ -15,7 +15,7 @@ type Key = (String, String, String, String);
 /// Objects by group, resource, namespace and name.
 #[derive(Default)]
 pub(crate) struct FakeCluster {
-    objects: Mutex<BTreeMap<Key, Arc<Value>>>,
+    objects: Mutex<BTreeMap<Key, (u64, Arc<Value>)>>,
     revision: Mutex<u64>,
 }
 
@@ -32,8 +32,9 @@ impl FakeCluster {
         }
         let key = (group.into(), resource.into(), object.namespace().to_owned(), object.name().to_owned());
         let object = Arc::new(object);
-        self.objects.lock().insert(key, Arc::clone(&object));
-        *self.revision.lock() += 1;
+        let mut revision = self.revision.lock();
+        *revision += 1;
+        self.objects.lock().insert(key, (*revision, Arc::clone(&object)));
         object
     }
 
@@ -49,7 +50,8 @@ impl FakeCluster {
 
 impl Cluster for FakeCluster {
     fn get(&self, group: &str, resource: &str, namespace: &str, name: &str) -> Option<Arc<Value>> {
-        self.objects.lock().get(&(group.into(), resource.into(), namespace.into(), name.into())).cloned()
+        let key = (group.into(), resource.into(), namespace.into(), name.into());
+        self.objects.lock().get(&key).map(|(_, object)| Arc::clone(object))
     }
 
     fn list(&self, group: &str, resource: &str, namespace: Option<&str>) -> Snapshot {
@@ -57,9 +59,18 @@ impl Cluster for FakeCluster {
         let items = objects
             .iter()
             .filter(|((g, r, n, _), _)| g == group && r == resource && namespace.is_none_or(|ns| n == ns))
-            .map(|(_, object)| Arc::clone(object))
+            .map(|(_, (_, object))| Arc::clone(object))
             .collect();
         Snapshot { revision: *self.revision.lock(), items }
+    }
+
+    fn versions(&self, group: &str, resource: &str, namespace: &str) -> Vec<(Arc<str>, u64)> {
+        let objects = self.objects.lock();
+        objects
+            .iter()
+            .filter(|((g, r, n, _), _)| g == group && r == resource && n == namespace)
+            .map(|((_, _, n, name), (revision, _))| (Arc::from(format!("{n}/{name}")), *revision))
+            .collect()
     }
 
     fn changed(&self, _: &str, _: &str) -> u64 {

@@ -1,9 +1,11 @@
 //! What a kubelet may see and do: its own Node and lease, the pods bound to it, and what these refer to
 //! (upstream: `plugin/pkg/auth/authorizer/node`). The relations are looked up in the watch cache when asked for; there is no
-//! graph to keep in step.
+//! graph to keep in step, only a note per pod of what it refers to, as of the pod's revision.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use serde_json::Value;
 
 use super::references;
@@ -15,6 +17,36 @@ use crate::{Attributes, ClusterRef, Decision, UserInfo};
 pub struct NodeAuthorizer {
     cluster: ClusterRef,
     rules: Vec<Rule>,
+    /// By namespace and key.
+    notes: Mutex<HashMap<String, HashMap<Arc<str>, (u64, Arc<Note>)>>>,
+}
+
+/// What a pod refers to.
+struct Note {
+    node: String,
+    account: String,
+    secrets: Vec<String>,
+    config_maps: Vec<String>,
+    volume_claims: Vec<String>,
+    resource_claims: Vec<String>,
+}
+
+impl Note {
+    fn new(pod: &Value) -> Self {
+        let owned = |names: &mut dyn Iterator<Item = &str>| names.map(str::to_owned).collect();
+        Self {
+            // A mirror pod gives no rights: the node itself writes it.
+            node: match pod.annotation("kubernetes.io/config.mirror") {
+                None => pod.text("spec.nodeName").to_owned(),
+                Some(_) => String::new(),
+            },
+            account: pod.text("spec.serviceAccountName").to_owned(),
+            secrets: owned(&mut references::secrets(pod)),
+            config_maps: owned(&mut references::config_maps(pod)),
+            volume_claims: references::volume_claims(pod).collect(),
+            resource_claims: owned(&mut references::resource_claims(pod)),
+        }
+    }
 }
 
 /// The node's name if the caller is a kubelet. `Some("")`: a kubelet that does not say which.
@@ -26,7 +58,7 @@ pub fn node_name(user: &UserInfo) -> Option<&str> {
 impl NodeAuthorizer {
     /// `rules` are what every node may do with resources that are not cut up by node.
     pub fn new(cluster: ClusterRef, rules: Vec<Rule>) -> Self {
-        Self { cluster, rules }
+        Self { cluster, rules, notes: Mutex::default() }
     }
 
     /// The decision about a request; of other callers than nodes there is no opinion.
@@ -151,21 +183,22 @@ impl NodeAuthorizer {
         let on_node = |group: &str, kind: &str, space: &str| {
             self.cluster.get(group, kind, space, name).is_some_and(|o| o.text("spec.nodeName") == node)
         };
-        let pods_refer = |test: &dyn Fn(&Value) -> bool| self.pods(node, namespace).iter().any(|p| test(p));
+        let pods_refer = |test: &dyn Fn(&Note) -> bool| self.pods(node, namespace).iter().any(|p| test(p));
+        let listed = |names: &[String]| names.iter().any(|n| n == name);
         match resource {
             "pods" => on_node("", "pods", namespace),
             "volumeattachments" => on_node("storage.k8s.io", "volumeattachments", ""),
             "resourceslices" => on_node("resource.k8s.io", "resourceslices", ""),
-            "serviceaccounts" => pods_refer(&|pod| pod.text("spec.serviceAccountName") == name),
-            "configmaps" => pods_refer(&|pod| references::config_maps(pod).any(|n| n == name)),
-            "persistentvolumeclaims" => pods_refer(&|pod| references::volume_claims(pod).any(|n| n == name)),
-            "resourceclaims" => pods_refer(&|pod| references::resource_claims(pod).any(|n| n == name)),
+            "serviceaccounts" => pods_refer(&|pod| pod.account == name),
+            "configmaps" => pods_refer(&|pod| listed(&pod.config_maps)),
+            "persistentvolumeclaims" => pods_refer(&|pod| listed(&pod.volume_claims)),
+            "resourceclaims" => pods_refer(&|pod| listed(&pod.resource_claims)),
             "persistentvolumes" => self
                 .cluster
                 .get("", "persistentvolumes", "", name)
                 .is_some_and(|volume| self.uses_volume(node, &volume)),
             "secrets" => {
-                pods_refer(&|pod| references::secrets(pod).any(|n| n == name))
+                pods_refer(&|pod| listed(&pod.secrets))
                     || self.cluster.list("", "persistentvolumes", None).items.iter().any(|volume| {
                         references::volume_secrets(volume).any(|(space, n)| space == namespace && n == name)
                             && self.uses_volume(node, volume)
@@ -178,16 +211,31 @@ impl NodeAuthorizer {
     fn uses_volume(&self, node: &str, volume: &Value) -> bool {
         let (namespace, claim) = (volume.text("spec.claimRef.namespace"), volume.text("spec.claimRef.name"));
         !claim.is_empty()
-            && self.pods(node, namespace).iter().any(|pod| references::volume_claims(pod).any(|n| n == claim))
+            && self.pods(node, namespace).iter().any(|pod| pod.volume_claims.iter().any(|n| n == claim))
     }
 
-    /// The node's pods of a namespace. A mirror pod gives no rights: the node itself writes it.
-    fn pods(&self, node: &str, namespace: &str) -> Vec<Arc<Value>> {
-        let mut pods = self.cluster.list("", "pods", Some(namespace)).items;
-        pods.retain(|pod| {
-            pod.text("spec.nodeName") == node && pod.annotation("kubernetes.io/config.mirror").is_none()
-        });
-        pods
+    /// The node's pods of a namespace.
+    fn pods(&self, node: &str, namespace: &str) -> Vec<Arc<Note>> {
+        let versions = self.cluster.versions("", "pods", namespace);
+        let mut notes = self.notes.lock();
+        let mut old = notes.remove(namespace).unwrap_or_default();
+        let mut new = HashMap::with_capacity(versions.len());
+        for (key, revision) in versions {
+            let note = match old.remove(&key).filter(|(seen, _)| *seen == revision) {
+                Some((_, note)) => note,
+                None => {
+                    let name = key.rsplit('/').next().unwrap_or_default();
+                    let Some(pod) = self.cluster.get("", "pods", namespace, name) else { continue };
+                    Arc::new(Note::new(&pod))
+                }
+            };
+            new.insert(key, (revision, note));
+        }
+        let own = new.values().filter(|(_, note)| note.node == node).map(|(_, note)| Arc::clone(note)).collect();
+        if !new.is_empty() {
+            notes.insert(namespace.to_owned(), new);
+        }
+        own
     }
 }
 

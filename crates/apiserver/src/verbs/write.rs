@@ -152,6 +152,8 @@ async fn create_managed(
         crate::managed::created(served, &mut object, checks);
     }
     checks.mutate(served, Operation::Create, &mut object, None).await?;
+    // Upstream reads back what it stored, which defaults again: what admission filled in may entail more.
+    (served.resource.strategy.default)(&mut object);
     let generated = meta::text(&object, "name").is_empty() && !meta::text(&object, "generateName").is_empty();
     if !generated {
         return create_once(server, served, object, false, checks).await;

@@ -1,5 +1,8 @@
 //! Puts authentication, authorization, admission and encryption at rest together for the pipeline.
 
+#[cfg(test)]
+mod tests;
+
 use std::path::Path;
 use std::sync::Arc;
 
