@@ -36,7 +36,7 @@ const IGNORED: [(&str, &str); 10] = [
 
 /// One lock per namespace that is being charged, so that requests queue up rather than collide.
 #[derive(Default)]
-pub(super) struct Locks(Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>);
+pub(crate) struct Locks(Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>);
 
 impl Locks {
     fn of(&self, namespace: &str) -> Arc<tokio::sync::Mutex<()>> {
