@@ -116,7 +116,8 @@ async fn every_endpoint_refuses_nobody_and_strangers() {
     let impostor = foreign.issue_client("admin", &masters).expect("issue");
     let smuggled =
         vec![("x-remote-user", "admin".to_owned()), ("x-remote-group", "system:masters".to_owned())];
-    let acting = vec![("impersonate-user", "admin".to_owned()), ("impersonate-group", "system:masters".to_owned())];
+    let acting =
+        vec![("impersonate-user", "admin".to_owned()), ("impersonate-group", "system:masters".to_owned())];
     let who: BTreeMap<&str, (Who, u16)> = BTreeMap::from([
         ("nobody", (Who::Peer(vec![], vec![]), 403)),
         ("stranger", (Who::User(Arc::new(stranger)), 403)),

@@ -231,7 +231,8 @@ impl NodeAuthorizer {
             };
             new.insert(key, (revision, note));
         }
-        let own = new.values().filter(|(_, note)| note.node == node).map(|(_, note)| Arc::clone(note)).collect();
+        let own =
+            new.values().filter(|(_, note)| note.node == node).map(|(_, note)| Arc::clone(note)).collect();
         if !new.is_empty() {
             notes.insert(namespace.to_owned(), new);
         }
