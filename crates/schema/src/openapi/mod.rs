@@ -9,8 +9,9 @@ use serde_json::{Value, json};
 
 use crate::types::{Kind, Str, TypeId, Types};
 
-/// The media type of [`v2_protobuf`].
-pub const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+/// The media type of [`v2_protobuf`] in answers. Clients ask for it with an at sign before `v1.0`, which no Content-Type may
+/// hold.
+pub const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
 
 /// Which of the two dialects is spoken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
