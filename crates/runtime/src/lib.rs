@@ -40,8 +40,7 @@ pub async fn serve(config: RuntimeConfig, shutdown: CancellationToken) -> Result
         .map_err(|e| Error::Internal(e.to_string()))??;
     let node = Arc::new(node);
     node.recover().await?;
-    let making = node.clone();
-    tokio::task::spawn_blocking(move || making.make_toolbox());
+    tokio::spawn(node.clone().make_toolbox());
     let warming = node.clone();
     tokio::task::spawn_blocking(move || warming.warm());
     let streaming = stream::Streaming::start(node.clone(), shutdown.clone())

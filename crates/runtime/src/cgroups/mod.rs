@@ -3,6 +3,7 @@
 //! Where controllers are in version 1, each group is made in the version 2 tree as well, for `cgroup.kill`. All paths are
 //! absolute within their hierarchy, so they hold wherever the runtime itself was put.
 
+mod devices;
 mod resources;
 mod stats;
 

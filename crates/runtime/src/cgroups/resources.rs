@@ -92,39 +92,14 @@ impl Cgroups {
         }
         Ok(())
     }
-
-    /// Confines a container to the devices that every container has, and those in `extra` (`c 1:3 rwm`); `None` for all.
-    pub fn confine_devices(&self, group: &str, extra: Option<&[String]>) -> Result<(), Error> {
-        let (Some(dir), Some(extra)) = (self.v1_dir("devices", group), extra) else { return Ok(()) };
-        put(&dir, "devices.deny", "a")?;
-        for rule in DEFAULT_DEVICES.iter().copied().chain(extra.iter().map(String::as_str)) {
-            put(&dir, "devices.allow", rule)?;
-        }
-        Ok(())
-    }
 }
-
-/// Making any node; null, zero, full, random, urandom, tty, console, ptmx, and terminals.
-const DEFAULT_DEVICES: &[&str] = &[
-    "c *:* m",
-    "b *:* m",
-    "c 1:3 rwm",
-    "c 1:5 rwm",
-    "c 1:7 rwm",
-    "c 1:8 rwm",
-    "c 1:9 rwm",
-    "c 5:0 rwm",
-    "c 5:1 rwm",
-    "c 5:2 rwm",
-    "c 136:* rwm",
-];
 
 /// The weight of version 2 for shares of version 1, as runc maps it: 2..262144 to 1..10000.
 fn weight(shares: i64) -> i64 {
     1 + (shares.clamp(2, 262_144) - 2) * 9_999 / 262_142
 }
 
-fn put(dir: &Path, file: &str, value: &str) -> Result<(), Error> {
+pub(super) fn put(dir: &Path, file: &str, value: &str) -> Result<(), Error> {
     let path = dir.join(file);
     std::fs::OpenOptions::new()
         .write(true)

@@ -215,6 +215,7 @@ impl Images {
 
     /// Removes blobs and layers that neither an image nor a container needs.
     pub async fn collect(&self, used: &BTreeSet<String>) -> Result<(), Error> {
+        // Whoever holds the lock may be adding content that nothing names yet.
         let _exclusive = self.collecting.write().await;
         let mut layers = used.clone();
         let mut blobs = BTreeSet::new();

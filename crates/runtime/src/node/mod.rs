@@ -207,13 +207,31 @@ impl Node {
         });
     }
 
-    /// Makes the built-in image, in the background of the start.
-    pub fn make_toolbox(&self) {
-        let applets: Vec<&str> = self.config.toolbox_applets.iter().map(String::as_str).collect();
-        if let Err(error) = self.images.ensure_toolbox(&applets) {
+    /// Makes the built-in image, in the background of the start, and then removes what no image and no container needs.
+    pub async fn make_toolbox(self: Arc<Self>) {
+        let node = self.clone();
+        let made = blocking(move || {
+            let applets: Vec<&str> = node.config.toolbox_applets.iter().map(String::as_str).collect();
+            Ok(node.images.ensure_toolbox(&applets)?)
+        });
+        if let Err(error) = made.await {
             tracing::error!(%error, "the built-in toolbox image could not be made");
         }
         self.toolbox.send_replace(true);
+        // An earlier binary's image has lost its name to the new one.
+        let stale: Vec<String> = self
+            .images
+            .list()
+            .iter()
+            .filter(|i| i.pinned && i.tags.is_empty())
+            .map(|i| i.id.clone())
+            .collect();
+        for id in stale {
+            let _ = self.images.remove(&id, &self.layers_in_use()).await;
+        }
+        if let Err(error) = self.images.collect(&self.layers_in_use()).await {
+            tracing::warn!(%error, "cannot remove unused image content");
+        }
     }
 
     /// Starts the process that shims are forked from, before the first pod needs it.

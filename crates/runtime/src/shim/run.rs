@@ -81,13 +81,16 @@ pub fn main(dir: &str, ready: OwnedFd) -> ! {
     sys::set_name(c"carrack-shim");
     let answer = |message: &Ready| {
         let text = serde_json::to_vec(message).unwrap_or_default();
-        let _ = sys::write(ready.as_raw_fd(), &text);
+        sys::write(ready.as_raw_fd(), &text).is_ok()
     };
     match set_up(dir) {
         Ok(mut shim) => {
             let pid = std::process::id() as i32;
             let _ = std::fs::write(format!("{dir}/shim.pid"), pid.to_string());
-            answer(&Ready::Up { pid, pause: shim.pause });
+            if !answer(&Ready::Up { pid, pause: shim.pause }) {
+                // The runtime ended meanwhile, and nobody knows of this sandbox.
+                shim.shut_down();
+            }
             drop(ready);
             while !shim.over {
                 shim.round();
@@ -110,6 +113,7 @@ fn set_up(dir: &str) -> Result<Shim, String> {
     let plan: SandboxPlan = serde_json::from_slice(&text).map_err(|e| format!("sandbox.json: {e}"))?;
     drop(text);
     let _ = nix::unistd::setsid();
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
     std::env::set_current_dir("/").map_err(fail("chdir"))?;
     // SAFETY: plain numbers. Containers whose creator is gone become this process's children; SIGCHLD is no longer ignored.
     unsafe {

@@ -45,6 +45,7 @@ cases![
     archives_go_in_and_out,
     logs_are_rotated,
     pods_have_addresses,
+    a_crash_at_any_moment_leaves_nothing_half,
 ];
 
 async fn a_container_lives_and_ends(mut test: Test) {
@@ -535,4 +536,47 @@ async fn pods_have_addresses(mut test: Test) {
     assert_eq!(test.exec(&client, &["connect", "8080", &network.ip]).await.0, 0);
     test.remove_sandbox(&first_sandbox).await;
     test.remove_sandbox(&second_sandbox).await;
+}
+
+async fn a_crash_at_any_moment_leaves_nothing_half(mut test: Test) {
+    for round in 0..16u64 {
+        let mut pod = test.pod("crashes");
+        pod.metadata.as_mut().unwrap().attempt = round as u32;
+        let mut client = test.runtime.clone();
+        let container = test.container("main", &["hold"]);
+        let working = tokio::spawn(async move {
+            let run = RunPodSandboxRequest { config: Some(pod.clone()), runtime_handler: String::new() };
+            let sandbox = client.run_pod_sandbox(run).await?.into_inner().pod_sandbox_id;
+            let create = CreateContainerRequest {
+                pod_sandbox_id: sandbox.clone(),
+                config: Some(container),
+                sandbox_config: Some(pod),
+            };
+            let container_id = client.create_container(create).await?.into_inner().container_id;
+            client.start_container(StartContainerRequest { container_id: container_id.clone() }).await?;
+            client.remove_container(RemoveContainerRequest { container_id }).await?;
+            client.remove_pod_sandbox(RemovePodSandboxRequest { pod_sandbox_id: sandbox }).await
+        });
+        tokio::time::sleep(Duration::from_millis(round * 9)).await;
+        test.crash().await;
+        let _ = working.await.unwrap();
+        let sandboxes =
+            test.runtime.list_pod_sandbox(ListPodSandboxRequest::default()).await.unwrap().into_inner().items;
+        for sandbox in sandboxes {
+            test.remove_sandbox(&sandbox.id).await;
+        }
+        let left = test
+            .runtime
+            .list_containers(ListContainersRequest::default())
+            .await
+            .unwrap()
+            .into_inner()
+            .containers;
+        assert!(left.is_empty(), "{left:?}");
+        for dir in ["run/p", "run/m", "data/pods", "data/containers"] {
+            let entries: Vec<_> =
+                std::fs::read_dir(test.root.join(dir)).into_iter().flatten().flatten().collect();
+            assert!(entries.is_empty(), "round {round}: {entries:?}");
+        }
+    }
 }
