@@ -21,6 +21,7 @@ pub async fn run(args: Down) -> anyhow::Result<()> {
     eprintln!("  stopping the pods");
     runtime::teardown(&crate::parts::runtime_config(paths.data(), paths.runtime_socket())).await?;
     network::teardown().context("removing links and rules")?;
+    kubelet::teardown(&paths.kubelet(), "/").context("removing pod volumes")?;
     if args.purge {
         std::fs::remove_dir_all(paths.data())
             .with_context(|| format!("removing {}", paths.data().display()))?;

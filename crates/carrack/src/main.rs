@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+mod addons;
 mod args;
 mod backup;
 mod control;
@@ -62,10 +63,10 @@ fn run(args: Args) -> anyhow::Result<()> {
             Command::Apiserver(part) => parts::apiserver(part).await,
             Command::Controllers(part) => parts::controllers(part).await,
             Command::Scheduler(part) => parts::scheduler(part).await,
-            Command::Kubelet(_) => anyhow::bail!("not in this build"),
+            Command::Kubelet(part) => parts::kubelet(part).await,
             Command::Runtime(part) => parts::runtime(part).await,
-            Command::Proxy(_) => anyhow::bail!("not in this build"),
-            Command::Dns(_) => anyhow::bail!("not in this build"),
+            Command::Proxy(part) => parts::proxy(part).await,
+            Command::Dns(part) => parts::dns(part).await,
         }
     });
     runtime.shutdown_background();

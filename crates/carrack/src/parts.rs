@@ -18,8 +18,12 @@ use crate::paths::Paths;
 use crate::up::spawn;
 use crate::{lock, node};
 
-const CLUSTER_DNS: [&str; 2] = ["10.96.0.10", "fd00:10:96::a"];
+/// Where cluster DNS is asked.
+pub const CLUSTER_DNS: [&str; 2] = ["10.96.0.10", "fd00:10:96::a"];
+const SERVICE_RANGES: [&str; 2] = ["10.96.0.0/16", "fd00:10:96::/112"];
 const POD_RANGES: [&str; 2] = ["10.244.0.0/16", "fd00:10:244::/56"];
+/// The size of a node's part of each pod range.
+const NODE_PREFIXES: [u8; 2] = [24, 64];
 const DOMAIN: &str = "cluster.local";
 
 /// Who the parts are. In one process a client is a tower service in front of the API server's pipeline: authenticated by
@@ -68,7 +72,11 @@ pub fn spawn_control(
     let manager = clients.user("system:kube-controller-manager", &[]);
     let informers = informer::Factory::new(manager.clone(), shutdown.clone());
     let root_ca = pki::ClusterPki::load_or_create(paths.pki())?.ca.cert_pem();
-    let config = controllers::Config { informers: Some(informers.clone()), root_ca, ..Default::default() };
+    let pod_ranges =
+        POD_RANGES.iter().zip(NODE_PREFIXES).map(|(range, prefix)| controllers::Range::new(range, prefix));
+    let pod_ranges = pod_ranges.collect::<Result<_, _>>()?;
+    let config =
+        controllers::Config { informers: Some(informers.clone()), root_ca, pod_ranges, ..Default::default() };
     let own = clients.clone();
     let identities = Arc::new(move |name: &str| own.service_account(name));
     spawn(running, "the controllers", controllers::run(manager, identities, config, shutdown.clone()));
@@ -89,7 +97,26 @@ pub fn spawn_node(
     let pki = pki::ClusterPki::load_or_create(paths.pki())?;
     let serving = pki.issue_kubelet_server(&node.name, &node.addresses)?;
     let client = clients.user(&format!("system:node:{}", node.name), &["system:nodes"]);
-    let _ = (running, shutdown, serving, client);
+    let mut config = kubelet::KubeletConfig::new(&node.name, client);
+    config.root_dir = paths.kubelet();
+    config.pod_logs_dir = paths.pod_logs();
+    config.runtime_endpoint = format!("unix://{}", paths.runtime_socket().display());
+    config.node_ips = node.addresses.clone();
+    config.cluster_dns = cluster_dns();
+    config.cluster_domain = DOMAIN.to_owned();
+    config.bind.set_port(node.kubelet_port);
+    config.serving_cert = serving.cert_pem;
+    config.serving_key = serving.key_pem;
+    config.client_ca = pki.ca.cert_pem();
+    spawn(running, "the kubelet", kubelet::run(config, shutdown.clone()));
+    let config = proxy_config(&node.name);
+    spawn(
+        running,
+        "the service proxy",
+        proxy::run(clients.user("system:kube-proxy", &[]), config, shutdown.clone()),
+    );
+    let config = dns_config(cluster_dns());
+    spawn(running, "cluster DNS", dns::run(clients.service_account("kube-dns"), config, shutdown.clone()));
     Ok(())
 }
 
@@ -106,6 +133,21 @@ pub fn runtime_config(data: &Path, socket: PathBuf) -> runtime::RuntimeConfig {
     };
     config.toolbox_applets = toolbox::APPLETS.iter().map(|applet| (*applet).to_owned()).collect();
     config
+}
+
+fn proxy_config(node: &str) -> proxy::ProxyConfig {
+    proxy::ProxyConfig {
+        node_name: node.to_owned(),
+        pod_ranges: Vec::new(),
+        service_ranges: parsed(SERVICE_RANGES),
+        served_here: cluster_dns(),
+    }
+}
+
+fn dns_config(listen: Vec<IpAddr>) -> dns::DnsConfig {
+    let ranges = [parsed(SERVICE_RANGES), parsed(POD_RANGES)].concat();
+    let upstreams = dns::upstreams(Path::new("/etc/resolv.conf"), &listen);
+    dns::DnsConfig { listen, domain: DOMAIN.to_owned(), upstreams, ranges, ..dns::DnsConfig::default() }
 }
 
 fn cluster_dns() -> Vec<IpAddr> {
@@ -154,11 +196,45 @@ pub async fn scheduler(args: args::Client) -> anyhow::Result<()> {
     Ok(scheduler::run(client, config, until_signal()?).await?)
 }
 
+/// `carrack kubelet`: with any API server and any CRI runtime.
+pub async fn kubelet(args: args::Kubelet) -> anyhow::Result<()> {
+    log_to_terminal();
+    let paths = Paths::make(&args.data.data_dir)?;
+    let (client, _) = connect(&args.client.kubeconfig).await?;
+    let read =
+        |path: &Path| std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()));
+    let mut config = kubelet::KubeletConfig::new(node::name(args.client.node_name.as_deref())?, client);
+    config.root_dir = paths.kubelet();
+    config.pod_logs_dir = paths.pod_logs();
+    config.runtime_endpoint = args.container_runtime_endpoint;
+    config.node_ips = node::addresses(&args.node_ips)?;
+    config.cluster_dns = args.cluster_dns;
+    config.bind.set_port(args.port);
+    config.serving_cert = read(&args.tls_cert_file)?;
+    config.serving_key = read(&args.tls_private_key_file)?;
+    config.client_ca = read(&args.client_ca_file)?;
+    Ok(kubelet::run(config, until_signal()?).await?)
+}
+
 /// `carrack runtime`: for any CRI client.
 pub async fn runtime(args: args::Runtime) -> anyhow::Result<()> {
     log_to_terminal();
     let paths = Paths::make(&args.data.data_dir)?;
     Ok(runtime::serve(runtime_config(paths.data(), args.socket), until_signal()?).await?)
+}
+
+/// `carrack proxy`: on a node of any cluster.
+pub async fn proxy(args: args::Client) -> anyhow::Result<()> {
+    log_to_terminal();
+    let (client, _) = connect(&args.kubeconfig).await?;
+    Ok(proxy::run(client, proxy_config(&node::name(args.node_name.as_deref())?), until_signal()?).await?)
+}
+
+/// `carrack dns`: for any cluster.
+pub async fn dns(args: args::Dns) -> anyhow::Result<()> {
+    log_to_terminal();
+    let (client, _) = connect(&args.client.kubeconfig).await?;
+    Ok(dns::run(client, dns_config(args.listen), until_signal()?).await?)
 }
 
 /// A candidacy for the lease under which upstream's part of that name runs, so that the two never run at once.

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::args::Up;
 use crate::paths::Paths;
 use crate::progress::Progress;
-use crate::{control, kubeconfig, lock, node, own_binary, parts, preflight};
+use crate::{addons, control, kubeconfig, lock, node, own_binary, parts, preflight};
 
 /// Runs until a signal asks it to end. The pods go on.
 pub async fn run(args: Up) -> anyhow::Result<()> {
@@ -100,13 +100,15 @@ async fn start(
     progress.done("API server ready");
 
     let clients = parts::Clients::in_process(server.clone());
+    let own = clients.of(UserInfo::system_master("system:carrack"));
+    addons::ensure(own.clone(), &parts::CLUSTER_DNS).await?;
     parts::spawn_control(running, &clients, paths, shutdown)?;
     progress.done("controllers and scheduler started");
 
     let kubelet = parts::Node { name: name.clone(), addresses, kubelet_port: args.kubelet_port };
     parts::spawn_node(running, &clients, paths, &kubelet, shutdown)?;
     progress.doing("waiting for the node");
-    ready(clients.of(UserInfo::system_master("system:carrack")), &name, running).await?;
+    ready(own, &name, running).await?;
     progress.done(&format!("node {name} is Ready"));
     Ok(Cluster { server, node: name })
 }

@@ -54,6 +54,14 @@ impl Cgroups {
         Ok(cgroups)
     }
 
+    /// The folders of the tree in every hierarchy.
+    pub(crate) fn trees(root: &str) -> io::Result<Vec<PathBuf>> {
+        let table = std::fs::read_to_string("/proc/self/mountinfo")?;
+        let cgroups = Cgroups { root: root.trim_matches('/').to_owned(), ..parse(&table) };
+        let mounts = cgroups.unified.iter().chain(cgroups.legacy.iter().map(|(mount, _)| mount));
+        Ok(mounts.map(|mount| mount.join(cgroups.path("kubepods"))).collect())
+    }
+
     fn path(&self, below: &str) -> String {
         if self.root.is_empty() { below.to_owned() } else { format!("{}/{below}", self.root) }
     }

@@ -32,6 +32,7 @@ mod security;
 mod server;
 mod services;
 mod status;
+mod teardown;
 mod tls;
 mod tokens;
 mod volumes;
@@ -44,6 +45,7 @@ use tokio_util::sync::CancellationToken;
 pub use config::KubeletConfig;
 pub use error::Error;
 use error::IoContext;
+pub use teardown::teardown;
 
 /// Runs the kubelet until `shutdown`. Containers are left running; the next run takes them over.
 pub async fn run(config: KubeletConfig, shutdown: CancellationToken) -> Result<(), Error> {

@@ -171,7 +171,11 @@ async fn report(context: Shared, api: Api<Node>, mut seen: watch::Receiver<Optio
         let ready = status::is_ready(&fresh);
         let due = written.elapsed() >= context.config.status_interval;
         if last.is_none() || due || status::differs(&base, &fresh) {
-            let patch = json!({"status": fresh});
+            let mut patch = json!({"status": fresh});
+            // Their merge key is the type, of which a dual-stack node has two addresses.
+            if let Some(addresses) = patch["status"]["addresses"].as_array_mut() {
+                addresses.push(json!({"$patch": "replace"}));
+            }
             match api.patch_status(&name, &PatchParams::default(), &Patch::Strategic(&patch)).await {
                 Ok(_) => {
                     if ready && !status::is_ready(&base) {
