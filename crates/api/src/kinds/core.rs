@@ -63,6 +63,20 @@ pub(super) static NAMESPACE: Strategy = Strategy {
 
 pub(super) static NODE: Strategy = Strategy {
     default: |node| {
+        if let Some(spec) = node.existing("spec") {
+            // The old single range is the first of the list.
+            let (single, list) = (spec.text("podCIDR").to_owned(), spec.items("podCIDRs").to_vec());
+            match list.first() {
+                _ if !single.is_empty() && list.first().is_none_or(|first| *first != *single) => {
+                    spec.put("podCIDRs", vec![Value::from(single)]);
+                }
+                Some(first) if single.is_empty() => {
+                    let first = first.clone();
+                    spec.put("podCIDR", first);
+                }
+                _ => {}
+            }
+        }
         if let Some(status) = node.existing("status") {
             for list in ["capacity", "allocatable"] {
                 if let Some(list) = status.existing(list) {

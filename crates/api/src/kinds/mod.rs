@@ -24,6 +24,7 @@ use crate::Strategy;
 
 pub use control::prepare_approval;
 pub use rows::human_duration;
+pub use validation::control::validate_approval;
 pub use validation::core::validate_finalize;
 pub use validation::pod::{validate_ephemeral_containers, validate_resize};
 

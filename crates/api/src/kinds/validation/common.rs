@@ -220,3 +220,10 @@ pub(crate) fn at_most_hundred(errors: &mut Errors, value: &Value, path: &Path<'_
         errors.invalid(path, value.clone(), "must not be greater than 100%");
     }
 }
+
+/// A count is above zero.
+pub(crate) fn positive_count(errors: &mut Errors, count: i64, path: &Path<'_>) {
+    if count <= 0 {
+        errors.invalid(path, count, "must be greater than zero");
+    }
+}

@@ -259,79 +259,6 @@ pub(crate) fn node_status(new: &Value, _: &Value) -> Vec<FieldError> {
     errors.0
 }
 
-/// An event of the core group: where it is told is where its object lives.
-pub(crate) fn event(object: &Value) -> Vec<FieldError> {
-    let mut errors = Errors::new();
-    let namespace = object.at("metadata").text("namespace");
-    let new = object.text("apiVersion").starts_with("events.k8s.io/") || object.has("regarding");
-    let key = if new { "regarding" } else { "involvedObject" };
-    let own = object.at(key).text("namespace");
-    let misplaced = match own {
-        "" => !matches!(namespace, "default" | "kube-system"),
-        own => own != namespace,
-    };
-    // Objects without a namespace report to `default` or, from old clients, wherever they like.
-    let clustered = own.is_empty() && !object.at(key).has("namespace") && !new;
-    if misplaced && !own.is_empty() {
-        let involved = Path::new("involvedObject");
-        errors.invalid(&involved.child("namespace"), own, "does not match event.namespace");
-    } else if misplaced && !clustered && object.has("eventTime") {
-        let involved = Path::new("involvedObject");
-        errors.invalid(&involved.child("namespace"), own, "does not match event.namespace");
-    }
-    let modern = object.has("eventTime") || new;
-    if modern {
-        modern_event(&mut errors, object, new);
-    }
-    errors.0
-}
-
-fn modern_event(errors: &mut Errors, object: &Value, new: bool) {
-    let (controller, message) =
-        if new { ("reportingController", "note") } else { ("reportingComponent", "message") };
-    if !object.has("eventTime") {
-        errors.required(&Path::new("eventTime"), "");
-    }
-    let name = object.text(controller);
-    let at = Path::new("reportingController");
-    if name.is_empty() {
-        errors.required(&at, "");
-    }
-    label_name(errors, name, &at);
-    let limited = [("reportingInstance", 128), ("action", 128), ("reason", 128)];
-    for (key, most) in limited {
-        let value = object.text(key);
-        let at = Path::new(key);
-        if value.is_empty() {
-            errors.required(&at, "");
-        }
-        if value.len() > most {
-            errors.invalid(&at, "", format!("can have at most {most} characters"));
-        }
-    }
-    if object.text(message).len() > 1024 {
-        errors.invalid(&Path::new("message"), "", "can have at most 1024 characters");
-    }
-    if !matches!(object.text("type"), "Normal" | "Warning") {
-        errors.invalid(&Path::new("type"), "", "has invalid value: ");
-    }
-    if !new {
-        return;
-    }
-    for (key, told) in [
-        ("deprecatedFirstTimestamp", "firstTimestamp"),
-        ("deprecatedLastTimestamp", "lastTimestamp"),
-        ("deprecatedCount", "count"),
-    ] {
-        if !object.at(key).is_empty_value() {
-            errors.invalid(&Path::new(told), "", "needs to be unset");
-        }
-    }
-    if !object.at("deprecatedSource").is_empty_value() {
-        errors.invalid(&Path::new("source"), "", "needs to be unset");
-    }
-}
-
 pub(crate) fn limit_range(object: &Value) -> Vec<FieldError> {
     let mut errors = Errors::new();
     let path = Path::new("spec");
@@ -573,9 +500,13 @@ pub(crate) fn priority_class_update(new: &Value, old: &Value) -> Vec<FieldError>
 pub(crate) fn runtime_class(object: &Value) -> Vec<FieldError> {
     let mut errors = Errors::new();
     let path = Path::new("handler");
-    common::label(&mut errors, object.text("handler"), &path);
+    match object.text("handler") {
+        "" => errors.required(&path, ""),
+        handler => common::label(&mut errors, handler, &path),
+    }
+    // Upstream checks the overhead as a container's limits, and names it so.
     let overhead = Path::new("overhead");
-    let at = overhead.child("podFixed");
+    let at = overhead.child("limits");
     for (name, value) in object.at("overhead").entries("podFixed") {
         resources::name(&mut errors, name, &at.key(name));
         resources::amount(&mut errors, name, value, &at.key(name));

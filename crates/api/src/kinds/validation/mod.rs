@@ -1,13 +1,20 @@
 //! Validation: what each kind refuses, with upstream's reasons, paths and words.
 
 mod access;
+mod admission;
 mod batch;
 pub(crate) mod common;
 mod container;
+pub(crate) mod control;
 pub(crate) mod core;
 mod cron;
+mod csi;
+mod devices;
+mod events;
+mod network;
 pub(crate) mod pod;
 mod podspec;
+mod policy;
 mod probes;
 mod resources;
 mod scheduling;
@@ -63,7 +70,7 @@ pub(crate) fn rules_for(group: &str, kind: &str) -> Rules {
     match (group, kind) {
         ("", "ConfigMap") => rules(core::config_map, core::config_map_update),
         ("", "Endpoints") => rules(service::endpoints, no_update),
-        ("", "Event") | ("events.k8s.io", "Event") => rules(core::event, no_update),
+        ("", "Event") | ("events.k8s.io", "Event") => rules(events::event, events::update),
         ("", "LimitRange") => rules(core::limit_range, no_update),
         ("", "Namespace") => named(
             with_status(rules(core::namespace, no_update), core::namespace_status),
@@ -82,6 +89,27 @@ pub(crate) fn rules_for(group: &str, kind: &str) -> Rules {
         }
         ("", "Secret") => rules(core::secret, core::secret_update),
         ("", "Service") => named(rules(service::service, service::service_update), names::dns1123_label),
+        ("admissionregistration.k8s.io", "MutatingAdmissionPolicy") => {
+            rules(admission::mutating_policy, no_update)
+        }
+        ("admissionregistration.k8s.io", "MutatingAdmissionPolicyBinding") => {
+            rules(admission::mutating_binding, no_update)
+        }
+        ("admissionregistration.k8s.io", "MutatingWebhookConfiguration") => {
+            rules(admission::mutating_webhooks, no_update)
+        }
+        ("admissionregistration.k8s.io", "ValidatingAdmissionPolicy") => {
+            rules(admission::validating_policy, no_update)
+        }
+        ("admissionregistration.k8s.io", "ValidatingAdmissionPolicyBinding") => {
+            rules(admission::validating_binding, no_update)
+        }
+        ("admissionregistration.k8s.io", "ValidatingWebhookConfiguration") => {
+            rules(admission::validating_webhooks, no_update)
+        }
+        ("apiregistration.k8s.io", "APIService") => {
+            named(rules(control::api_service, no_update), names::path_segment)
+        }
         ("apps", "ControllerRevision") => {
             rules(workloads::controller_revision, workloads::controller_revision_update)
         }
@@ -97,13 +125,35 @@ pub(crate) fn rules_for(group: &str, kind: &str) -> Rules {
         ("apps", "StatefulSet") => {
             with_status(rules(workloads::stateful_set, workloads::stateful_set_update), workloads::status)
         }
+        ("autoscaling", "HorizontalPodAutoscaler") => rules(policy::autoscaler, no_update),
         ("batch", "CronJob") => named(rules(batch::cron_job, no_update), cron_job_name),
         ("batch", "Job") => rules(batch::job, batch::job_update),
+        ("certificates.k8s.io", "CertificateSigningRequest") => named(
+            with_status(
+                rules(control::signing_request, control::signing_request_update),
+                control::signing_request_status,
+            ),
+            |_| Vec::new(),
+        ),
         ("coordination.k8s.io", "Lease") => rules(core::lease, no_update),
         ("discovery.k8s.io", "EndpointSlice") => {
             rules(service::endpoint_slice, service::endpoint_slice_update)
         }
+        ("flowcontrol.apiserver.k8s.io", "FlowSchema") => rules(control::flow_schema, no_update),
+        ("flowcontrol.apiserver.k8s.io", "PriorityLevelConfiguration") => {
+            rules(control::priority_level, no_update)
+        }
+        ("networking.k8s.io", "IPAddress") => {
+            named(rules(network::ip_address, network::ip_address_update), network::ip_address_name)
+        }
+        ("networking.k8s.io", "Ingress") => rules(network::ingress, no_update),
+        ("networking.k8s.io", "IngressClass") => rules(network::ingress_class, network::ingress_class_update),
+        ("networking.k8s.io", "NetworkPolicy") => rules(network::network_policy, no_update),
+        ("networking.k8s.io", "ServiceCIDR") => rules(network::service_cidr, network::service_cidr_update),
         ("node.k8s.io", "RuntimeClass") => rules(core::runtime_class, core::runtime_class_update),
+        ("policy", "PodDisruptionBudget") => {
+            with_status(rules(policy::disruption_budget, no_update), policy::disruption_budget_status)
+        }
         ("rbac.authorization.k8s.io", "ClusterRole") => {
             named(rules(access::cluster_role, no_update), names::path_segment)
         }
@@ -114,7 +164,20 @@ pub(crate) fn rules_for(group: &str, kind: &str) -> Rules {
         ("rbac.authorization.k8s.io", "RoleBinding") => {
             named(rules(access::role_binding, access::binding_update), names::path_segment)
         }
+        ("resource.k8s.io", "DeviceClass") => rules(devices::class, no_update),
+        ("resource.k8s.io", "ResourceClaim") => rules(devices::claim, devices::same_spec),
+        ("resource.k8s.io", "ResourceClaimTemplate") => rules(devices::claim_template, devices::same_spec),
+        ("resource.k8s.io", "ResourceSlice") => rules(devices::slice, devices::slice_update),
         ("scheduling.k8s.io", "PriorityClass") => rules(core::priority_class, core::priority_class_update),
+        ("storage.k8s.io", "CSIDriver") => {
+            named(rules(csi::driver, csi::driver_update), csi::driver_object_name)
+        }
+        ("storage.k8s.io", "CSINode") => rules(csi::node, csi::node_update),
+        ("storage.k8s.io", "CSIStorageCapacity") => rules(csi::capacity, csi::capacity_update),
+        ("storage.k8s.io", "VolumeAttachment") => rules(csi::attachment, csi::attachment_update),
+        ("storage.k8s.io", "VolumeAttributesClass") => {
+            rules(storage::attributes_class, storage::attributes_class_update)
+        }
         ("storage.k8s.io", "StorageClass") => rules(storage::class, storage::class_update),
         _ => NONE,
     }

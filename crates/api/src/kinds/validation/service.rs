@@ -468,13 +468,18 @@ fn slice_endpoint(errors: &mut Errors, endpoint: &Value, kind: &str, at: &Path<'
     }
     for (index, address) in addresses.into_iter().enumerate() {
         let at = path.index(index);
-        match (kind, address.parse::<IpAddr>()) {
+        match (kind, parse_ip(address)) {
             ("FQDN", _) => {
                 subdomain(errors, address, &at);
             }
-            ("IPv4", Ok(IpAddr::V4(_))) | ("IPv6", Ok(IpAddr::V6(_))) => endpoint_ip(errors, address, &at),
-            ("IPv4", _) => errors.invalid(&at, address, "must be an IPv4 address"),
-            ("IPv6", _) => errors.invalid(&at, address, "must be an IPv6 address"),
+            ("IPv4" | "IPv6", None) => common::ip(errors, address, &at),
+            ("IPv4" | "IPv6", Some(ip)) => {
+                // Upstream names the list here, not its element.
+                if ip.is_ipv4() != (kind == "IPv4") {
+                    errors.invalid(&path, address, format!("must be an {kind} address"));
+                }
+                endpoint_ip(errors, address, &at);
+            }
             _ => {}
         }
     }

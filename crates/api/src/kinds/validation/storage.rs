@@ -447,17 +447,25 @@ fn parameters(errors: &mut Errors, class: &Value, needed: bool) {
 
 pub(crate) fn class_update(new: &Value, old: &Value) -> Vec<FieldError> {
     let mut errors = Errors::new();
-    for key in ["parameters", "provisioner", "reclaimPolicy"] {
+    for key in ["parameters", "provisioner", "reclaimPolicy", "volumeBindingMode"] {
+        common::immutable(&mut errors, new.at(key), old.at(key), &Path::new(key));
+    }
+    errors.0
+}
+
+pub(crate) fn attributes_class(class: &Value) -> Vec<FieldError> {
+    let mut errors = Errors::new();
+    driver_name(&mut errors, class.text("driverName"), &Path::new("driverName"));
+    parameters(&mut errors, class, true);
+    errors.0
+}
+
+pub(crate) fn attributes_class_update(new: &Value, old: &Value) -> Vec<FieldError> {
+    let mut errors = Errors::new();
+    for key in ["driverName", "parameters"] {
         if !same(new.at(key), old.at(key)) {
-            let detail = format!("updates to {key} are forbidden.");
-            errors.forbidden(&Path::new(key), detail);
+            errors.forbidden(&Path::new(key), format!("updates to {key} are forbidden."));
         }
     }
-    common::immutable(
-        &mut errors,
-        new.at("volumeBindingMode"),
-        old.at("volumeBindingMode"),
-        &Path::new("volumeBindingMode"),
-    );
     errors.0
 }
