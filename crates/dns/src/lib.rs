@@ -98,9 +98,9 @@ pub async fn run(client: Client, config: DnsConfig, shutdown: CancellationToken)
     let slices = watcher(Api::<EndpointSlice>::all(client.clone()), watcher::Config::default());
     let namespaces = watcher(Api::<Namespace>::all(client), watcher::Config::default());
     let mut changes = stream::select_all([
-        services.default_backoff().map_ok(Change::Service).boxed(),
-        slices.default_backoff().map_ok(Change::Slice).boxed(),
-        namespaces.default_backoff().map_ok(Change::Namespace).boxed(),
+        services.default_backoff().map_ok(|event| Change::Service(Box::new(event))).boxed(),
+        slices.default_backoff().map_ok(|event| Change::Slice(Box::new(event))).boxed(),
+        namespaces.default_backoff().map_ok(|event| Change::Namespace(Box::new(event))).boxed(),
     ]);
     let mut state = State::default();
     loop {

@@ -11,9 +11,9 @@ const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
 /// An event of one of the three watches.
 pub(crate) enum Change {
-    Service(Event<v1::Service>),
-    Slice(Event<EndpointSlice>),
-    Namespace(Event<Namespace>),
+    Service(Box<Event<v1::Service>>),
+    Slice(Box<Event<EndpointSlice>>),
+    Namespace(Box<Event<Namespace>>),
 }
 
 /// What is needed to turn events into changes of the zone.
@@ -35,9 +35,9 @@ impl State {
 
     pub(crate) fn apply(&mut self, zone: &mut Zone, change: Change) {
         match change {
-            Change::Service(event) => self.service(zone, event),
-            Change::Slice(event) => self.slice(zone, event),
-            Change::Namespace(event) => self.namespace(zone, event),
+            Change::Service(event) => self.service(zone, *event),
+            Change::Slice(event) => self.slice(zone, *event),
+            Change::Namespace(event) => self.namespace(zone, *event),
         }
     }
 

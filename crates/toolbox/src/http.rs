@@ -1,8 +1,9 @@
 //! An HTTP echo server whose health can be turned off and on, and a GET client. HTTP/1.1, one request per connection.
 
+use crate::tls::{self, Trust};
 use crate::{Failure, Outcome, duration, flags, has, net, process, size, value};
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -174,10 +175,10 @@ impl Server {
             _ => {
                 let mut text = format!("hostname: {host}\n");
                 if let Ok(peer) = stream.peer_addr() {
-                    text += &format!("client: {peer}\n");
+                    text += &format!("client: {}\n", plain(peer));
                 }
                 if let Ok(local) = stream.local_addr() {
-                    text += &format!("server: {local}\n");
+                    text += &format!("server: {}\n", plain(local));
                 }
                 if let Some(own) = &self.text {
                     text += &format!("text: {own}\n");
@@ -191,6 +192,11 @@ impl Server {
     }
 }
 
+/// IPv4 addresses as such, also on a socket of both families.
+fn plain(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
 fn reason(status: u16) -> &'static str {
     match status {
         200 => "OK",
@@ -201,8 +207,9 @@ fn reason(status: u16) -> &'static str {
     }
 }
 
-const CLIENT_USAGE: &str = "http [-w WAIT] [-n REPEAT] [-i INTERVAL] [-X METHOD] [-d BODY] [-H HEADER] [-O FILE|-] [-qsv] http://HOST[:PORT]/PATH
-  exits 0 if the last status is below 400";
+const CLIENT_USAGE: &str = "http [-w WAIT] [-n REPEAT] [-i INTERVAL] [-X METHOD] [-d BODY] [-H HEADER] [-O FILE|-] [-qsv]
+     [-k | -C CA-FILE] http[s]://HOST[:PORT]/PATH
+  -k takes any certificate, -C one of that CA; exits 0 if the last status is below 400";
 
 pub(crate) fn client(args: &[String]) -> Outcome {
     // The long and wget-like forms that people type.
@@ -213,12 +220,15 @@ pub(crate) fn client(args: &[String]) -> Outcome {
             Some(("--timeout", time)) => vec!["-w".into(), time.into()],
             Some(("--post-data", body)) => vec!["-d".into(), body.into()],
             Some(("--header", text)) => vec!["-H".into(), text.into()],
+            Some(("--cacert", file)) => vec!["-C".into(), file.into()],
+            _ if arg == "--cacert" => vec!["-C".into()],
+            _ if arg == "--no-check-certificate" => vec!["-k".into()],
             _ if arg == "--repeat" => vec!["-n".into()],
             _ if arg == "-qO-" => vec!["-q".into()],
             _ => vec![arg.clone()],
         })
         .collect();
-    let (found, operands) = flags(&args, "qsvS", "wTniXdHO", CLIENT_USAGE)?;
+    let (found, operands) = flags(&args, "qsvSk", "wTniXdHOC", CLIENT_USAGE)?;
     let [url] = operands[..] else { return Err(Failure::usage(CLIENT_USAGE)) };
     let time = |flag, default| duration(value::<String>(&found, flag)?.as_deref().unwrap_or(default));
     let wait = if has(&found, 'T') { time('T', "5")? } else { time('w', "5")? };
@@ -228,13 +238,16 @@ pub(crate) fn client(args: &[String]) -> Outcome {
     let headers: Vec<&str> = found.iter().filter(|(flag, _)| *flag == 'H').map(|(_, text)| *text).collect();
     let output =
         found.iter().find(|(flag, _)| *flag == 'O').map(|(_, file)| *file).filter(|file| *file != "-");
+    let authority = found.iter().find(|(flag, _)| *flag == 'C').map(|(_, file)| *file);
+    let trust = if has(&found, 'k') { Some(Trust::Anyone) } else { authority.map(Trust::File) };
     let interval = time('i', if repeat > 1 { "1" } else { "0" })?;
     let mut result = Ok(0);
     for round in 0..repeat {
         if round > 0 {
             std::thread::sleep(interval);
         }
-        result = get(url, &method, &headers, body.as_deref(), wait).and_then(|(status, head, content)| {
+        let order = Order { method: &method, headers: &headers, body: body.as_deref(), wait, trust };
+        result = get(url, &order).and_then(|(status, head, content)| {
             if has(&found, 'v') || has(&found, 'S') {
                 eprint!("{head}");
             }
@@ -255,22 +268,37 @@ pub(crate) fn client(args: &[String]) -> Outcome {
     result
 }
 
-fn get(
-    url: &str,
-    method: &str,
-    headers: &[&str],
-    body: Option<&str>,
+struct Order<'a> {
+    method: &'a str,
+    headers: &'a [&'a str],
+    body: Option<&'a str>,
     wait: Duration,
-) -> Result<(u16, String, Vec<u8>), Failure> {
-    if url.starts_with("https://") {
-        return Err(Failure::new("https is not spoken here"));
-    }
-    let rest = url.strip_prefix("http://").unwrap_or(url);
+    trust: Option<Trust<'a>>,
+}
+
+trait Stream: Read + Write {}
+
+impl<T: Read + Write> Stream for T {}
+
+fn get(url: &str, order: &Order<'_>) -> Result<(u16, String, Vec<u8>), Failure> {
+    let Order { method, headers, body, wait, trust } = *order;
+    let secure = url.starts_with("https://");
+    let rest = url.strip_prefix("http://").or(url.strip_prefix("https://")).unwrap_or(url);
     let at = rest.find(['/', '?']).unwrap_or(rest.len());
     let (host, path) = rest.split_at(at);
     let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
-    let mut stream = net::connect(host, Some(80), wait)?;
-    stream.set_read_timeout(Some(wait))?;
+    let connection = net::connect(host, Some(if secure { 443 } else { 80 }), wait)?;
+    connection.set_read_timeout(Some(wait))?;
+    let mut stream: Box<dyn Stream> = if secure {
+        let trust = trust.ok_or_else(|| Failure::new("https needs -k or -C CA-FILE"))?;
+        let name = match host.rsplit_once(':') {
+            Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+            _ => host,
+        };
+        Box::new(tls::wrap(connection, name, trust)?)
+    } else {
+        Box::new(connection)
+    };
     let mut request = format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n");
     if !headers.iter().any(|line| line.to_ascii_lowercase().starts_with("user-agent:")) {
         request += "User-Agent: toolbox\r\n";
@@ -283,7 +311,7 @@ fn get(
     }
     request += "\r\n";
     request += body.unwrap_or_default();
-    stream.write_all(request.as_bytes())?;
+    stream.write_all(request.as_bytes()).map_err(|error| Failure::about(host, error))?;
     let mut reader = BufReader::new(stream);
     let mut head = String::new();
     loop {
@@ -314,8 +342,13 @@ fn get(
             reader.read_line(&mut String::new())?;
         }
     } else {
-        let length = header(&head, "content-length").and_then(|text| text.parse().ok()).unwrap_or(u64::MAX);
-        content = net::read_limited(&mut reader, length).map_err(|error| Failure::about(host, error))?;
+        match header(&head, "content-length").and_then(|text| text.parse().ok()) {
+            Some(length) => {
+                content = net::read_limited(&mut reader, length).map_err(|error| Failure::about(host, error))?;
+            }
+            // Many servers end a connection without the TLS goodbye.
+            None => drop(reader.read_to_end(&mut content)),
+        }
     }
     Ok((status, head, content))
 }
@@ -353,7 +386,9 @@ mod tests {
             }
         });
         let ask = |method: &str, path: &str| {
-            get(&format!("http://{address}{path}"), method, &[], None, Duration::from_secs(5)).unwrap()
+            let wait = Duration::from_secs(5);
+            let order = Order { method, headers: &[], body: None, wait, trust: None };
+            get(&format!("http://{address}{path}"), &order).unwrap()
         };
         let (status, _, content) = ask("GET", "/");
         assert_eq!(status, 200);
@@ -367,5 +402,44 @@ mod tests {
         assert_eq!(ask("GET", "/status/418").0, 418);
         assert_eq!(ask("GET", "/bytes/10k").2.len(), 10 << 10);
         assert!(client(&[format!("http://{address}/status/500")]).is_err());
+    }
+
+    #[test]
+    fn certificates_are_checked_unless_told_otherwise() {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![made.cert.der().clone()], key)
+            .unwrap();
+        let config = Arc::new(config);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let connection = rustls::ServerConnection::new(config.clone()).unwrap();
+                let mut stream = rustls::StreamOwned::new(connection, stream.unwrap());
+                let mut reader = BufReader::new(&mut stream);
+                if read_request(&mut reader).is_ok_and(|request| request.is_some()) {
+                    let _ = stream.write_all(b"HTTP/1.1 200 OK\r\n\r\nsecret");
+                }
+            }
+        });
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("ca.pem");
+        std::fs::write(&file, made.cert.pem()).unwrap();
+        let file = file.to_str().unwrap();
+        let ask = |host: &str, trust| {
+            let wait = Duration::from_secs(5);
+            let order = Order { method: "GET", headers: &[], body: None, wait, trust };
+            get(&format!("https://{host}:{port}/"), &order)
+        };
+        assert_eq!(ask("127.0.0.1", Some(Trust::Anyone)).unwrap().2, b"secret");
+        assert_eq!(ask("localhost", Some(Trust::File(file))).unwrap().0, 200);
+        assert!(ask("127.0.0.1", Some(Trust::File(file))).is_err());
+        assert!(ask("localhost", None).is_err());
     }
 }

@@ -13,6 +13,7 @@ mod sh;
 mod tar;
 mod test;
 mod text;
+mod tls;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
