@@ -207,7 +207,8 @@ fn reason(status: u16) -> &'static str {
     }
 }
 
-const CLIENT_USAGE: &str = "http [-w WAIT] [-n REPEAT] [-i INTERVAL] [-X METHOD] [-d BODY] [-H HEADER] [-O FILE|-] [-qsv]
+const CLIENT_USAGE: &str =
+    "http [-w WAIT] [-n REPEAT] [-i INTERVAL] [-X METHOD] [-d BODY] [-H HEADER] [-O FILE|-] [-qsv]
      [-k | -C CA-FILE] http[s]://HOST[:PORT]/PATH
   -k takes any certificate, -C one of that CA; exits 0 if the last status is below 400";
 
@@ -344,7 +345,8 @@ fn get(url: &str, order: &Order<'_>) -> Result<(u16, String, Vec<u8>), Failure> 
     } else {
         match header(&head, "content-length").and_then(|text| text.parse().ok()) {
             Some(length) => {
-                content = net::read_limited(&mut reader, length).map_err(|error| Failure::about(host, error))?;
+                content =
+                    net::read_limited(&mut reader, length).map_err(|error| Failure::about(host, error))?;
             }
             // Many servers end a connection without the TLS goodbye.
             None => drop(reader.read_to_end(&mut content)),
