@@ -12,6 +12,7 @@ mod namespace;
 mod node;
 mod replicaset;
 mod serviceaccount;
+mod statefulset;
 
 use std::sync::Arc;
 
@@ -86,6 +87,7 @@ async fn control(client: Client, clients: Clients, config: Config, shutdown: Can
         daemonset::run(context.named("daemon-set-controller")),
         job::run(context.named("job-controller")),
         cronjob::run(context.named("cronjob-controller")),
+        statefulset::run(context.named("statefulset-controller")),
         job::ttl(context.named("ttl-after-finished-controller")),
     );
 }
