@@ -114,13 +114,7 @@ impl PodNetwork {
             .name("pod-links".into())
             .spawn(move || remove_links(&work))
             .map_err(|source| Error::Socket { action: "start the thread that removes links", source })?;
-        Ok(Self {
-            leases: Mutex::new(leases),
-            ranges: config.ranges,
-            mtu,
-            rules: Mutex::new(rules),
-            leaving,
-        })
+        Ok(Self { leases: Mutex::new(leases), ranges: config.ranges, mtu, rules: Mutex::new(rules), leaving })
     }
 
     /// Connects the namespace pinned at `netns` and returns its addresses, IPv4 first. A second call for the same sandbox returns the

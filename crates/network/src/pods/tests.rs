@@ -206,7 +206,8 @@ fn teardown_leaves_nothing() {
 fn the_node_speaks_to_services_under_its_pod_address_in_whatever_order_things_start() {
     let services: Vec<IpNet> = vec!["10.96.0.0/16".parse().unwrap(), "fd00:10:96::/112".parse().unwrap()];
     let source = |to: &str| -> IpAddr {
-        let socket = std::net::UdpSocket::bind(if to.contains('[') { "[::]:0" } else { "0.0.0.0:0" }).unwrap();
+        let socket =
+            std::net::UdpSocket::bind(if to.contains('[') { "[::]:0" } else { "0.0.0.0:0" }).unwrap();
         socket.connect(to).unwrap();
         socket.local_addr().unwrap().ip()
     };
