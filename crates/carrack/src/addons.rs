@@ -49,10 +49,12 @@ async fn create<K>(api: Api<K>, object: Value) -> anyhow::Result<()>
 where
     K: Clone + std::fmt::Debug + Serialize + DeserializeOwned,
 {
-    let name = object["metadata"]["name"].to_string();
-    let object: K = serde_json::from_value(object).context("an object of cluster DNS")?;
-    match api.create(&Default::default(), &object).await {
-        Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
-        made => made.map(drop).with_context(|| format!("making {name} for cluster DNS")),
+    let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+    // Asked first: creating a Service anew fails for its address before it fails for its name.
+    if api.get_metadata_opt(&name).await.with_context(|| format!("looking for {name}"))?.is_some() {
+        return Ok(());
     }
+    let object: K = serde_json::from_value(object).context("an object of cluster DNS")?;
+    api.create(&Default::default(), &object).await.with_context(|| format!("making {name} for cluster DNS"))?;
+    Ok(())
 }
