@@ -3,10 +3,10 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::Scene;
-use crate::read::Read;
+use crate::read::{Read, object_mut};
 use crate::{Attributes, Operation, Status};
 
 const GROUP: &str = "certificates.k8s.io";
@@ -53,6 +53,26 @@ fn may(scene: &Scene<'_>, object: &Value, old: Option<&Value>, verb: &str) -> Re
     }
     let why = format!("user not permitted to {verb} requests with signerName {signer:?}");
     Err(scene.forbid(object, why))
+}
+
+/// Writes into a new CertificateSigningRequest who makes it; what the object itself says of that does not count.
+pub(super) fn sign_with_name(scene: &Scene<'_>, object: &mut Value) {
+    if !scene.is(GROUP, "certificatesigningrequests") || scene.operation() != Operation::Create {
+        return;
+    }
+    let user = &scene.request.attributes.user;
+    let spec = object_mut(object, "spec");
+    for key in ["username", "uid", "groups", "extra"] {
+        spec.remove(key);
+    }
+    spec.insert("username".into(), user.name.as_str().into());
+    if !user.uid.is_empty() {
+        spec.insert("uid".into(), user.uid.as_str().into());
+    }
+    spec.insert("groups".into(), json!(user.groups));
+    if !user.extra.is_empty() {
+        spec.insert("extra".into(), json!(user.extra));
+    }
 }
 
 /// The certificate request inside a CertificateSigningRequest.

@@ -124,6 +124,7 @@ impl Admit for Admission {
                     result.inspect_err(|status| tracing::debug!(plugin.name, %status, "refused"))?;
                 }
             }
+            certificates::sign_with_name(&scene, object);
             if matches!(request.operation, Create | Update) {
                 self.authorizer.check_escalation(request.attributes, object, old)?;
             }
@@ -145,6 +146,11 @@ impl Admit for Admission {
                     let result = match step {
                         V(validate) => validate(&scene, object, old),
                         VL(validate) => validate(scene, object, old).await,
+                        // Of a delete there is nothing to change: the pipeline validates alone.
+                        M(mutate) if request.operation == Delete => mutate(&scene, &mut Value::Null, old),
+                        ML(mutate) if request.operation == Delete => {
+                            mutate(scene, &mut Value::Null, old).await
+                        }
                         M(_) | ML(_) => continue,
                     };
                     result.inspect_err(|status| tracing::debug!(plugin.name, %status, "refused"))?;
