@@ -449,7 +449,8 @@ fn signers_need_leave_and_masters_are_not_signed() {
         let resource = format!("certificates.k8s.io/certificatesigningrequests/{part}");
         w.run(&ask(who, "update", &resource, "", "r"), Operation::Update, new.clone(), Some(&csr))
     };
-    let forged = json!({"metadata": {"name": "r"}, "spec": {"username": "root", "groups": ["system:masters"]}});
+    let forged =
+        json!({"metadata": {"name": "r"}, "spec": {"username": "root", "groups": ["system:masters"]}});
     let made = w.create("certificates.k8s.io/certificatesigningrequests", forged).expect("created");
     assert_eq!(made["spec"], json!({"username": "u", "groups": []}));
     let mut signed = csr.clone();
