@@ -1,15 +1,18 @@
 //! The controllers: each watches what it needs through shared informers and makes the cluster as its objects
 //! say. They know only the Kubernetes API through `kube::Client`.
 
+mod cronjob;
 mod daemonset;
 mod deployment;
 mod endpoints;
 mod garbage;
+mod job;
 mod kit;
 mod namespace;
 mod node;
 mod replicaset;
 mod serviceaccount;
+mod statefulset;
 
 use std::sync::Arc;
 
@@ -82,5 +85,9 @@ async fn control(client: Client, clients: Clients, config: Config, shutdown: Can
         replicaset::replication_controllers(context.named("replication-controller")),
         deployment::run(context.named("deployment-controller")),
         daemonset::run(context.named("daemon-set-controller")),
+        job::run(context.named("job-controller")),
+        cronjob::run(context.named("cronjob-controller")),
+        statefulset::run(context.named("statefulset-controller")),
+        job::ttl(context.named("ttl-after-finished-controller")),
     );
 }

@@ -5,7 +5,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use apiserver::{Access, ApiServer, UserInfo};
+use apiserver::UserInfo;
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
@@ -34,15 +34,9 @@ impl Cluster {
     pub async fn start() -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let store = store::embedded::open(&dir.path().join("store")).expect("a store");
-        let pki = pki::ClusterPki::load_or_create(dir.path()).expect("keys");
-        let access =
-            Access::new(pki.clone(), "cluster.local", &dir.path().join("secrets.key")).expect("access");
         let mut config = apiserver::Config::new(dir.path());
         config.bind.set_port(0);
-        let server = ApiServer::assemble(config, store, None, |cluster| access.assemble(cluster).hooks);
-        let server = server.await.expect("a server");
-        let url = format!("https://{}", server.address());
-        apiserver::bootstrap::ensure(&server.cluster(), &pki, &url).await.expect("bootstrap");
+        let server = apiserver::start(config, store).await.expect("a server");
         let shutdown = CancellationToken::new();
         let user = {
             let server = server.clone();

@@ -11,6 +11,8 @@ use std::os::fd::AsRawFd;
 
 /// Link group of all pod links.
 pub(crate) const GROUP: u32 = 0xca44;
+/// Link group of pod links that are to be removed.
+pub(crate) const LEAVING: u32 = 0xca45;
 /// `rtm_protocol` and `IFA_PROTO` of everything made by Carrack.
 pub(crate) const PROTOCOL: u8 = 0xca;
 
@@ -164,6 +166,20 @@ impl Links {
         let mut message = Message::new(RTM_DELLINK, 0, &ifinfo(0, 0, 0));
         message.string(IFLA_IFNAME, name);
         gone_is_fine(self.0.request(message, || format!("delete link {name}")), Errno::ENODEV)
+    }
+
+    /// Puts a link into another group; it is no error if it is gone.
+    pub(crate) fn set_group(&mut self, name: &str, group: u32) -> Result<()> {
+        let mut message = Message::new(RTM_NEWLINK, 0, &ifinfo(0, 0, 0));
+        message.string(IFLA_IFNAME, name).u32(IFLA_GROUP, group);
+        gone_is_fine(self.0.request(message, || format!("change the group of link {name}")), Errno::ENODEV)
+    }
+
+    /// Removes all links of a group at once: the kernel waits as long for a hundred as for one.
+    pub(crate) fn delete_group(&mut self, group: u32) -> Result<()> {
+        let mut message = Message::new(RTM_DELLINK, 0, &ifinfo(0, 0, 0));
+        message.u32(IFLA_GROUP, group);
+        gone_is_fine(self.0.request(message, || "delete pod links".to_owned()), Errno::ENODEV)
     }
 
     /// The index of a link by name.

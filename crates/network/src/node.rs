@@ -1,7 +1,8 @@
 //! What belongs to the node as a whole: addresses served on `lo`, routes to service ranges, and taking everything down again.
 
 use crate::error::Result;
-use crate::link::{GROUP, Links, Scope};
+use crate::link::{GROUP, LEAVING, Links, Scope};
+use crate::sysctl;
 use ipnet::IpNet;
 use ruleset::{SERVICES_TABLE, Transaction};
 use std::net::IpAddr;
@@ -28,12 +29,33 @@ pub fn remove_local_addresses(addresses: &[IpAddr]) -> Result<()> {
     Ok(())
 }
 
-/// Routes service ranges to `lo`, so that the node itself reaches service addresses even without a default route of that family.
+/// Routes service ranges to `lo`, so that the node itself reaches service addresses even without a default route of that family. Without
+/// IPv6 in the kernel, IPv6 ranges are left out.
 pub fn add_service_routes(ranges: &[IpNet]) -> Result<()> {
     let mut links = Links::open()?;
     links.loopback_up()?;
     for &range in ranges {
-        links.add_route(range, LOOPBACK, None)?;
+        if range.addr().is_ipv4() || sysctl::ipv6_usable() {
+            links.add_route(range, LOOPBACK, None)?;
+        }
+    }
+    prefer_own_source(&mut links)
+}
+
+/// Makes the node's own pod address (if it has one yet) the source of what the node sends to services: it can be answered from any pod
+/// on any node, while the kernel would choose 127.0.0.1.
+pub(crate) fn prefer_own_source(links: &mut Links) -> Result<()> {
+    let addresses = links.addresses()?;
+    for (to, index) in links.own_routes()? {
+        let own = addresses.iter().find(|(on, address, ours, scope)| {
+            *on == LOOPBACK
+                && *ours
+                && *scope == Scope::Universe as u8
+                && address.addr().is_ipv4() == to.addr().is_ipv4()
+        });
+        if let (LOOPBACK, Some((_, source, _, _))) = (index, own) {
+            links.add_route(to, index, Some(source.addr()))?;
+        }
     }
     Ok(())
 }
@@ -42,11 +64,8 @@ pub fn add_service_routes(ranges: &[IpNet]) -> Result<()> {
 /// nothing of the kernel's.
 pub fn teardown() -> Result<()> {
     let mut links = Links::open()?;
-    for link in links.list()? {
-        if link.group == GROUP {
-            links.delete(&link.name)?;
-        }
-    }
+    links.delete_group(GROUP)?;
+    links.delete_group(LEAVING)?;
     for (to, index) in links.own_routes()? {
         links.delete_route(to, index)?;
     }

@@ -3,9 +3,9 @@
 
 mod rules;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ipam::{Lease, Leases, nth};
-use crate::link::{GROUP, Links, Mac, Scope};
+use crate::link::{GROUP, LEAVING, Links, Mac, Scope};
 use crate::{netns, sysctl};
 use ipnet::IpNet;
 use parking_lot::Mutex;
@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 pub(crate) const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 pub(crate) const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
@@ -70,11 +71,18 @@ pub struct PodNetwork {
     mtu: u32,
     /// The table as it is in force; the lock also orders its changes.
     rules: Mutex<Ruleset>,
+    /// Wakes the thread that removes links.
+    leaving: SyncSender<()>,
 }
 
 impl PodNetwork {
     /// Sets up the node's side (forwarding, the node's own pod addresses, masquerading) and loads the leases.
-    pub fn new(config: PodNetworkConfig) -> Result<Self> {
+    /// Without IPv6 in the kernel, IPv6 ranges are left out (and the log says so).
+    pub fn new(mut config: PodNetworkConfig) -> Result<Self> {
+        let wants_ipv6 = config.ranges.iter().any(|range| range.addr().is_ipv6());
+        if wants_ipv6 && !sysctl::ipv6_usable() {
+            config.ranges.retain(|range| range.addr().is_ipv4());
+        }
         let leases = Leases::open(config.state_dir.clone(), config.ranges.clone())?;
         let ipv6 = config.ranges.iter().any(|range| range.addr().is_ipv6());
         sysctl::enable_forwarding(ipv6)?;
@@ -84,6 +92,7 @@ impl PodNetwork {
             links.add_address(LOOPBACK, IpNet::from(nth(range, 1)), Scope::Universe)?;
         }
         links.add_address(LOOPBACK, IpNet::from(IpAddr::from(GATEWAY_V4)), Scope::Link)?;
+        crate::node::prefer_own_source(&mut links)?;
         let mtu = match config.mtu {
             Some(mtu) => mtu,
             None => links
@@ -99,7 +108,13 @@ impl PodNetwork {
             rules::add_pod(&mut rules, &lease.addresses, &lease.host_ports);
         }
         crate::apply(&rules)?;
-        Ok(Self { leases: Mutex::new(leases), ranges: config.ranges, mtu, rules: Mutex::new(rules) })
+        links.delete_group(LEAVING)?;
+        let (leaving, work) = sync_channel(1);
+        std::thread::Builder::new()
+            .name("pod-links".into())
+            .spawn(move || remove_links(&work))
+            .map_err(|source| Error::Socket { action: "start the thread that removes links", source })?;
+        Ok(Self { leases: Mutex::new(leases), ranges: config.ranges, mtu, rules: Mutex::new(rules), leaving })
     }
 
     /// Connects the namespace pinned at `netns` and returns its addresses, IPv4 first. A second call for the same sandbox returns the
@@ -136,12 +151,23 @@ impl PodNetwork {
         self.leases.lock().get(sandbox).map(|lease| lease.addresses.clone())
     }
 
-    /// Disconnects a sandbox and frees its addresses. It is no error if nothing is left of it.
+    /// Disconnects a sandbox and frees its addresses; the link itself goes a moment later, together with others. It is no error if
+    /// nothing is left of it.
     pub fn del(&self, sandbox: &str) -> Result<()> {
-        Links::open()?.delete(&link_name(sandbox))?;
+        let name = link_name(sandbox);
+        let mut links = Links::open()?;
+        let index = links.index(&name)?;
         let lease = self.leases.lock().get(sandbox).cloned();
         if let Some(lease) = lease {
             self.change_rules(|rules| rules::remove_pod(rules, &lease.addresses, &lease.host_ports))?;
+            for &address in index.iter().flat_map(|_| &lease.addresses) {
+                links.delete_route(IpNet::from(address), index.unwrap_or(0))?;
+            }
+        }
+        if index.is_some() {
+            links.set_group(&name, LEAVING)?;
+            // A wake-up that is waiting already will see this link too.
+            let _ = self.leaving.try_send(());
         }
         // Last, so that the addresses are free only when nothing points to them any more.
         self.leases.lock().release(sandbox)?;
@@ -161,10 +187,10 @@ impl PodNetwork {
         let mut links = Links::open()?;
         for link in links.list()? {
             if link.group == GROUP && !names.contains(&link.name) {
-                links.delete(&link.name)?;
+                links.set_group(&link.name, LEAVING)?;
             }
         }
-        Ok(())
+        links.delete_group(LEAVING)
     }
 
     fn change_rules(&self, change: impl FnOnce(&mut Ruleset)) -> Result<()> {
@@ -186,8 +212,8 @@ impl PodNetwork {
             let mut links = Links::open()?;
             links.loopback_up()?;
             let index = links.index(POD_LINK)?.unwrap_or(0);
-            if wants_ipv6 && sysctl::get("ipv6/conf/eth0/disable_ipv6").as_deref() == Some("1") {
-                sysctl::ensure("ipv6/conf/eth0/disable_ipv6", "0")?;
+            if wants_ipv6 {
+                sysctl::enable_ipv6(POD_LINK)?;
             }
             links.set_up(index, ipv6)?;
             if wants_ipv6 {
@@ -203,6 +229,9 @@ impl PodNetwork {
             Ok(())
         })??;
         let index = links.index(name)?.unwrap_or(0);
+        if wants_ipv6 {
+            sysctl::enable_ipv6(name)?;
+        }
         links.set_up(index, ipv6)?;
         if wants_ipv6 {
             let local = IpNet::new(GATEWAY_V6.into(), 64).expect("64 is a valid prefix length");
@@ -214,6 +243,15 @@ impl PodNetwork {
             links.add_route(IpNet::from(address), index, source)?;
         }
         Ok(())
+    }
+}
+
+/// Removes what is marked as leaving, whenever woken, until the network is dropped.
+fn remove_links(work: &Receiver<()>) {
+    while work.recv().is_ok() {
+        if let Err(error) = Links::open().and_then(|mut links| links.delete_group(LEAVING)) {
+            tracing::warn!(%error, "links of removed pods are still there");
+        }
     }
 }
 

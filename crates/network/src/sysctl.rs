@@ -46,3 +46,22 @@ pub(crate) fn enable_forwarding(ipv6: bool) -> Result<()> {
 pub(crate) fn has_ipv6() -> bool {
     path("ipv6/conf").is_dir()
 }
+
+/// Turns IPv6 on for one link, which many hosts and containers have off by default.
+pub(crate) fn enable_ipv6(link: &str) -> Result<()> {
+    let name = format!("ipv6/conf/{link}/disable_ipv6");
+    if get(&name).as_deref() == Some("1") { ensure(&name, "0") } else { Ok(()) }
+}
+
+/// Whether IPv6 can be used here; if not, says so once in the log.
+pub(crate) fn ipv6_usable() -> bool {
+    if !has_ipv6() {
+        tracing::warn!("the kernel has no IPv6 (CONFIG_IPV6): pods and services get IPv4 only");
+        return false;
+    }
+    if let Err(error) = enable_ipv6("lo") {
+        tracing::warn!(%error, "IPv6 is switched off on this host: pods and services get IPv4 only");
+        return false;
+    }
+    true
+}

@@ -173,7 +173,7 @@ impl Controller {
         let collisions = set.status.as_ref().and_then(|status| status.collision_count);
         let hash = history::hash(&spec.template, collisions);
         let labels = spec.template.metadata.as_ref().and_then(|meta| meta.labels.as_ref());
-        let found = history.current(&self.client, set, labels, &patch, &hash).await;
+        let found = history.current(&self.client, set, labels, &patch, (REVISION_HASH, &hash)).await;
         if let Err(Error::Collision(_)) = &found {
             let namespace = set.metadata.namespace.as_deref().unwrap_or_default();
             let name = set.metadata.name.as_deref().unwrap_or_default();

@@ -86,7 +86,7 @@ impl History {
         owner: &O,
         labels: Option<&std::collections::BTreeMap<String, String>>,
         patch: &Value,
-        hash: &str,
+        (label, hash): (&str, &str),
     ) -> Result<Arc<ControllerRevision>>
     where
         O: Resource<DynamicType = ()>,
@@ -108,7 +108,7 @@ impl History {
         }
         let name = format!("{}-{hash}", owner.meta().name.as_deref().unwrap_or_default());
         let mut labels = labels.cloned().unwrap_or_default();
-        labels.insert(REVISION_HASH.into(), hash.to_owned());
+        labels.insert(label.into(), hash.to_owned());
         let revision = ControllerRevision {
             metadata: ObjectMeta {
                 name: Some(name.clone()),

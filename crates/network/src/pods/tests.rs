@@ -193,11 +193,58 @@ fn teardown_leaves_nothing() {
             crate::teardown()?;
             crate::teardown()?;
             let mut links = Links::open()?;
-            assert!(links.list()?.iter().all(|link| link.loopback || link.group != GROUP));
+            assert!(links.list()?.iter().all(|link| ![GROUP, LEAVING].contains(&link.group)));
             assert_eq!(links.own_routes()?, []);
             assert!(links.addresses()?.iter().all(|(_, _, ours, _)| !ours));
             Ok::<_, crate::Error>(())
         })
         .unwrap()
         .unwrap();
+}
+
+#[test]
+fn the_node_speaks_to_services_under_its_pod_address_in_whatever_order_things_start() {
+    let services: Vec<IpNet> = vec!["10.96.0.0/16".parse().unwrap(), "fd00:10:96::/112".parse().unwrap()];
+    let source = |to: &str| -> IpAddr {
+        let socket =
+            std::net::UdpSocket::bind(if to.contains('[') { "[::]:0" } else { "0.0.0.0:0" }).unwrap();
+        socket.connect(to).unwrap();
+        socket.local_addr().unwrap().ip()
+    };
+    for proxy_first in [true, false] {
+        let namespace = Namespace::new().unwrap();
+        let state = tempfile::tempdir().unwrap();
+        namespace
+            .run(|| {
+                if proxy_first {
+                    crate::add_service_routes(&services).unwrap();
+                }
+                PodNetwork::new(config(&state)).unwrap();
+                if !proxy_first {
+                    crate::add_service_routes(&services).unwrap();
+                }
+                assert_eq!(source("10.96.0.1:80").to_string(), "10.244.0.1");
+                assert_eq!(source("[fd00:10:96::1]:80").to_string(), "fd00:10:244::1");
+            })
+            .unwrap();
+    }
+}
+
+#[test]
+fn hosts_with_ipv6_switched_off_by_default_get_it_for_pods() {
+    let namespace = Namespace::new().unwrap();
+    let state = tempfile::tempdir().unwrap();
+    let pods = namespace
+        .run(|| {
+            for link in ["all", "default", "lo"] {
+                std::fs::write(format!("/proc/sys/net/ipv6/conf/{link}/disable_ipv6"), "1").unwrap();
+            }
+            PodNetwork::new(config(&state))
+        })
+        .unwrap()
+        .unwrap();
+    let node = Node { namespace, _state: state, pods };
+    let (pod, ips) = node.add("a", &[]);
+    serve(&pod, SocketAddr::new(ips[1], 8080));
+    ask(&node.namespace, SocketAddr::new(ips[1], 8080)).unwrap();
 }

@@ -118,10 +118,6 @@ pub(super) fn root_propagation(config: &ContainerConfig) -> &'static str {
 pub(super) fn propagation(config: &ContainerConfig) -> Vec<(String, String)> {
     let root = root_propagation(config);
     let mut list = Vec::new();
-    if root == "shared" {
-        // Everything but the volumes below goes back to what a container's mounts are.
-        list.push(("/".to_owned(), "slave".to_owned()));
-    }
     for mount in &config.mounts {
         let wanted = match kind(mount) {
             MountPropagation::PropagationPrivate => "private",

@@ -16,6 +16,7 @@ pub const NAMES: &[&str] = &[
     "serve-port",
     "connect",
     "link",
+    "tmpfs",
 ];
 
 /// Runs the program of that name; none for the test binary's own name.
@@ -53,6 +54,13 @@ pub fn run(name: &str, args: &[String]) -> Option<i32> {
             Ok(()) => 0,
             Err(error) => error.raw_os_error().unwrap_or(255),
         },
+        "tmpfs" => {
+            let flags = nix::mount::MsFlags::empty();
+            match nix::mount::mount(Some("tmpfs"), arg(1), Some("tmpfs"), flags, None::<&str>) {
+                Ok(()) => 0,
+                Err(error) => error as i32,
+            }
+        }
         "unshare" => match nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET) {
             Ok(()) => 0,
             Err(error) => error as i32,

@@ -46,6 +46,9 @@ cases![
     logs_are_rotated,
     pods_have_addresses,
     a_crash_at_any_moment_leaves_nothing_half,
+    mounts_propagate_as_asked,
+    a_full_disk_is_told,
+    many_pods_start_at_once,
 ];
 
 async fn a_container_lives_and_ends(mut test: Test) {
@@ -579,4 +582,121 @@ async fn a_crash_at_any_moment_leaves_nothing_half(mut test: Test) {
             assert!(entries.is_empty(), "round {round}: {entries:?}");
         }
     }
+}
+
+async fn mounts_propagate_as_asked(mut test: Test) {
+    use nix::mount::{MsFlags, mount, umount};
+    let none = None::<&str>;
+    let host = test.root.join("volume");
+    std::fs::create_dir(&host).unwrap();
+    mount(Some(&host), &host, none, MsFlags::MS_BIND, none).unwrap();
+    mount(none, &host, none, MsFlags::MS_SHARED, none).unwrap();
+    // The runtime has to be in the same mount namespace, which it is, and to see the mount, which it does when it starts.
+    test.crash().await;
+    for name in ["early", "late", "inner"] {
+        std::fs::create_dir(host.join(name)).unwrap();
+    }
+    mount(Some("tmpfs"), &host.join("early"), Some("tmpfs"), MsFlags::empty(), none).unwrap();
+
+    let pod = test.pod("propagation");
+    let sandbox = test.sandbox(&pod).await;
+    let volume = |propagation: MountPropagation, recursive_read_only| Mount {
+        container_path: "/v".into(),
+        host_path: host.to_string_lossy().into_owned(),
+        propagation: propagation as i32,
+        readonly: recursive_read_only,
+        recursive_read_only,
+        ..Default::default()
+    };
+    let mut start = Vec::new();
+    for (name, propagation, read_only) in [
+        ("private", MountPropagation::PropagationPrivate, false),
+        ("follows", MountPropagation::PropagationHostToContainer, false),
+        ("both", MountPropagation::PropagationBidirectional, false),
+        ("deep", MountPropagation::PropagationPrivate, true),
+    ] {
+        let mut config = test.container(name, &["hold"]);
+        config.mounts = vec![volume(propagation, read_only)];
+        secure(&mut config, |c| c.privileged = name == "both");
+        start.push(test.run(&sandbox, &pod, config).await);
+    }
+    let [private, follows, both, deep] = &start[..] else { unreachable!() };
+    assert_eq!(test.exec(deep, &["mkdir", "/v/early/x"]).await.0, libc::EROFS);
+    assert_eq!(test.exec(private, &["mkdir", "/v/early/x"]).await.0, 0);
+
+    mount(Some("tmpfs"), &host.join("late"), Some("tmpfs"), MsFlags::empty(), none).unwrap();
+    std::fs::create_dir(host.join("late/seen")).unwrap();
+    assert_eq!(test.exec(follows, &["mkdir", "/v/late/seen"]).await.0, libc::EEXIST);
+    assert_eq!(test.exec(private, &["mkdir", "/v/late/seen"]).await.0, 0);
+
+    assert_eq!(test.exec(both, &["tmpfs", "/v/inner"]).await.0, 0);
+    assert_eq!(test.exec(both, &["mkdir", "/v/inner/deep"]).await.0, 0);
+    assert!(host.join("inner/deep").is_dir());
+    test.remove_sandbox(&sandbox).await;
+    for name in ["inner", "late", "early", ""] {
+        umount(&host.join(name)).unwrap();
+    }
+}
+
+async fn a_full_disk_is_told(mut test: Test) {
+    use nix::mount::{MntFlags, MsFlags, mount, umount2};
+    test.server.kill().unwrap();
+    test.server.wait().unwrap();
+    let data = test.root.join("data");
+    mount(Some("tmpfs"), &data, Some("tmpfs"), MsFlags::empty(), Some("size=8m")).unwrap();
+    let archive = pack(&["say"], &["say"]).archive("test.local/packed:1");
+    test.crash().await;
+    let parts: Vec<_> = archive
+        .chunks(1 << 20)
+        .map(|c| cri::images::ImportRequest { name: String::new(), chunk: c.to_vec().into() })
+        .collect();
+    let error = test.archives.import(futures::stream::iter(parts)).await.unwrap_err();
+    assert!(error.message().contains("No space left on device"), "{error}");
+    let images = test.images.list_images(ListImagesRequest::default()).await.unwrap().into_inner().images;
+    assert!(images.iter().all(|i| i.repo_tags.iter().all(|t| !t.contains("packed"))));
+    let pod = test.pod("full");
+    let sandbox = test.sandbox(&pod).await;
+    test.remove_sandbox(&sandbox).await;
+    test.server.kill().unwrap();
+    test.server.wait().unwrap();
+    umount2(&data, MntFlags::MNT_DETACH).unwrap();
+}
+
+async fn many_pods_start_at_once(mut test: Test) {
+    let since = Instant::now();
+    let mut starting = tokio::task::JoinSet::new();
+    for number in 0..30 {
+        let pod = test.pod(&format!("pod-{number}"));
+        let container = test.container("main", &["hold"]);
+        let mut client = test.runtime.clone();
+        starting.spawn(async move {
+            let run = RunPodSandboxRequest { config: Some(pod.clone()), runtime_handler: String::new() };
+            let sandbox = client.run_pod_sandbox(run).await.unwrap().into_inner().pod_sandbox_id;
+            let create = CreateContainerRequest {
+                pod_sandbox_id: sandbox.clone(),
+                config: Some(container),
+                sandbox_config: Some(pod),
+            };
+            let container_id = client.create_container(create).await.unwrap().into_inner().container_id;
+            client.start_container(StartContainerRequest { container_id }).await.unwrap();
+            sandbox
+        });
+    }
+    let sandboxes = starting.join_all().await;
+    println!("30 pods started in {:.1?}", since.elapsed());
+    let since = Instant::now();
+    test.crash().await;
+    let list =
+        test.runtime.list_containers(ListContainersRequest::default()).await.unwrap().into_inner().containers;
+    assert!(list.iter().all(|c| c.state == ContainerState::ContainerRunning as i32) && list.len() == 30);
+    println!("found again {:.1?} after a crash", since.elapsed());
+    let mut removing = tokio::task::JoinSet::new();
+    for sandbox in sandboxes {
+        let mut client = test.runtime.clone();
+        removing.spawn(async move {
+            let remove = RemovePodSandboxRequest { pod_sandbox_id: sandbox };
+            client.remove_pod_sandbox(remove).await.unwrap();
+        });
+    }
+    removing.join_all().await;
 }

@@ -45,7 +45,7 @@ pub fn serve(root: &str) -> ! {
 }
 
 /// One test, in namespaces of its own.
-pub fn case(name: &str) -> ! {
+pub fn case(name: &str, root: &str) -> ! {
     unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET).expect("tests of the runtime need root");
     let none = None::<&str>;
     let flags = nix::mount::MsFlags::MS_REC | nix::mount::MsFlags::MS_SLAVE;
@@ -53,14 +53,27 @@ pub fn case(name: &str) -> ! {
     loopback_up();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let test = Test::start().await;
-        let root = test.root.clone();
+        let root = PathBuf::from(root);
+        let server = start_server(&root);
+        let test = Test::connect(root.clone(), server).await;
         cases::run(name, test).await;
         let teardown = runtime::teardown(&config(&root)).await;
         teardown.expect("tear down");
         assert_clean(&root);
         std::fs::remove_dir_all(&root).unwrap();
     });
+    std::process::exit(0)
+}
+
+/// Removes what a failed test left.
+pub fn clean(root: &str) -> ! {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let root = Path::new(root);
+    let mut config = config(root);
+    // The pods' network went with the test's namespace.
+    config.network = runtime::NetworkMode::None;
+    runtime.block_on(runtime::teardown(&config)).unwrap();
+    std::fs::remove_dir_all(root).unwrap();
     std::process::exit(0)
 }
 
@@ -121,7 +134,13 @@ pub fn run_all(args: &[String]) -> ! {
     let mut failed = Vec::new();
     for name in cases::NAMES.iter().filter(wanted) {
         let since = Instant::now();
-        let status = Command::new("/proc/self/exe").args(["case", name]).status().unwrap();
+        let root = std::env::temp_dir().join(format!("cri{:016x}", rand::random::<u64>()));
+        std::fs::create_dir_all(&root).unwrap();
+        let mut case = Command::new("/proc/self/exe");
+        let status = case.args(["case", name]).arg(&root).status().unwrap();
+        if root.exists() {
+            Command::new("/proc/self/exe").arg("clean").arg(&root).status().unwrap();
+        }
         let verdict = if status.success() { "ok" } else { "FAILED" };
         println!("test {name} ... {verdict} ({} ms)", since.elapsed().as_millis());
         if !status.success() {
@@ -185,13 +204,6 @@ async fn channel(root: &Path) -> Channel {
 pub const IMAGE: &str = "carrack.dev/toolbox:latest";
 
 impl Test {
-    async fn start() -> Self {
-        let root = std::env::temp_dir().join(format!("cri{:016x}", rand::random::<u64>()));
-        std::fs::create_dir_all(&root).unwrap();
-        let server = start_server(&root);
-        Self::connect(root, server).await
-    }
-
     async fn connect(root: PathBuf, server: Child) -> Self {
         let channel = channel(&root).await;
         Self {

@@ -19,7 +19,8 @@ fn main() {
     match args.get(1).map(String::as_str) {
         Some("shim") => runtime::shim::main(&args[2..]),
         Some("serve") => harness::serve(&args[2]),
-        Some("case") => harness::case(&args[2]),
+        Some("case") => harness::case(&args[2], &args[3]),
+        Some("clean") => harness::clean(&args[2]),
         _ => harness::run_all(&args[1..]),
     }
 }
