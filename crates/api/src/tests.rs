@@ -28,3 +28,28 @@ fn every_listed_resource_has_columns() {
         assert!(!resource.columns.is_empty(), "{} has no columns", resource.plural);
     }
 }
+
+#[test]
+fn every_kind_has_a_normal_form_that_survives_protobuf() {
+    for (id, ty) in types().iter().filter(|(_, ty)| !ty.kinds.is_empty()) {
+        let validation = schema::FieldValidation::Strict;
+        let empty = schema::decode_json(types(), id, b"{}", validation).expect("an empty object").value;
+        let again = schema::decode_value(types(), id, &empty, validation).expect("its normal form").value;
+        assert_eq!(again, empty, "{}", ty.name);
+        let bytes = schema::proto::encode_raw(types(), id, &empty).expect("a protobuf form");
+        let back = schema::proto::decode_raw(types(), id, &bytes).expect("its bytes");
+        assert_eq!(back, empty, "{}", ty.name);
+    }
+}
+
+#[test]
+fn recursion_is_bounded() {
+    let crd = types()
+        .by_gvk("apiextensions.k8s.io", "v1", "CustomResourceDefinition")
+        .expect("CustomResourceDefinition");
+    let (open, close) = ("{\"items\":".repeat(3000), "}".repeat(3000));
+    let body =
+        format!("{{\"spec\":{{\"versions\":[{{\"schema\":{{\"openAPIV3Schema\":{open}{{}}{close}}}}}]}}}}");
+    let error = schema::decode_json(types(), crd, body.as_bytes(), schema::FieldValidation::Ignore);
+    assert!(error.expect_err("too deep").to_string().ends_with("exceeded max depth"));
+}

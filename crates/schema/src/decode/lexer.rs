@@ -285,11 +285,17 @@ impl<'a> Lexer<'a> {
         }
     }
 
-    /// One value as it is; `duplicate` is told of each key that its object has already.
-    pub fn any(&mut self, duplicate: &mut dyn FnMut(Step<'_>)) -> Result<Value, Syntax> {
+    /// Refuses what lies too deep to be kept.
+    pub fn kept(&self) -> Result<(), Syntax> {
         if self.depth > MAX_KEPT_DEPTH {
             return Err(Syntax("exceeded max depth".to_owned()));
         }
+        Ok(())
+    }
+
+    /// One value as it is; `duplicate` is told of each key that its object has already.
+    pub fn any(&mut self, duplicate: &mut dyn FnMut(Step<'_>)) -> Result<Value, Syntax> {
+        self.kept()?;
         Ok(match self.peek()? {
             b'{' => {
                 let mut map = Map::new();

@@ -157,3 +157,18 @@ fn untyped() {
     assert_eq!(got.warnings, [r#"duplicate field "a.b""#, r#"duplicate field "c[0].d""#]);
     assert_eq!(got.value, json!({"a":{"b":2},"c":[{"d":2}]}));
 }
+
+proptest::proptest! {
+    #[test]
+    fn no_body_panics(text in r#"[\[\]{}:,"a-c0-9.\\ntruefals&*<!|>%@ -]{0,60}"#) {
+        let (types, id) = table();
+        let _ = decode_json(&types, id, text.as_bytes(), FieldValidation::Warn);
+        let _ = decode_yaml(&types, id, text.as_bytes(), FieldValidation::Warn);
+    }
+
+    #[test]
+    fn numbers_and_quantities_do_not_panic(text in "[+-]?[0-9.]{0,50}[eEinumkKMGTP]{0,2}[+-]?[0-9]{0,12}") {
+        let _ = crate::quantity::canonical(&text).map(|c| crate::quantity::canonical(&c));
+        let _ = crate::time::canonical(&text);
+    }
+}

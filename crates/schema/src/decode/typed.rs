@@ -107,6 +107,8 @@ impl<'a> Decoder<'a> {
     }
 
     fn value(&mut self, id: TypeId, field: Option<&'a Field>, slot: &mut Value) -> Result<(), Syntax> {
+        // A type may contain itself.
+        self.lexer.kept()?;
         let first = self.lexer.peek()?;
         let types = self.types;
         let shape = types.shape(id);

@@ -6,6 +6,10 @@ use serde_json::{Map, Value};
 use super::PatchError;
 
 const MAX_OPERATIONS: usize = 10_000;
+/// Most bytes that `copy` may add, as upstream's server has it.
+const MAX_COPIED: usize = 3 << 20;
+/// Deepest nesting that operations may build up.
+const MAX_DEPTH: usize = 500;
 
 /// The object after all operations of the patch, or the first failure.
 pub fn json_patch(object: &Value, patch: &Value) -> Result<Value, PatchError> {
@@ -25,8 +29,10 @@ pub fn json_patch(object: &Value, patch: &Value) -> Result<Value, PatchError> {
     }
     let mut document = object.clone();
     let empty = Map::new();
+    let mut copied = 0;
     for operation in operations {
-        apply(&mut document, operation.as_object().unwrap_or(&empty)).map_err(PatchError::Unprocessable)?;
+        let operation = operation.as_object().unwrap_or(&empty);
+        apply(&mut document, operation, &mut copied).map_err(PatchError::Unprocessable)?;
     }
     Ok(document)
 }
@@ -42,7 +48,7 @@ fn kind(value: &Value) -> &'static str {
     }
 }
 
-fn apply(document: &mut Value, operation: &Map<String, Value>) -> Result<(), String> {
+fn apply(document: &mut Value, operation: &Map<String, Value>, copied: &mut usize) -> Result<(), String> {
     const MISSING: &str = "missing value";
     let op = operation.get("op").and_then(Value::as_str).unwrap_or("unknown");
     let text = |key: &str| operation.get(key).and_then(Value::as_str);
@@ -55,13 +61,16 @@ fn apply(document: &mut Value, operation: &Map<String, Value>) -> Result<(), Str
     match op {
         "add" => {
             let path = path()?;
+            let value = value();
+            bounded(path, &value)?;
             let (place, key) = find(document, path).ok_or_else(|| quoted(path))?;
-            add(place, &key, value()).map_err(|e| format!("error in add for path: '{path}': {e}"))
+            add(place, &key, value).map_err(|e| format!("error in add for path: '{path}': {e}"))
         }
         "remove" => {
             let path = path()?;
             let (place, key) = find(document, path).ok_or_else(|| quoted(path))?;
-            remove(place, &key).map_err(|e| format!("error in remove for path: '{path}': {e}"))
+            let removed = remove(place, &key);
+            removed.map(drop).map_err(|e| format!("error in remove for path: '{path}': {e}"))
         }
         "replace" => {
             let path = path()?;
@@ -73,18 +82,19 @@ fn apply(document: &mut Value, operation: &Map<String, Value>) -> Result<(), Str
                 *document = value;
                 return Ok(());
             }
+            let value = value();
+            bounded(path, &value)?;
             let (place, key) = find(document, path).ok_or_else(|| gone("doc is missing path", path))?;
             get(place, &key).map_err(|_| gone("doc is missing key", path))?;
-            set(place, &key, value());
+            set(place, &key, value);
             Ok(())
         }
         "move" => {
             let from = from()?;
             let (place, key) = find(document, from).ok_or_else(|| gone("doc is missing from path", from))?;
-            let fail = |e| format!("error in move for path: '{key}': {e}");
-            let moved = get(place, &key).map_err(fail)?.cloned().unwrap_or(Value::Null);
-            remove(place, &key).map_err(|e| format!("error in move for path: '{key}': {e}"))?;
+            let moved = remove(place, &key).map_err(|e| format!("error in move for path: '{key}': {e}"))?;
             let path = path()?;
+            bounded(path, &moved)?;
             let (place, key) =
                 find(document, path).ok_or_else(|| gone("doc is missing destination path", path))?;
             add(place, &key, moved).map_err(|e| format!("error in move for path: '{path}': {e}"))
@@ -92,12 +102,19 @@ fn apply(document: &mut Value, operation: &Map<String, Value>) -> Result<(), Str
         "copy" => {
             let from = from()?;
             let (place, key) = find(document, from).ok_or_else(|| gone("doc is missing from path", from))?;
-            let copied = get(place, &key).map_err(|e| format!("error in copy for from: '{from}': {e}"))?;
-            let copied = copied.cloned().unwrap_or(Value::Null);
+            let source = get(place, &key).map_err(|e| format!("error in copy for from: '{from}': {e}"))?;
+            let copy = source.cloned().unwrap_or(Value::Null);
             let path = path()?;
+            bounded(path, &copy)?;
+            *copied += copy.to_string().len();
+            if *copied > MAX_COPIED {
+                return Err(format!(
+                    "Unable to complete the copy, the accumulated size increase of copy is {copied}, exceeding the limit {MAX_COPIED}"
+                ));
+            }
             let (place, key) =
                 find(document, path).ok_or_else(|| gone("doc is missing destination path", path))?;
-            add(place, &key, copied).map_err(|e| format!("error while adding value during copy: {e}"))
+            add(place, &key, copy).map_err(|e| format!("error while adding value during copy: {e}"))
         }
         "test" => {
             let path = path()?;
@@ -181,17 +198,31 @@ fn add(place: &mut Value, key: &str, value: Value) -> Result<(), String> {
     Ok(())
 }
 
-fn remove(place: &mut Value, key: &str) -> Result<(), String> {
+fn remove(place: &mut Value, key: &str) -> Result<Value, String> {
     match place {
         Value::Array(list) => {
             let index = index(key, list.len())?;
-            list.remove(index);
-            Ok(())
+            Ok(list.remove(index))
         }
-        Value::Object(map) => match map.remove(key) {
-            Some(_) => Ok(()),
-            None => Err(format!("Unable to remove nonexistent key: {key}: missing value")),
-        },
-        _ => Ok(()),
+        Value::Object(map) => {
+            map.remove(key).ok_or_else(|| format!("Unable to remove nonexistent key: {key}: missing value"))
+        }
+        _ => Ok(Value::Null),
+    }
+}
+
+/// Refuses a value that would lie too deep, so that no later walk overflows its stack.
+fn bounded(path: &str, value: &Value) -> Result<(), String> {
+    if path.split('/').count() + depth(value) > MAX_DEPTH {
+        return Err("exceeded max depth".to_owned());
+    }
+    Ok(())
+}
+
+fn depth(value: &Value) -> usize {
+    match value {
+        Value::Array(list) => 1 + list.iter().map(depth).max().unwrap_or(0),
+        Value::Object(map) => 1 + map.values().map(depth).max().unwrap_or(0),
+        _ => 0,
     }
 }

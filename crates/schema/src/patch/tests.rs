@@ -106,6 +106,22 @@ fn json_patches() {
     assert!(matches!(json_patch(&object, &json!({})), Err(PatchError::Malformed(_))));
 }
 
+#[test]
+fn json_patches_are_bounded() {
+    let copy = json!({"op":"copy","from":"/a","path":"/a/-"});
+    let doubling = Value::Array(vec![copy; 40]);
+    let error = json_patch(&json!({"a":["x"]}), &doubling).expect_err("too large").to_string();
+    assert!(error.starts_with("Unable to complete the copy"), "{error}");
+    let mut path = String::new();
+    let mut operations = Vec::new();
+    for _ in 0..600 {
+        path.push_str("/a");
+        operations.push(json!({"op":"add","path":path,"value":{}}));
+    }
+    let error = json_patch(&json!({}), &Value::Array(operations)).expect_err("too deep").to_string();
+    assert_eq!(error, "exceeded max depth");
+}
+
 fn value() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
         any::<i32>().prop_map(Value::from),
