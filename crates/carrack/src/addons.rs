@@ -55,6 +55,8 @@ where
         return Ok(());
     }
     let object: K = serde_json::from_value(object).context("an object of cluster DNS")?;
-    api.create(&Default::default(), &object).await.with_context(|| format!("making {name} for cluster DNS"))?;
+    api.create(&Default::default(), &object)
+        .await
+        .with_context(|| format!("making {name} for cluster DNS"))?;
     Ok(())
 }

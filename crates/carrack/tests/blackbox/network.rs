@@ -70,8 +70,8 @@ fn pods_reach_the_outside_as_the_node() {
     machine.apply(CLIENT).ok();
     machine.kubectl(&["wait", "--for=condition=Ready", "pod/client", "--timeout=120s"]).ok();
     let carrack = env!("CARGO_BIN_EXE_carrack");
-    let mut server = machine
-        .command("ip", &["netns", "exec", "outside", carrack, "toolbox", "http-echo", "-p", "8090"]);
+    let mut server =
+        machine.command("ip", &["netns", "exec", "outside", carrack, "toolbox", "http-echo", "-p", "8090"]);
     let mut server = server.stdout(std::process::Stdio::null()).spawn().expect("ip starts");
     for (url, seen) in
         [("http://198.51.100.1:8090/", "198.51.100.2"), ("http://[2001:db8:51::1]:8090/", "2001:db8:51::2")]
