@@ -38,6 +38,7 @@ mod tokens;
 mod volumes;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -46,6 +47,7 @@ pub use config::KubeletConfig;
 pub use error::Error;
 use error::IoContext;
 pub use teardown::teardown;
+use tonic::transport::Channel;
 
 /// Runs the kubelet until `shutdown`. Containers are left running; the next run takes them over.
 pub async fn run(config: KubeletConfig, shutdown: CancellationToken) -> Result<(), Error> {
@@ -64,7 +66,7 @@ pub async fn run(config: KubeletConfig, shutdown: CancellationToken) -> Result<(
     let stop = shutdown.child_token();
     let _stop_all = stop.clone().drop_guard();
     let listener = server::bind(&config).await?;
-    let channel = cri::connect(&config.runtime_endpoint).await?;
+    let Some(channel) = connect(&config.runtime_endpoint, &shutdown).await? else { return Ok(()) };
     let client = config.client.clone();
     let context = Arc::new(context::Context {
         cri: runtime::Cri::new(channel),
@@ -87,4 +89,24 @@ pub async fn run(config: KubeletConfig, shutdown: CancellationToken) -> Result<(
     tasks.spawn(logs::run_rotation(context.clone(), stop.clone()));
     tasks.spawn(gc::run(context.clone(), pods.clone(), stop.clone()));
     manager::run(context, pods, node, stop).await
+}
+
+/// Connects to the runtime, which may come up after us; `None` on shutdown.
+async fn connect(endpoint: &str, shutdown: &CancellationToken) -> Result<Option<Channel>, Error> {
+    let mut delay = Duration::from_millis(10);
+    loop {
+        let error = match cri::connect(endpoint).await {
+            Ok(channel) => return Ok(Some(channel)),
+            Err(error @ cri::ConnectError::NotUnix(_)) => return Err(error.into()),
+            Err(error) => error,
+        };
+        if delay > Duration::from_secs(1) {
+            tracing::warn!(%error, "waiting for the container runtime");
+        }
+        tokio::select! {
+            () = tokio::time::sleep(delay) => {}
+            () = shutdown.cancelled() => return Ok(None),
+        }
+        delay = (delay * 2).min(Duration::from_secs(2));
+    }
 }

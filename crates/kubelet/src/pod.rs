@@ -116,6 +116,7 @@ pub(crate) struct Worker {
     held: Vec<Held>,
     next_look: Instant,
     verdict: Option<Verdict>,
+    refused: bool,
     /// The pod reached its end by itself.
     ended: bool,
     waiting: HashMap<String, Waiting>,
@@ -154,6 +155,7 @@ impl Worker {
             held: Vec::new(),
             next_look: Instant::now() + SAFETY_LOOK,
             verdict: None,
+            refused: false,
             ended: false,
             waiting: HashMap::new(),
             backoffs: Backoffs::default(),
@@ -179,6 +181,7 @@ impl Worker {
     pub(crate) fn refused(mut self, verdict: Verdict) -> Self {
         self.context.recorder.warning(events::pod(&self.pod), &verdict.reason, verdict.message.clone());
         self.verdict = Some(verdict);
+        self.refused = true;
         self.stage = Stage::Cleaning;
         self
     }
@@ -752,9 +755,9 @@ impl Worker {
             previous: &self.current,
             host_ips: &self.context.config.node_ips,
             terminal: self.ended || gone,
-            // A pod that was refused before anything of it existed has no lost containers.
-            gone: gone && (self.verdict.is_none() || !self.view.containers.is_empty()),
+            gone,
             verdict: self.verdict.as_ref(),
+            refused: self.refused,
             now,
         });
     }

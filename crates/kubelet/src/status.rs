@@ -47,6 +47,8 @@ pub(crate) struct Inputs<'a> {
     pub gone: bool,
     /// The pod has failed for this reason, whatever its containers say.
     pub verdict: Option<&'a Verdict>,
+    /// The verdict came before anything of the pod existed.
+    pub refused: bool,
     pub now: Timestamp,
 }
 
@@ -54,6 +56,17 @@ pub(crate) struct Inputs<'a> {
 pub(crate) fn generate(inputs: &Inputs<'_>) -> PodStatus {
     let pod = inputs.pod;
     let api = pod.status.clone().unwrap_or_default();
+    if let Some(verdict) = inputs.verdict.filter(|_| inputs.refused) {
+        return PodStatus {
+            phase: Some("Failed".to_owned()),
+            reason: Some(verdict.reason.clone()),
+            message: Some(verdict.message.clone()),
+            qos_class: Some(podutil::qos_class(pod).to_owned()),
+            start_time: inputs.previous.start_time.clone().or_else(|| Some(podutil::time(inputs.now))),
+            observed_generation: pod.metadata.generation,
+            ..api
+        };
+    }
     let has_init = !init_containers(pod).is_empty();
     let regular = containers(
         inputs,

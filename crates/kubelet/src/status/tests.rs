@@ -58,6 +58,7 @@ impl Case {
             terminal: self.terminal,
             gone: false,
             verdict: None,
+            refused: false,
             now: Timestamp::from_second(1000).expect("in range"),
         })
     }
