@@ -35,6 +35,10 @@ enum Who {
 
 impl World {
     async fn status(&self, who: &Who, method: &str, path: &str) -> u16 {
+        self.send(who, method, path, "{}").await.status().as_u16()
+    }
+
+    async fn send(&self, who: &Who, method: &str, path: &str, body: &str) -> http::Response<crate::Body> {
         let mut request = Request::builder().method(method).uri(path);
         let caller = match who {
             Who::User(user) => Caller::User(Arc::clone(user)),
@@ -48,8 +52,8 @@ impl World {
         if method == "PATCH" {
             request = request.header("content-type", "application/merge-patch+json");
         }
-        let request = request.body(Full::new(Bytes::from_static(b"{}"))).expect("a request");
-        handle(Arc::clone(self.server.inner()), request, caller).await.status().as_u16()
+        let request = request.body(Full::new(Bytes::from(body.to_owned()))).expect("a request");
+        handle(Arc::clone(self.server.inner()), request, caller).await
     }
 
     fn pki(&self) -> pki::ClusterPki {
@@ -151,4 +155,48 @@ async fn every_endpoint_refuses_nobody_and_strangers() {
     let admin = pki.issue_client("admin", &masters).expect("issue");
     let admin = Who::Peer(certificate(&admin), vec![]);
     assert_eq!(w.status(&admin, "GET", "/api/v1/namespaces/default").await, 200);
+}
+
+#[tokio::test]
+async fn secrets_are_sealed_in_the_store_and_tokens_open_the_issuer() {
+    let w = world().await;
+    let root = Who::User(Arc::new(UserInfo::system_master("root")));
+    // "plain-text-to-look-for" in base64, as the API carries it.
+    let secret = r#"{"metadata": {"name": "s"}, "data": {"k": "cGxhaW4tdGV4dC10by1sb29rLWZvcg=="}}"#;
+    let account = r#"{"metadata": {"name": "sa"}}"#;
+    let plain = r#"{"metadata": {"name": "c"}, "data": {"k": "stored-as-it-is"}}"#;
+    for (resource, body) in [("secrets", secret), ("serviceaccounts", account), ("configmaps", plain)] {
+        let path = format!("/api/v1/namespaces/default/{resource}");
+        assert_eq!(w.send(&root, "POST", &path, body).await.status(), 201, "{resource}");
+    }
+    let answer = w.send(&root, "GET", "/api/v1/namespaces/default/secrets/s", "").await;
+    let read = http_body_util::BodyExt::collect(answer.into_body()).await.expect("a body").to_bytes();
+    assert!(String::from_utf8_lossy(&read).contains("cGxhaW4tdGV4dC10by1sb29rLWZvcg=="));
+    let mut stored = Vec::new();
+    let mut folders = vec![w.dir.path().join("store")];
+    while let Some(path) = folders.pop() {
+        if path.is_dir() {
+            folders.extend(std::fs::read_dir(&path).expect("list").map(|entry| entry.expect("entry").path()));
+        } else {
+            stored.extend(std::fs::read(&path).expect("read"));
+        }
+    }
+    let holds = |text: &[u8]| stored.windows(text.len()).any(|window| window == text);
+    assert!(holds(b"stored-as-it-is"), "the store is looked at in the right place");
+    assert!(!holds(b"cGxhaW4tdGV4dC10by1sb29rLWZvcg=="));
+
+    let path = "/api/v1/namespaces/default/serviceaccounts/sa/token";
+    let answer = w.send(&root, "POST", path, r#"{"spec": {}}"#).await;
+    assert_eq!(answer.status(), 201);
+    let body = http_body_util::BodyExt::collect(answer.into_body()).await.expect("a body").to_bytes();
+    let body: serde_json::Value = serde_json::from_slice(&body).expect("JSON");
+    let token = body["status"]["token"].as_str().expect("a token");
+    let holder = Who::Peer(vec![], vec![("authorization", format!("Bearer {token}"))]);
+    for path in ["/.well-known/openid-configuration", "/openid/v1/jwks"] {
+        assert_eq!(w.status(&holder, "GET", path).await, 200, "{path}");
+    }
+    assert_eq!(w.status(&holder, "GET", "/api/v1/namespaces/default/secrets/s").await, 403);
+    assert_eq!(w.status(&root, "DELETE", "/api/v1/namespaces/default/serviceaccounts/sa").await, 200);
+    w.server.cluster().fresh("", "serviceaccounts").await;
+    assert_eq!(w.status(&holder, "GET", "/openid/v1/jwks").await, 401, "its account is gone");
 }
