@@ -4,8 +4,9 @@
 //! filesystem is mounted nowhere else, and goes when the container goes. What happens is told through `report`: a line
 //! `P<pid>` when the first process exists, `E<message>` when something failed, nothing more when its program runs.
 
+use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::path::Path;
 
 use libcontainer::container::builder::ContainerBuilder;
@@ -72,6 +73,8 @@ fn start(dir: &str, plan: &StartPlan, stdio: Stdio, out: i32) -> Result<(), Stri
     let _ = std::fs::remove_dir_all(format!("{state}/{}", plan.id));
     std::fs::create_dir_all(&state).map_err(|e| format!("create {state}: {e}"))?;
 
+    let (uid, gid, cwd) = process(&plan.bundle).map_err(|e| format!("config.json: {e}"))?;
+    make_beneath(&rootfs, &cwd).map_err(|e| format!("make working directory {cwd}: {e}"))?;
     let finisher = Finisher { plan: plan.finish.clone(), filter, report: out };
     let mut builder = ContainerBuilder::new(plan.id.clone(), SyscallType::default())
         .with_executor(finisher)
@@ -80,18 +83,15 @@ fn start(dir: &str, plan: &StartPlan, stdio: Stdio, out: i32) -> Result<(), Stri
     let mut terminal = None;
     match stdio {
         Stdio::Pipes { stdin, stdout, stderr } => {
-            let user = owner(&plan.bundle);
             let stdin = match stdin {
                 Some(stdin) => stdin,
                 None => {
                     OwnedFd::from(std::fs::File::open("/dev/null").map_err(|e| format!("/dev/null: {e}"))?)
                 }
             };
-            if let Some((uid, gid)) = user {
-                for fd in [&stdin, &stdout, &stderr] {
-                    // SAFETY: fchown takes plain numbers. It lets `/dev/stdout` be opened by the container's user.
-                    unsafe { libc::fchown(fd.as_raw_fd(), uid, gid) };
-                }
+            for fd in [&stdin, &stdout, &stderr] {
+                // SAFETY: fchown takes plain numbers. It lets `/dev/stdout` be opened by the container's user.
+                unsafe { libc::fchown(fd.as_raw_fd(), uid, gid) };
             }
             builder = builder.with_stdin(stdin).with_stdout(stdout).with_stderr(stderr);
         }
@@ -190,11 +190,50 @@ fn show_cgroups(plan: &StartPlan) -> io::Result<()> {
     Ok(())
 }
 
-/// The user of the container's process, as its bundle says.
-fn owner(bundle: &str) -> Option<(u32, u32)> {
-    let spec = oci_spec::runtime::Spec::load(Path::new(bundle).join("config.json")).ok()?;
-    let user = spec.process().as_ref()?.user().clone();
-    Some((user.uid(), user.gid()))
+/// User, group and working directory of the container's process, as its bundle says.
+fn process(bundle: &str) -> Result<(u32, u32, String), String> {
+    let spec =
+        oci_spec::runtime::Spec::load(Path::new(bundle).join("config.json")).map_err(|e| e.to_string())?;
+    let process = spec.process().as_ref().ok_or("no process")?;
+    let user = process.user();
+    Ok((user.uid(), user.gid(), process.cwd().to_string_lossy().into_owned()))
+}
+
+/// Makes a directory of the container that its image lacks. The kernel resolves each step within the root, so that a symlink
+/// of the image leads nowhere else.
+fn make_beneath(rootfs: &str, path: &str) -> io::Result<()> {
+    let root = std::fs::File::open(rootfs)?;
+    let mut done = String::from(".");
+    let mut parent = open_in(&root, &done)?;
+    for part in path.split('/').filter(|p| !p.is_empty() && *p != ".") {
+        done = format!("{done}/{part}");
+        parent = match open_in(&root, &done) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                let name = CString::new(part).map_err(io::Error::other)?;
+                // SAFETY: the name ends with NUL and lives through the call.
+                if unsafe { libc::mkdirat(parent.as_raw_fd(), name.as_ptr(), 0o755) } < 0 {
+                    return Err(io::Error::last_os_error());
+                }
+                open_in(&root, &done)?
+            }
+            result => result?,
+        };
+    }
+    Ok(())
+}
+
+fn open_in(root: &std::fs::File, path: &str) -> io::Result<OwnedFd> {
+    let path = CString::new(path).map_err(io::Error::other)?;
+    // SAFETY: open_how is plain data for which zero is a valid start; name and struct live through the call; the new
+    // descriptor is owned by the caller.
+    unsafe {
+        let mut how: libc::open_how = std::mem::zeroed();
+        how.flags = (libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC) as u64;
+        how.resolve = libc::RESOLVE_IN_ROOT | libc::RESOLVE_NO_MAGICLINKS;
+        let size = size_of::<libc::open_how>();
+        let fd = libc::syscall(libc::SYS_openat2, root.as_raw_fd(), path.as_ptr(), &how, size);
+        if fd < 0 { Err(io::Error::last_os_error()) } else { Ok(OwnedFd::from_raw_fd(fd as i32)) }
+    }
 }
 
 fn accept_terminal(listener: &std::os::unix::net::UnixListener) -> io::Result<OwnedFd> {

@@ -151,7 +151,7 @@ async fn a_process_gets_what_its_context_says(mut test: Test) {
     let sandbox = test.sandbox(&pod).await;
     let mut config = test.container("plain", &["hold"]);
     config.envs = vec![KeyValue { key: "NAME".into(), value: "value".into() }];
-    config.working_dir = "/tmp".into();
+    config.working_dir = "/made/for/it".into();
     secure(&mut config, |c| {
         c.run_as_user = Some(Int64Value { value: 1000 });
         c.run_as_group = Some(Int64Value { value: 2000 });
@@ -175,7 +175,7 @@ async fn a_process_gets_what_its_context_says(mut test: Test) {
         "NoNewPrivs: 1",
         "Seccomp: 2",
         "hostname context",
-        "cwd /tmp",
+        "cwd /made/for/it",
         "env NAME=value",
     ] {
         assert!(state.lines().any(|l| l == line), "{line} is missing in:\n{state}");
