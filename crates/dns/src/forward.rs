@@ -13,7 +13,11 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 /// How long one server may take.
-const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_millis(1500);
+/// How long all of them together may take: clients give up after five seconds, and should hear of the failure before.
+const ALL_PATIENCE: Duration = Duration::from_secs(4);
+/// How long a server that was silent is left alone.
+const REST: Duration = Duration::from_secs(5);
 /// Rounds through all servers.
 const ROUNDS: usize = 2;
 /// Queries under way at once; more are answered with a failure.
@@ -33,6 +37,8 @@ struct Cached {
 /// Asks other servers.
 pub(crate) struct Forwarder {
     servers: Vec<SocketAddr>,
+    /// For each server, how often it was silent in a row, and when last.
+    silent: Mutex<Vec<(u32, Instant)>>,
     slots: Semaphore,
     cache: Mutex<HashMap<CacheKey, Cached>>,
     id: AtomicU16,
@@ -43,6 +49,7 @@ impl Forwarder {
         // Each query comes from a port of its own, chosen by the kernel; the id only adds to that.
         let seed = std::process::id() as u16 ^ Instant::now().elapsed().subsec_nanos() as u16;
         Self {
+            silent: Mutex::new(vec![(0, Instant::now()); servers.len()]),
             servers,
             slots: Semaphore::new(UNDER_WAY),
             cache: Mutex::new(HashMap::new()),
@@ -57,20 +64,31 @@ impl Forwarder {
             return Some(message);
         }
         let _slot = self.slots.try_acquire().ok()?;
+        let message = timeout(ALL_PATIENCE, self.ask_all(question, dnssec_ok)).await.ok()??;
+        self.store(key, &message, Instant::now());
+        Some(message)
+    }
+
+    async fn ask_all(&self, question: &Question, dnssec_ok: bool) -> Option<Message> {
         for _ in 0..ROUNDS {
-            for server in &self.servers {
+            for (index, server) in self.servers.iter().enumerate() {
+                // Once may be a lost packet.
+                let (count, last) = self.silent.lock()[index];
+                if count >= 2 && last.elapsed() < REST {
+                    continue;
+                }
                 let id = self.id.fetch_add(0x9e37, Ordering::Relaxed).rotate_left(3);
                 let mut query = Message::query(id, question.name.clone(), question.kind);
                 query.questions[0].class = question.class;
                 if let Some(edns) = &mut query.edns {
                     edns.dnssec_ok = dnssec_ok;
                 }
-                match exchange(*server, &query).await {
-                    // A server that cannot answer is passed over like one that is silent.
-                    Ok(message)
-                        if message.rcode != rcode::SERVER_FAILURE && message.rcode != rcode::REFUSED =>
-                    {
-                        self.store(key, &message, Instant::now());
+                let exchanged = exchange(*server, &query).await;
+                let count = if exchanged.is_ok() { 0 } else { count + 1 };
+                self.silent.lock()[index] = (count, Instant::now());
+                match exchanged {
+                    // A server that cannot answer is passed over.
+                    Ok(message) if message.rcode != rcode::SERVER_FAILURE && message.rcode != rcode::REFUSED => {
                         return Some(message);
                     }
                     Ok(_) => {}

@@ -70,6 +70,9 @@ pub(crate) fn query(servers: &[SocketAddr], name: &str, kind: u16, tcp: bool) ->
                     return query(servers, name, kind, true);
                 }
                 Ok(message) => return Ok(message),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                    last = Failure::about(server, "no answer within three seconds");
+                }
                 Err(error) => last = Failure::about(server, error),
             }
         }
