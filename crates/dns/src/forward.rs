@@ -88,7 +88,9 @@ impl Forwarder {
                 self.silent.lock()[index] = (count, Instant::now());
                 match exchanged {
                     // A server that cannot answer is passed over.
-                    Ok(message) if message.rcode != rcode::SERVER_FAILURE && message.rcode != rcode::REFUSED => {
+                    Ok(message)
+                        if message.rcode != rcode::SERVER_FAILURE && message.rcode != rcode::REFUSED =>
+                    {
                         return Some(message);
                     }
                     Ok(_) => {}
