@@ -1,9 +1,11 @@
 //! The controllers: each watches what it needs through shared informers and makes the cluster as its objects
 //! say. They know only the Kubernetes API through `kube::Client`.
 
+mod clusterroles;
 mod cronjob;
 mod daemonset;
 mod deployment;
+mod disruption;
 mod endpoints;
 mod garbage;
 mod job;
@@ -87,6 +89,8 @@ async fn control(client: Client, clients: Clients, config: Config, shutdown: Can
         daemonset::run(context.named("daemon-set-controller")),
         job::run(context.named("job-controller")),
         cronjob::run(context.named("cronjob-controller")),
+        clusterroles::run(context.named("clusterrole-aggregation-controller")),
+        disruption::run(context.named("disruption-controller")),
         statefulset::run(context.named("statefulset-controller")),
         job::ttl(context.named("ttl-after-finished-controller")),
     );

@@ -295,3 +295,102 @@ async fn a_node_gets_a_range_and_a_pod_that_fits_nowhere_says_why() {
     .await;
     assert_eq!(Node::kind(&()), "Node");
 }
+
+fn template(name: &str) -> Value {
+    json!({
+        "metadata": {"labels": {"app": name}},
+        "spec": {"containers": [{"name": "c", "image": "i"}]},
+    })
+}
+
+fn status_is(found: Option<Value>, expected: &[(&str, i64)]) -> bool {
+    let status = found.map(|found| found["status"].clone()).unwrap_or_default();
+    expected.iter().all(|(field, number)| status[*field].as_i64().unwrap_or_default() == *number)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_set_has_a_pod_on_each_node_and_updates_them() {
+    let cluster = Cluster::start().await;
+    cluster.add_node("node-2").await;
+    let set = |image: &str| {
+        let mut template = template("agent");
+        template["spec"]["containers"][0]["image"] = json!(image);
+        json!({"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": "agent"},
+            "spec": {"selector": {"matchLabels": {"app": "agent"}}, "template": template}})
+    };
+    let kind = ("apps/v1", "DaemonSet");
+    let all = [("desiredNumberScheduled", 2), ("numberAvailable", 2), ("updatedNumberScheduled", 2)];
+    cluster.create(set("one")).await;
+    eventually("two pods", || async { status_is(cluster.get(kind, "agent").await, &all) }).await;
+    cluster.patch(set("two")).await;
+    eventually("two new pods", || async {
+        let pods = cluster.pods("app=agent").await;
+        let image = |pod: &Pod| pod.spec.as_ref().and_then(|spec| spec.containers[0].image.clone());
+        pods.len() == 2 && pods.iter().all(|pod| image(pod).as_deref() == Some("two"))
+    })
+    .await;
+    eventually("the status", || async { status_is(cluster.get(kind, "agent").await, &all) }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_completes_and_its_pods_are_counted() {
+    let cluster = Cluster::start().await;
+    let mut template = template("sum");
+    template["spec"]["restartPolicy"] = json!("Never");
+    let job = |name: &str, more: Value| {
+        let mut spec = json!({"template": template.clone()});
+        spec.as_object_mut().expect("an object").extend(more.as_object().cloned().unwrap_or_default());
+        json!({"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": name}, "spec": spec})
+    };
+    let kind = ("batch/v1", "Job");
+    cluster.create(job("a-job", json!({"completions": 4, "parallelism": 2}))).await;
+    cluster.create(job("b-job", json!({"completions": 3, "completionMode": "Indexed"}))).await;
+    let is_complete = |found: &Value| {
+        let conditions = found["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        conditions.iter().any(|one| one["type"] == "Complete" && one["status"] == "True")
+    };
+    for (name, completions) in [("a-job", 4), ("b-job", 3)] {
+        eventually(name, || async { cluster.get(kind, name).await.is_some_and(|found| is_complete(&found)) })
+            .await;
+        let found = cluster.get(kind, name).await;
+        assert!(
+            status_is(found.clone(), &[("succeeded", completions), ("failed", 0), ("active", 0)]),
+            "{found:?}"
+        );
+    }
+    let found = cluster.get(kind, "b-job").await.unwrap_or_default();
+    assert_eq!(found["status"]["completedIndexes"], "0-2");
+    let pods = cluster.pods("batch.kubernetes.io/job-name=a-job").await;
+    assert_eq!(pods.len(), 4);
+    assert!(pods.iter().all(|pod| pod.metadata.finalizers.is_none()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stateful_set_makes_and_updates_its_pods_in_order() {
+    let cluster = Cluster::start().await;
+    let set = |image: &str, replicas: i32| {
+        let mut template = template("db");
+        template["spec"]["containers"][0]["image"] = json!(image);
+        json!({"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {"name": "db"},
+            "spec": {"selector": {"matchLabels": {"app": "db"}}, "template": template, "replicas": replicas,
+                "serviceName": "db"}})
+    };
+    let kind = ("apps/v1", "StatefulSet");
+    cluster.create(set("one", 3)).await;
+    let ready = |count: i64| [("replicas", count), ("readyReplicas", count), ("updatedReplicas", count)];
+    eventually("three pods", || async { status_is(cluster.get(kind, "db").await, &ready(3)) }).await;
+    let names: Vec<_> =
+        cluster.pods("app=db").await.into_iter().filter_map(|pod| pod.metadata.name).collect();
+    assert_eq!(names, ["db-0", "db-1", "db-2"]);
+    cluster.patch(set("two", 3)).await;
+    eventually("three new pods", || async {
+        let found = cluster.get(kind, "db").await.unwrap_or_default();
+        let status = &found["status"];
+        status["observedGeneration"] == found["metadata"]["generation"]
+            && status["currentRevision"] == status["updateRevision"]
+            && status_is(Some(found.clone()), &ready(3))
+    })
+    .await;
+    cluster.patch(set("two", 1)).await;
+    eventually("one pod", || async { cluster.pods("app=db").await.len() == 1 }).await;
+}
