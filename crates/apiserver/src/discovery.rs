@@ -249,6 +249,14 @@ fn storage_hash(rows: &Rows, row: &Served) -> String {
             .map_or(row, |r| r.as_ref()),
     };
     let resource = &stored.resource;
-    let text = format!("{}/{}/{}", resource.group, resource.version, resource.kind);
+    // These are stored one version behind, so that the release before can read them.
+    let version = match (&*resource.group, &*resource.plural) {
+        (
+            "admissionregistration.k8s.io",
+            "mutatingadmissionpolicies" | "mutatingadmissionpolicybindings",
+        ) => "v1beta1",
+        _ => &resource.version,
+    };
+    let text = format!("{}/{version}/{}", resource.group, resource.kind);
     base64::engine::general_purpose::STANDARD.encode(&Sha256::digest(text.as_bytes())[..8])
 }

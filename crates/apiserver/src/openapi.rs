@@ -18,7 +18,7 @@ use crate::registry::Rows;
 use crate::server::Server;
 use crate::{Status, render};
 
-const VERSION: &str = "v1.36.2";
+const VERSION: &str = "1.36";
 
 /// A rendered document.
 struct Rendered {
@@ -130,6 +130,11 @@ pub fn path(server: &Server, parts: &Parts, path: &str) -> Result<Response<Body>
             let document = server.openapi.get(server, "v2.protobuf")?;
             (document, schema::openapi::V2_PROTOBUF)
         }
+        "/openapi/v2" if !accept.is_empty() && !accept.contains("json") && !accept.contains("*/*") => {
+            let mut response = Response::new(Body::Empty);
+            *response.status_mut() = StatusCode::NOT_ACCEPTABLE;
+            return Ok(response);
+        }
         "/openapi/v2" => (server.openapi.get(server, "v2")?, "application/json"),
         "/openapi/v3" => {
             let rows = server.registry.rows();
@@ -145,12 +150,18 @@ pub fn path(server: &Server, parts: &Parts, path: &str) -> Result<Response<Body>
             let body = Body::Full(index.into());
             return Ok(render::response(StatusCode::OK, "text/plain; charset=utf-8", body));
         }
+        "/openapi" => return Ok(crate::pipeline::text(StatusCode::NOT_FOUND, "404 page not found\n")),
         other => match other.strip_prefix("/openapi/v3/") {
             Some(name) => (server.openapi.get(server, name)?, "application/json"),
             None => (None, "application/json"),
         },
     };
-    let rendered = rendered.ok_or_else(Status::no_such_resource)?;
+    let empty = |code| {
+        let mut response = Response::new(Body::Empty);
+        *response.status_mut() = code;
+        Ok(response)
+    };
+    let Some(rendered) = rendered else { return empty(StatusCode::NOT_FOUND) };
     let etag = format!("\"{}\"", rendered.hash);
     let mut response = if header(IF_NONE_MATCH) == etag {
         let mut response = Response::new(Body::Empty);

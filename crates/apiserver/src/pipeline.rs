@@ -128,7 +128,12 @@ where
     }
     let output = negotiate::output(&parts.headers, &query, true);
     let served = server.registry.find(&info.group, &info.version, &info.resource);
-    let Some(served) = served else { return Err(Status::no_such_resource()) };
+    let Some(served) = served else {
+        if server.registry.rows().has_version(&info.group, &info.version) {
+            return Err(Status::no_such_resource());
+        }
+        return Ok(text(StatusCode::NOT_FOUND, "404 page not found\n"));
+    };
     let mut call = Call {
         server,
         info,

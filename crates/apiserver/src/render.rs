@@ -244,7 +244,21 @@ fn table(
         })
         .collect();
     let definitions: Value = if columns {
-        let of = |c: &api::Column| json!({"name": c.name, "type": c.kind, "format": c.format, "description": c.description, "priority": c.priority});
+        let kind = &served.resource.kind;
+        let of = |c: &api::Column| {
+            let description = match (&**kind, &*c.name) {
+                ("RuntimeClass", "Handler") => String::new(),
+                (_, name) if c.description.is_empty() => format!("{name} of this {kind}, as lists show it."),
+                _ => c.description.to_string(),
+            };
+            json!({
+                "name": c.name,
+                "type": c.kind,
+                "format": c.format,
+                "description": description,
+                "priority": c.priority,
+            })
+        };
         served.resource.columns.iter().map(of).collect()
     } else {
         Value::Null

@@ -33,6 +33,14 @@ impl Selector {
         Ok(Self { labels, fields, by_key })
     }
 
+    /// Chooses only the object of a name.
+    pub fn only(&mut self, name: &str) {
+        if self.name() != Some(name) {
+            let (field, value) = ("metadata.name".to_owned(), name.to_owned());
+            self.fields.terms.push(api::fields::Term { field, value, equal: true });
+        }
+    }
+
     /// Whether it chooses everything.
     pub fn everything(&self) -> bool {
         self.labels.is_everything() && self.fields.is_everything()

@@ -252,6 +252,11 @@ impl Status {
         Self::new(500, "InternalError", message).with_causes(vec![cause])
     }
 
+    /// A failure that the reference gives no reason for.
+    pub fn unknown(message: impl Into<String>) -> Self {
+        Self::new(500, "", message)
+    }
+
     pub fn bad_gateway(message: impl Into<String>) -> Self {
         Self::new(502, "InternalError", message)
     }

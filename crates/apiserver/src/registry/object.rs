@@ -81,10 +81,13 @@ impl Object {
         let mut frame = BytesMut::with_capacity(head.len() + stored.len() + 48);
         frame.put_slice(head);
         frame.put_slice(&stored[..metadata + METADATA.len()]);
-        frame.put_slice(VERSION);
-        let mut digits = [0u8; 20];
-        frame.put_slice(decimal(revision, &mut digits));
-        frame.put_slice(if stored.get(rest) == Some(&b'}') { b"\"" } else { b"\"," });
+        // Revision 0 is an object that was not written.
+        if revision > 0 {
+            frame.put_slice(VERSION);
+            let mut digits = [0u8; 20];
+            frame.put_slice(decimal(revision, &mut digits));
+            frame.put_slice(if stored.get(rest) == Some(&b'}') { b"\"" } else { b"\"," });
+        }
         frame.put_slice(&stored[rest..]);
         frame.put_slice(b"}\n");
         let metadata = u32::try_from(metadata).unwrap_or(0);

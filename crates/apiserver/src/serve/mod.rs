@@ -8,7 +8,7 @@ use http::{Method, Response, StatusCode};
 use serde_json::{Value, json};
 
 use crate::http::body::Body;
-use crate::http::negotiate::{self, Output};
+use crate::http::negotiate;
 use crate::pipeline::text;
 use crate::query::Query;
 use crate::request::RequestInfo;
@@ -138,26 +138,22 @@ const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGrou
 /// `/api` and `/apis`: aggregated if the client prefers that.
 fn root(server: &Server, parts: &Parts, query: &Query, core: bool) -> Answered {
     let accept = parts.headers.get(http::header::ACCEPT).and_then(|h| h.to_str().ok()).unwrap_or_default();
-    let aggregated = negotiate::clauses(accept).into_iter().find_map(|clause| {
+    let clauses = negotiate::clauses(accept);
+    let aggregated = clauses.iter().any(|clause| {
         let param = |key: &str| clause.params.iter().find(|(k, _)| *k == key).map(|(_, v)| *v);
-        let json = clause.main == "application" && clause.sub == "json" || clause.main == "*";
-        match param("as") {
-            Some("APIGroupDiscoveryList") if param("v") == Some("v2") => Some(json),
-            Some(_) => None,
-            None if json => Some(false),
-            None => None,
-        }
+        clause.main == "application"
+            && clause.sub == "json"
+            && param("as") == Some("APIGroupDiscoveryList")
+            && param("g") == Some("apidiscovery.k8s.io")
+            && param("v") == Some("v2")
     });
-    if aggregated != Some(true) {
+    if !aggregated {
         let value = if core {
             discovery::core_versions(&server.advertised())
         } else {
             discovery::group_list(&server.registry.rows())
         };
-        return answer(parts, query, &value).or_else(|_| {
-            let body = render::encode(Output::JSON, &value)?;
-            Ok(render::response(StatusCode::OK, "application/json", Body::Full(body)))
-        });
+        return answer(parts, query, &value);
     }
     let document = server.discovery.aggregated(&server.registry, core);
     let seen = parts.headers.get(IF_NONE_MATCH).and_then(|h| h.to_str().ok());

@@ -158,8 +158,7 @@ pub fn of(group: &str, plural: &str) -> &'static Special {
             | "persistentvolumes"
             | "persistentvolumeclaims"
             | "serviceaccounts"
-            | "podtemplates"
-            | "services",
+            | "podtemplates",
         )
         | ("resource.k8s.io", _)
         | (

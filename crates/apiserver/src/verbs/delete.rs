@@ -194,11 +194,8 @@ pub async fn delete_with(
         if matches!(plan, Plan::Nothing) {
             return Ok(Deleted { object: current, gone: false });
         }
+        checks.mutate(served, Operation::Delete, &mut Value::Null, Some(&old)).await?;
         checks.validate(served, Operation::Delete, &Value::Null, Some(&old)).await?;
-        if options.dry_run {
-            let gone = matches!(plan, Plan::Remove);
-            return Ok(Deleted { object: current, gone });
-        }
         let stored_value = {
             let mut value = new;
             if let Some(conversion) = served.conversion {
@@ -206,6 +203,12 @@ pub async fn delete_with(
             }
             value
         };
+        if options.dry_run {
+            let gone = matches!(plan, Plan::Remove);
+            let stored = encode(&stored_value)?;
+            let object = Object::from_stored(key.into(), current.revision, &stored, Change::Modified)?;
+            return Ok(Deleted { object: Arc::new(object), gone });
+        }
         let (written, gone) = match plan {
             Plan::Remove => (registry.remove(served, key, current.revision).await?, true),
             _ => (registry.put(served, key, encode(&stored_value)?, current.revision).await?, false),
@@ -235,7 +238,7 @@ fn preconditions(served: &Served, name: &str, old: &Value, options: &DeleteOptio
         let text = format!(
             "the {what} in the precondition ({wanted}) does not match the {what} in record ({is}). {why}"
         );
-        Status::conflict(served.group(), served.plural(), name, text)
+        Status::conflict(served.group(), &served.resource.kind, name, text)
     };
     if let Some(uid) = &options.uid {
         let is = meta::text(old, "uid");

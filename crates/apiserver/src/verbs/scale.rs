@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::patch::{Kind, parse};
 use super::write::{Checks, Part, Update, options, update};
-use super::{Answered, Call, decode_status, meta};
+use super::{Answered, Call, meta};
 use crate::query::WriteOptions;
 use crate::registry::Served;
 use crate::{FieldError, Status, render, special};
@@ -109,7 +109,10 @@ fn patched(scale: &Value, kind: Kind, patch: &Value, id: schema::TypeId) -> Resu
         }
     };
     let decoded = schema::decode_value(api::types(), id, &patched, schema::FieldValidation::Ignore);
-    decoded.map(|d| d.value).map_err(|e| decode_status(&e, "v1", "Scale"))
+    decoded.map(|d| d.value).map_err(|e| {
+        let error = FieldError::new(FieldErrorKind::Invalid, "patch", patch.to_string(), e.to_string());
+        Status::invalid("", "", "", &[error])
+    })
 }
 
 /// The object with the replica count of a Scale.

@@ -9,7 +9,7 @@ use futures::StreamExt;
 use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{Response, StatusCode};
 use rand::Rng;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::sync::watch::Receiver;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -60,14 +60,18 @@ struct Initial {
 
 pub async fn run(call: &Call, served: &Arc<Served>) -> Answered {
     let options = ListOptions::read(&call.query, true)?;
-    let selector = Selector::parse(served, &options.label_selector, &options.field_selector)?;
+    let mut selector = Selector::parse(served, &options.label_selector, &options.field_selector)?;
+    if !call.info.name.is_empty() {
+        // `/api/v1/watch/.../NAME` names one object in the path.
+        selector.only(&call.info.name);
+    }
     if matches!(call.output.convert, Convert::MetadataList) {
         return Err(Status::not_acceptable("watches do not support PartialObjectMetadataList"));
     }
     let registry = &call.server.registry;
     let version: u64 = match options.resource_version.as_str() {
         "" => 0,
-        text => text.parse().map_err(|_| invalid_version(text))?,
+        text => text.parse().map_err(|_| Status::unknown(invalid_version(text).message()))?,
     };
     let bell = served.cache.bell();
     let prefix = served.prefix(&call.info.namespace);
@@ -314,9 +318,4 @@ impl Watcher {
         schema::normalize(&resource.types, resource.type_id, &mut object);
         self.frames.other("BOOKMARK", object)
     }
-}
-
-/// A frame around any object.
-pub fn frame(kind: &str, object: &Value) -> Value {
-    json!({"type": kind, "object": object})
 }

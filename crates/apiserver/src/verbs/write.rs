@@ -92,7 +92,7 @@ impl Checks<'_> {
     pub const OWN: Checks<'static> =
         Checks { call: None, options: &Value::Null, dry_run: false, manager: "carrack" };
 
-    async fn mutate(
+    pub async fn mutate(
         &self,
         served: &Served,
         operation: Operation,
@@ -178,6 +178,8 @@ async fn create_once(
     meta::fill(&mut object)?;
     (strategy.prepare_create)(&mut object);
     schema::normalize(&served.resource.types, served.resource.type_id, &mut object);
+    // What was filled in just now has defaults of its own, as a reader of the stored object would give it.
+    (strategy.default)(&mut object);
     if generated {
         let name = meta::generate_name(meta::text(&object, "generateName"));
         meta::of(&mut object)?.insert("name".to_owned(), name.into());
