@@ -15,6 +15,7 @@ mod managed;
 mod metrics;
 mod openapi;
 mod pipeline;
+mod publish;
 mod query;
 mod read;
 mod registry;

@@ -12,7 +12,7 @@ use store::Store;
 
 use crate::authn::AnyCertificate;
 use crate::server::{Connector, Error};
-use crate::{Access, ApiServer, Config, bootstrap};
+use crate::{Access, ApiServer, Config, bootstrap, publish};
 
 /// Starts a server: certificates and `admin.kubeconfig` are made in the data directory, the built-in objects in the store.
 /// It answers once [`ApiServer::serve`] runs; in-process clients are answered at once.

@@ -14,9 +14,11 @@ use crate::{FieldError, Status, render};
 mod connect;
 mod namespaces;
 mod pods;
+mod proxy;
 mod services;
 
 pub use connect::Connector;
+pub use proxy::{Connect, Connection, connect};
 
 pub use services::Allocators;
 
@@ -167,32 +169,6 @@ pub fn of(group: &str, plural: &str) -> &'static Special {
         ) => &RETURNS,
         _ => &GENERIC,
     }
-}
-
-/// A connection that a handler takes over.
-pub struct Connection {
-    pub method: http::Method,
-    pub uri: http::Uri,
-    pub upgrade: Option<hyper::upgrade::OnUpgrade>,
-}
-
-/// A subresource that connects the client to a node, pod or service.
-pub struct Connect {}
-
-impl Connect {
-    pub async fn run<B>(&self, _call: &Call, _served: &Served, _connection: Connection, _body: B) -> Answered
-    where
-        B: http_body::Body + Send + Unpin + 'static,
-        B::Data: Send,
-        B::Error: std::fmt::Display,
-    {
-        Err(Status::no_such_resource())
-    }
-}
-
-/// The handler of a connecting subresource.
-pub fn connect(_call: &Call, _served: &Served) -> Option<Connect> {
-    None
 }
 
 /// A resource that is answered and never stored.
