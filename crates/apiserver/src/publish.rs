@@ -116,7 +116,7 @@ async fn ready(server: &Arc<Server>) -> Result<(), Status> {
         part: Part::Status,
         create: false,
         retry: true,
-        patch: false,
+        managed: true,
     };
     let make = |old: Option<&Value>| {
         let mut new = old.cloned().unwrap_or_default();

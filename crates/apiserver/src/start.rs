@@ -31,6 +31,9 @@ pub async fn start(config: Config, store: Store) -> Result<ApiServer, Error> {
     .await?;
     let url = format!("https://{}", std::net::SocketAddr::new(host, server.address().port()));
     bootstrap::ensure(&server.cluster(), &pki, &url).await.map_err(Error::Bootstrap)?;
+    publish::ensure(server.inner(), &server.cluster(), server.address().port())
+        .await
+        .map_err(Error::Bootstrap)?;
     let admin = pki.stored_client("admin", "admin", &["system:masters".to_owned()]).map_err(pki_error)?;
     let kubeconfig = pki.kubeconfig("carrack", &url, &admin);
     pki::files::write(&data_dir.join("admin.kubeconfig"), kubeconfig.as_bytes()).map_err(pki_error)?;

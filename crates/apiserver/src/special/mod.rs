@@ -18,7 +18,7 @@ mod proxy;
 mod services;
 
 pub use connect::Connector;
-pub use proxy::{Connect, Connection, connect};
+pub use proxy::{Connection, connect};
 
 pub use services::Allocators;
 
