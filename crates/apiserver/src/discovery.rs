@@ -251,10 +251,9 @@ fn storage_hash(rows: &Rows, row: &Served) -> String {
     let resource = &stored.resource;
     // These are stored one version behind, so that the release before can read them.
     let version = match (&*resource.group, &*resource.plural) {
-        (
-            "admissionregistration.k8s.io",
-            "mutatingadmissionpolicies" | "mutatingadmissionpolicybindings",
-        ) => "v1beta1",
+        ("admissionregistration.k8s.io", "mutatingadmissionpolicies" | "mutatingadmissionpolicybindings") => {
+            "v1beta1"
+        }
         _ => &resource.version,
     };
     let text = format!("{}/{version}/{}", resource.group, resource.kind);

@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 
 use crate::server::{Server, complete};
 use crate::start::first_address;
-use crate::verbs::write::{self, Checks, Part, Update};
 use crate::verbs::meta;
+use crate::verbs::write::{self, Checks, Part, Update};
 use crate::{ClusterRef, Status};
 
 const NAMESPACE: &str = "default";

@@ -63,13 +63,7 @@ struct Target {
 }
 
 impl Connect {
-    pub async fn run<B>(
-        self,
-        call: &Call,
-        served: &Served,
-        connection: Connection,
-        body: B,
-    ) -> Answered
+    pub async fn run<B>(self, call: &Call, served: &Served, connection: Connection, body: B) -> Answered
     where
         B: http_body::Body + Send + Unpin + 'static,
         B::Data: Send,
@@ -118,7 +112,8 @@ impl Connect {
         }
         if target.tls {
             let connector = call.server.connector.as_ref();
-            let connector = connector.ok_or_else(|| Status::internal("no client certificate for kubelets"))?;
+            let connector =
+                connector.ok_or_else(|| Status::internal("no client certificate for kubelets"))?;
             let stream = connector.connect(target.address, target.port).await?;
             exchange(stream, request, connection.upgrade).await
         } else {
@@ -139,7 +134,13 @@ fn passed_on(headers: &HeaderMap) -> HeaderMap {
         let text = name.as_str();
         let own = matches!(
             text,
-            "authorization" | "host" | "content-length" | "transfer-encoding" | "keep-alive" | "te" | "trailer"
+            "authorization"
+                | "host"
+                | "content-length"
+                | "transfer-encoding"
+                | "keep-alive"
+                | "te"
+                | "trailer"
         ) || text.starts_with("impersonate-")
             || text.starts_with("x-remote-")
             || text.starts_with("proxy-")
@@ -178,7 +179,10 @@ where
                 let _sender = sender;
                 if let (Ok(near), Ok(far)) = tokio::join!(client, far) {
                     let (mut near, mut far) = (TokioIo::new(near), TokioIo::new(far));
-                    drop(tokio::io::copy_bidirectional_with_sizes(&mut near, &mut far, 32 << 10, 32 << 10).await);
+                    drop(
+                        tokio::io::copy_bidirectional_with_sizes(&mut near, &mut far, 32 << 10, 32 << 10)
+                            .await,
+                    );
                 }
             });
             let (parts, _) = response.into_parts();
@@ -228,7 +232,8 @@ async fn kubelet(server: &Server, node: &str) -> Result<(IpAddr, u16), Status> {
         all.find_map(|a| a["address"].as_str()?.parse::<IpAddr>().ok())
     };
     let address = of("InternalIP").or_else(|| of("ExternalIP")).or_else(|| of("Hostname"));
-    let address = address.ok_or_else(|| Status::internal(format!("no preferred addresses found for node {node:?}")))?;
+    let address =
+        address.ok_or_else(|| Status::internal(format!("no preferred addresses found for node {node:?}")))?;
     let port = value.pointer("/status/daemonEndpoints/kubeletEndpoint/Port").and_then(Value::as_u64);
     Ok((address, port.and_then(|p| u16::try_from(p).ok()).filter(|p| *p > 0).unwrap_or(10250)))
 }
@@ -369,7 +374,8 @@ async fn stream(kind: Connect, call: &Call, served: &Served) -> Result<Target, S
         path.push_str(&encode(&container));
         let attach = kind == Connect::Attach;
         let wanted = |key: &str| query.flag(key).unwrap_or(attach && matches!(key, "stdout" | "stderr"));
-        for (key, kubelet) in [("stdin", "input"), ("stdout", "output"), ("stderr", "error"), ("tty", "tty")] {
+        for (key, kubelet) in [("stdin", "input"), ("stdout", "output"), ("stderr", "error"), ("tty", "tty")]
+        {
             // With a terminal there is one output stream.
             if wanted(key) && !(key == "stderr" && on(query.flag("tty"))) {
                 pairs.push((kubelet, "1"));
@@ -476,7 +482,8 @@ async fn service_address(
             || (!port.is_empty() && (p["name"].as_str() == Some(port) || p["port"].to_string() == port))
     });
     let unavailable = || Status::unavailable(format!("no endpoints available for service {name:?}"));
-    let wanted = wanted.ok_or_else(|| Status::unavailable(format!("no service port {port:?} found for service {name:?}")))?;
+    let wanted = wanted
+        .ok_or_else(|| Status::unavailable(format!("no service port {port:?} found for service {name:?}")))?;
     let port_name = wanted["name"].as_str().unwrap_or_default();
     let slices = registry.any("discovery.k8s.io", "endpointslices").ok_or_else(unavailable)?;
     for object in slices.cache.list(&slices.prefix(namespace), None).0 {
