@@ -130,7 +130,7 @@ impl WriteOptions {
 
 /// `All` is the only value that dryRun may have.
 pub fn dry_run<'a>(values: impl Iterator<Item = &'a str>, errors: &mut Vec<FieldError>) -> bool {
-    let values: Vec<&str> = values.filter(|v| !v.is_empty()).collect();
+    let values: Vec<&str> = values.collect();
     for value in values.iter().filter(|v| **v != "All") {
         errors.push(FieldError::new(
             FieldErrorKind::NotSupported,

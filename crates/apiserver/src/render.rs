@@ -116,6 +116,46 @@ pub fn resource(call: &Call, served: &Served, code: StatusCode, value: Value) ->
     Ok(response(code, call.output.format.media_type(), Body::Full(body)))
 }
 
+/// A Scale, which has a Table form of its own.
+pub fn scale(call: &Call, scale: Value) -> Answered {
+    if call.output.convert != Convert::Table {
+        return value(call, StatusCode::OK, scale);
+    }
+    let column = |name: &str, kind: &str| {
+        json!({
+            "name": name,
+            "type": kind,
+            "format": "",
+            "description": format!("{name} of this Scale, as lists show it."),
+            "priority": 0,
+        })
+    };
+    let replicas = |pointer: &str| scale.pointer(pointer).cloned().unwrap_or_else(|| 0.into());
+    let created = scale.pointer("/metadata/creationTimestamp").and_then(Value::as_str);
+    let age = created.and_then(|t| t.parse::<Timestamp>().ok()).map_or_else(
+        || "<unknown>".to_owned(),
+        |t| format!("{}s", Timestamp::now().duration_since(t).as_secs().max(0)),
+    );
+    let name = scale.pointer("/metadata/name").cloned().unwrap_or_default();
+    let table = json!({
+        "kind": "Table",
+        "apiVersion": "meta.k8s.io/v1",
+        "metadata": {"resourceVersion": scale.pointer("/metadata/resourceVersion").cloned().unwrap_or_default()},
+        "columnDefinitions": [
+            column("Name", "string"),
+            column("Desired", "integer"),
+            column("Available", "integer"),
+            column("Age", "string"),
+        ],
+        "rows": [{
+            "cells": [name, replicas("/spec/replicas"), replicas("/status/replicas"), age],
+            "object": partial(&scale),
+        }],
+    });
+    let body = encode(call.output, &table)?;
+    Ok(response(StatusCode::OK, call.output.format.media_type(), Body::Full(body)))
+}
+
 /// Any other tree.
 pub fn value(call: &Call, code: StatusCode, value: Value) -> Answered {
     let output = Output { convert: Convert::None, ..call.output };
@@ -315,7 +355,9 @@ impl Frames {
                     metadata.insert("resourceVersion".to_owned(), version);
                 }
                 let columns = std::mem::take(&mut self.columns);
-                table(&self.served, vec![value], metadata, self.include, columns)
+                // A bookmark is read off its object, whatever the rows carry.
+                let include = if kind == "BOOKMARK" { Include::Metadata } else { self.include };
+                table(&self.served, vec![value], metadata, include, columns)
             }
         };
         frame(self.output, kind, &value)

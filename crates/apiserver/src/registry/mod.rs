@@ -103,6 +103,7 @@ impl Served {
         let mut value = object.value()?;
         if let Some(conversion) = self.conversion {
             (conversion.from_storage)(&mut value);
+            schema::normalize(&self.resource.types, self.resource.type_id, &mut value);
         }
         Ok(value)
     }

@@ -244,7 +244,7 @@ pub fn part(group: &str, plural: &str, name: &str) -> Option<&'static PartRules>
 static APPROVAL: PartRules = PartRules {
     name: "approval",
     prepare: |new, old| api::kinds::prepare_approval(new, old),
-    validate: |_, _| Vec::new(),
+    validate: |new, old| api::kinds::validate_approval(new, old),
 };
 
 /// The body as another kind than the resource's.

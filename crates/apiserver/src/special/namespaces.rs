@@ -22,25 +22,14 @@ fn marked(object: &mut Value) {
     object["status"] = status;
 }
 
-/// `finalize` changes `spec.finalizers` alone.
+/// `finalize` changes everything but the status; the main endpoint keeps `spec.finalizers`.
 pub static FINALIZE: PartRules = PartRules {
     name: "finalize",
-    prepare: |new, old| {
-        let finalizers = new.pointer("/spec/finalizers").cloned();
-        let mut kept = old.clone();
-        for field in ["resourceVersion", "managedFields"] {
-            let value = new.pointer(&format!("/metadata/{field}")).cloned();
-            if let (Some(metadata), Some(value)) = (kept.get_mut("metadata"), value) {
-                metadata[field] = value;
-            }
+    prepare: |new, old| match old.get("status") {
+        Some(status) => new["status"] = status.clone(),
+        None => {
+            new.as_object_mut().map(|o| o.remove("status"));
         }
-        if let Some(spec) = kept.get_mut("spec").and_then(Value::as_object_mut) {
-            spec.remove("finalizers");
-            if let Some(finalizers) = finalizers {
-                spec.insert("finalizers".to_owned(), finalizers);
-            }
-        }
-        *new = kept;
     },
     validate: |_, _| Vec::new(),
 };

@@ -17,13 +17,13 @@ pub static ROW: Special = Special { returns_deleted: true, grace: Some(grace), .
 pub static EPHEMERAL: PartRules = PartRules {
     name: "ephemeralcontainers",
     prepare: |new, old| api::kinds::pod::prepare_ephemeral_containers(new, old),
-    validate: |_, _| Vec::new(),
+    validate: |new, old| api::kinds::validate_ephemeral_containers(new, old),
 };
 
 pub static RESIZE: PartRules = PartRules {
     name: "resize",
     prepare: |new, old| api::kinds::pod::prepare_resize(new, old),
-    validate: |_, _| Vec::new(),
+    validate: |new, old| api::kinds::validate_resize(new, old),
 };
 
 /// A change that the server makes itself.
@@ -63,7 +63,8 @@ pub async fn bind(
         errors.push(crate::FieldError::new(crate::FieldErrorKind::Required, "target.name", "", ""));
     }
     if !errors.is_empty() {
-        return Err(Status::invalid("", "Binding", name, &errors));
+        let text: Vec<String> = errors.iter().map(crate::FieldError::message).collect();
+        return Err(Status::unknown(text.join(", ")));
     }
     let key = pods.key(namespace, name);
     let how = Update {
@@ -119,23 +120,13 @@ fn assigned(old: &Value, node: &str, binding: &Value) -> Result<Value, Status> {
             }
         }
     }
-    let status = pod.get("status").cloned().unwrap_or_else(|| json!({}));
-    pod["status"] = status;
     let scheduled = json!({
         "type": "PodScheduled",
         "status": "True",
         "lastProbeTime": null,
         "lastTransitionTime": meta::now(),
     });
-    match pod["status"].get_mut("conditions").and_then(Value::as_array_mut) {
-        Some(conditions) => {
-            match conditions.iter_mut().find(|c| c["type"] == "PodScheduled") {
-                Some(condition) => *condition = scheduled,
-                None => conditions.push(scheduled),
-            };
-        }
-        None => pod["status"]["conditions"] = json!([scheduled]),
-    }
+    set_condition(&mut pod, scheduled);
     Ok(pod)
 }
 
@@ -160,7 +151,54 @@ pub async fn evict(call: &Call, pods: &Served, eviction: &Value) -> Result<(), S
     if options.uid.is_none() {
         options.uid = Some(meta::text(&pod, "uid").to_owned());
     }
+    if !options.dry_run && !free {
+        mark(server, pods, &key, namespace, name).await?;
+    }
     delete(call, pods, &key, name, &options).await.map(drop)
+}
+
+/// Says on the pod why it goes.
+async fn mark(server: &Server, pods: &Served, key: &str, namespace: &str, name: &str) -> Result<(), Status> {
+    let how = Update {
+        key,
+        name,
+        namespace,
+        part: Part::Other(&OWN),
+        create: false,
+        retry: true,
+        managed: false,
+    };
+    let make = |old: Option<&Value>| {
+        let made = old.ok_or_else(|| pods.not_found(name)).map(|old| {
+            let mut pod = old.clone();
+            let condition = json!({
+                "type": "DisruptionTarget",
+                "status": "True",
+                "lastProbeTime": null,
+                "lastTransitionTime": meta::now(),
+                "reason": "EvictionByEvictionAPI",
+                "message": "Eviction API: evicting",
+            });
+            set_condition(&mut pod, condition);
+            pod
+        });
+        async move { made }.boxed()
+    };
+    update(server, pods, &how, &make, &Checks::OWN).await.map(drop)
+}
+
+/// Puts a condition in the place of the one of its type.
+fn set_condition(object: &mut Value, condition: Value) {
+    if !object["status"].is_object() {
+        object["status"] = json!({});
+    }
+    match object["status"].get_mut("conditions").and_then(Value::as_array_mut) {
+        Some(conditions) => match conditions.iter_mut().find(|c| c["type"] == condition["type"]) {
+            Some(present) => *present = condition,
+            None => conditions.push(condition),
+        },
+        None => object["status"]["conditions"] = json!([condition]),
+    }
 }
 
 fn is_ready(pod: &Value) -> bool {
@@ -263,5 +301,16 @@ fn taken(budget: &Value, pod: &str) -> Result<Value, Status> {
     let mut map = disrupted.cloned().unwrap_or_default();
     map.insert(pod.to_owned(), meta::now().into());
     budget["status"]["disruptedPods"] = Value::Object(map);
+    if allowed == 1 {
+        let condition = json!({
+            "type": "DisruptionAllowed",
+            "status": "False",
+            "observedGeneration": number("/status/observedGeneration"),
+            "lastTransitionTime": meta::now(),
+            "reason": "InsufficientPods",
+            "message": "",
+        });
+        set_condition(&mut budget, condition);
+    }
     Ok(budget)
 }

@@ -185,12 +185,17 @@ fn ports(service: &Value) -> &[Value] {
     service.pointer("/spec/ports").and_then(Value::as_array).map_or(&[], Vec::as_slice)
 }
 
+/// By the name of the port: other properties may have changed.
 fn carry_ports(new: &mut Value, old: &Value) {
-    let mut used: HashSet<u64> = ports(new).iter().map(node_port).filter(|p| *p != 0).collect();
+    let of = |service: &Value| -> HashSet<u64> {
+        ports(service).iter().map(node_port).filter(|p| *p != 0).collect()
+    };
+    let kept: HashSet<u64> = of(new).intersection(&of(old)).copied().collect();
+    let name = |port: &Value| port.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
     let list = new.pointer_mut("/spec/ports").and_then(Value::as_array_mut);
-    for port in list.into_iter().flatten().filter(|p| node_port(p) == 0).collect::<Vec<_>>() {
-        let before = ports(old).iter().find(|p| port_key(p) == port_key(port)).map(node_port);
-        if let Some(before) = before.filter(|p| *p != 0 && used.insert(*p)) {
+    for port in list.into_iter().flatten().filter(|p| node_port(p) == 0) {
+        let before = ports(old).iter().find(|p| name(p) == name(port)).map(node_port);
+        if let Some(before) = before.filter(|p| *p != 0 && !kept.contains(p)) {
             port["nodePort"] = before.into();
         }
     }
@@ -284,6 +289,9 @@ fn families(allocators: &Allocators, service: &mut Value, old: Option<&Value>) -
             let detail = format!("{family} is not configured on this cluster");
             errors.push(error(&format!("spec.clusterIPs[{i}]"), ips.clone(), detail));
         }
+    }
+    if !errors.is_empty() {
+        return Err(invalid(service, &errors));
     }
     if headless && selectorless {
         if families.is_empty() {

@@ -204,13 +204,20 @@ pub async fn delete_with(
             value
         };
         if options.dry_run {
-            let gone = matches!(plan, Plan::Remove);
+            let gone = matches!(plan, Plan::Remove | Plan::MarkAndRemove);
             let stored = encode(&stored_value)?;
             let object = Object::from_stored(key.into(), current.revision, &stored, Change::Modified)?;
             return Ok(Deleted { object: Arc::new(object), gone });
         }
         let (written, gone) = match plan {
             Plan::Remove => (registry.remove(served, key, current.revision).await?, true),
+            // Watchers see the end of a graceful delete before the object goes.
+            Plan::MarkAndRemove => {
+                match registry.put(served, key, encode(&stored_value)?, current.revision).await? {
+                    Written::At(revision) => (registry.remove(served, key, revision).await?, true),
+                    conflict => (conflict, true),
+                }
+            }
             _ => (registry.put(served, key, encode(&stored_value)?, current.revision).await?, false),
         };
         match written {
@@ -257,6 +264,8 @@ fn preconditions(served: &Served, name: &str, old: &Value, options: &DeleteOptio
 
 enum Plan {
     Remove,
+    /// The grace period is over at once.
+    MarkAndRemove,
     Mark,
     /// It is being deleted already and nothing changes.
     Nothing,
@@ -270,7 +279,7 @@ fn plan(
     options: &DeleteOptions,
 ) -> Result<Plan, Status> {
     let deleting = !meta::text(old, "deletionTimestamp").is_empty();
-    let mut graceful = false;
+    let (mut graceful, mut at_once) = (false, false);
     if served.resource.strategy.has_graceful_delete {
         let current =
             new.pointer("/metadata/deletionGracePeriodSeconds").and_then(Value::as_i64).unwrap_or(0);
@@ -279,12 +288,14 @@ fn plan(
                 Some(wanted) if wanted < current => {
                     shorten(new, current, wanted)?;
                     graceful = wanted > 0;
+                    at_once = wanted == 0;
                 }
                 _ => return Ok(Plan::Nothing),
             }
         } else if !deleting && let Some(grace) = special.grace.and_then(|grace| grace(new, options.grace)) {
             mark(new, grace)?;
             graceful = grace > 0;
+            at_once = grace == 0;
         }
     }
     if special.collected {
@@ -295,7 +306,7 @@ fn plan(
         return Ok(Plan::Mark);
     }
     if !pending {
-        return Ok(Plan::Remove);
+        return Ok(if at_once { Plan::MarkAndRemove } else { Plan::Remove });
     }
     mark_now(new)?;
     if let Some(marked) = special.marked {
@@ -393,7 +404,8 @@ fn collect(special: &special::Special, object: &mut Value, options: &DeleteOptio
 
 /// DELETE on a collection: every object that the selectors choose.
 pub async fn collection(call: &Call, served: &Served, body: Bytes) -> Answered {
-    let list = ListOptions::read(&call.query, false)?;
+    // A limit is only that of the pages in which the server itself would read.
+    let list = ListOptions { limit: 0, ..ListOptions::read(&call.query, false)? };
     let options = DeleteOptions::read(call, &body)?;
     let selected = super::list::select(call, served, &list).await?;
     for object in &selected.items {

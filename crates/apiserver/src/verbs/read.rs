@@ -14,7 +14,7 @@ pub async fn run(call: &Call, served: &Served) -> Answered {
         }
         "0" => {}
         text => {
-            let version: u64 = text.parse().map_err(|_| invalid_version(text))?;
+            let version: u64 = text.parse().map_err(|_| Status::unknown(invalid_version(text).message()))?;
             call.server.registry.reach(version).await?;
         }
     }

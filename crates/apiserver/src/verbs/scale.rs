@@ -3,7 +3,6 @@
 use api::{FieldErrorKind, ScalePaths};
 use bytes::Bytes;
 use futures::FutureExt;
-use http::StatusCode;
 use serde_json::{Map, Value, json};
 
 use super::patch::{Kind, parse};
@@ -53,7 +52,7 @@ pub async fn run(call: &Call, served: &Served, body: Bytes) -> Answered {
     if call.info.verb == "get" {
         let object = call.server.registry.get(served, &key).await?;
         let object = object.ok_or_else(|| served.not_found(&call.info.name))?;
-        return render::value(call, StatusCode::OK, of(&served.value(&object)?, &paths));
+        return render::scale(call, of(&served.value(&object)?, &paths));
     }
     let patching = call.info.verb == "patch";
     let write = WriteOptions::read(&call.query, if patching { "PatchOptions" } else { "UpdateOptions" })?;
@@ -96,7 +95,7 @@ pub async fn run(call: &Call, served: &Served, body: Bytes) -> Answered {
     };
     let outcome = update(&call.server, served, &how, &make, &checks).await?;
     let value = served.value(&outcome.object)?;
-    render::value(call, StatusCode::OK, of(&value, &paths))
+    render::scale(call, of(&value, &paths))
 }
 
 fn patched(scale: &Value, kind: Kind, patch: &Value, id: schema::TypeId) -> Result<Value, Status> {

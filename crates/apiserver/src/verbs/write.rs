@@ -147,6 +147,13 @@ async fn create_managed(
 ) -> Result<Outcome, Status> {
     meta::wipe(&mut object)?;
     meta::namespace(served, namespace, &mut object)?;
+    let version = meta::text(&object, "resourceVersion");
+    if !matches!(version, "" | "0") {
+        return Err(match version.parse::<u64>() {
+            Ok(_) => Status::unknown("resourceVersion should not be set on objects to be created"),
+            Err(_) => Status::unknown(super::read::invalid_version(version).message()),
+        });
+    }
     meta::of(&mut object)?.remove("resourceVersion");
     if managed {
         crate::managed::created(served, &mut object, checks);
@@ -178,13 +185,13 @@ async fn create_once(
     meta::fill(&mut object)?;
     (strategy.prepare_create)(&mut object);
     schema::normalize(&served.resource.types, served.resource.type_id, &mut object);
-    // What was filled in just now has defaults of its own, as a reader of the stored object would give it.
-    (strategy.default)(&mut object);
     if generated {
         let name = meta::generate_name(meta::text(&object, "generateName"));
         meta::of(&mut object)?.insert("name".to_owned(), name.into());
     }
     let name = meta::text(&object, "name").to_owned();
+    // What was filled in just now has defaults of its own, as a reader of the stored object would give it.
+    (strategy.default)(&mut object);
     let special = special::of(served.group(), served.plural());
     let mut undo = special::Undo::default();
     if let Some(begin) = special.begin_create {
@@ -309,15 +316,9 @@ async fn update_once(
             ));
         }
     } else {
-        let parsed: u64 = version.parse().map_err(|_| {
-            Status::invalid_field(
-                (served.group(), &served.resource.kind, update.name),
-                crate::FieldErrorKind::Invalid,
-                "metadata.resourceVersion",
-                version.as_str(),
-                "must be an unsigned integer",
-            )
-        })?;
+        let parsed: u64 = version
+            .parse()
+            .map_err(|_| Status::unknown(super::read::invalid_version(&version).message()))?;
         if parsed != current.revision {
             return Err(Status::modified(served.group(), served.plural(), update.name));
         }
