@@ -159,15 +159,8 @@ pub async fn evict(call: &Call, pods: &Served, eviction: &Value) -> Result<(), S
 
 /// Says on the pod why it goes.
 async fn mark(server: &Server, pods: &Served, key: &str, namespace: &str, name: &str) -> Result<(), Status> {
-    let how = Update {
-        key,
-        name,
-        namespace,
-        part: Part::Other(&OWN),
-        create: false,
-        retry: true,
-        managed: false,
-    };
+    let how =
+        Update { key, name, namespace, part: Part::Other(&OWN), create: false, retry: true, managed: false };
     let make = |old: Option<&Value>| {
         let made = old.ok_or_else(|| pods.not_found(name)).map(|old| {
             let mut pod = old.clone();

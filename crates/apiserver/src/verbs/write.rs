@@ -316,9 +316,8 @@ async fn update_once(
             ));
         }
     } else {
-        let parsed: u64 = version
-            .parse()
-            .map_err(|_| Status::unknown(super::read::invalid_version(&version).message()))?;
+        let parsed: u64 =
+            version.parse().map_err(|_| Status::unknown(super::read::invalid_version(&version).message()))?;
         if parsed != current.revision {
             return Err(Status::modified(served.group(), served.plural(), update.name));
         }
