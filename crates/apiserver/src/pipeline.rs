@@ -35,7 +35,7 @@ pub async fn handle<B>(server: Arc<Server>, request: Request<B>, caller: Caller)
 where
     B: http_body::Body + Send + Unpin + 'static,
     B::Data: Send,
-    B::Error: std::fmt::Display,
+    B::Error: std::fmt::Display + Send,
 {
     let started = Instant::now();
     let (mut parts, body) = request.into_parts();
@@ -103,7 +103,7 @@ async fn answer<B>(
 where
     B: http_body::Body + Send + Unpin + 'static,
     B::Data: Send,
-    B::Error: std::fmt::Display,
+    B::Error: std::fmt::Display + Send,
 {
     let user = match caller {
         Caller::User(user) => user,
@@ -127,7 +127,7 @@ where
     let output = negotiate::output(&parts.headers, &query, true);
     let served = server.registry.find(&info.group, &info.version, &info.resource);
     let Some(served) = served else {
-        if server.registry.rows().has_version(&info.group, &info.version) {
+        if info.group.is_empty() || server.registry.any_of(&info.group) {
             return Err(Status::no_such_resource());
         }
         return Ok(text(StatusCode::NOT_FOUND, "404 page not found\n"));
@@ -151,6 +151,9 @@ where
         Method::GET | Method::HEAD => Bytes::new(),
         _ => body::read(body).await?,
     };
+    if let Some(warning) = special::deprecation(served.group(), served.plural()) {
+        call.warn(warning);
+    }
     let mut response = dispatch(&call, &served, body).await?;
     let warnings = std::mem::take(&mut *call.warnings.lock().unwrap_or_else(|e| e.into_inner()));
     for warning in warnings {

@@ -43,6 +43,9 @@ pub fn status(output: Output, status: &Status) -> Response<Body> {
 
 /// A tree in an encoding.
 pub fn encode(output: Output, value: &Value) -> Result<Bytes, Status> {
+    if output.beta && output.convert != Convert::None {
+        return encode(Output { beta: false, ..output }, &older(value));
+    }
     match output.format {
         Format::Json if output.pretty => {
             let mut text = serde_json::to_vec_pretty(value).map_err(Status::internal)?;
@@ -196,7 +199,10 @@ pub fn list(call: &Call, served: &Served, selected: Selected) -> Answered {
     }
     let value = match call.output.convert {
         Convert::Table => table(served, items, metadata, include_object(&call.query)?, true),
-        Convert::MetadataList | Convert::Metadata => json!({
+        Convert::Metadata => {
+            return Err(Status::not_acceptable("the object is a list and cannot be shown as one object"));
+        }
+        Convert::MetadataList => json!({
             "kind": "PartialObjectMetadataList",
             "apiVersion": "meta.k8s.io/v1",
             "metadata": metadata,
@@ -240,6 +246,26 @@ pub fn items(call: &Call, served: &Served, items: Vec<Value>) -> Answered {
 fn partial(object: &Value) -> Value {
     let metadata = object.get("metadata").cloned().unwrap_or_else(|| json!({}));
     json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata})
+}
+
+/// Tables and metadata in the version before v1.
+fn older(value: &Value) -> Value {
+    let mut value = value.clone();
+    let rename = |object: &mut Value| {
+        if object.get("apiVersion").is_some_and(|v| v == "meta.k8s.io/v1") {
+            object["apiVersion"] = "meta.k8s.io/v1beta1".into();
+        }
+    };
+    rename(&mut value);
+    for items in ["items", "rows"] {
+        for item in value.get_mut(items).and_then(Value::as_array_mut).into_iter().flatten() {
+            match item.get_mut("object") {
+                Some(object) => rename(object),
+                None => rename(item),
+            }
+        }
+    }
+    value
 }
 
 /// What a Table row carries of its object.
@@ -365,6 +391,8 @@ impl Frames {
 }
 
 fn frame(output: Output, kind: &str, value: &Value) -> Result<Bytes, Status> {
+    let older = (output.beta && output.convert != Convert::None).then(|| older(value));
+    let value = older.as_ref().unwrap_or(value);
     let event = || json!({"type": kind, "object": value});
     match output.format {
         Format::Json => {

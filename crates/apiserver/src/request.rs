@@ -31,10 +31,11 @@ impl RequestInfo {
             path: decode(path, false).into_owned(),
             ..Self::default()
         };
-        let trimmed = path.trim_matches('/');
+        let decoded = decode(path, false);
+        let trimmed = decoded.trim_matches('/');
         let mut parts: Vec<String> = match trimmed {
             "" => Vec::new(),
-            text => text.split('/').map(|p| decode(p, false).into_owned()).collect(),
+            text => text.split('/').map(str::to_owned).collect(),
         };
         if parts.len() < 3 || !matches!(parts[0].as_str(), "api" | "apis") {
             return info;
@@ -73,7 +74,7 @@ impl RequestInfo {
         if info.verb != "proxy" {
             info.subresource = parts.get(2).cloned().unwrap_or_default();
             info.rest = parts.get(3..).unwrap_or_default().join("/");
-            if info.subresource == "proxy" && trimmed.len() < path.trim_start_matches('/').len() {
+            if info.subresource == "proxy" && trimmed.len() < decoded.trim_start_matches('/').len() {
                 info.rest.push('/');
             }
         }

@@ -193,7 +193,7 @@ impl<B> tower::Service<Request<B>> for InProcess
 where
     B: http_body::Body + Send + Unpin + 'static,
     B::Data: Send,
-    B::Error: std::fmt::Display,
+    B::Error: std::fmt::Display + Send,
 {
     type Response = Response<Body>;
     type Error = std::convert::Infallible;

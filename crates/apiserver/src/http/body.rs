@@ -156,18 +156,31 @@ impl Body {
     }
 }
 
+/// Takes in the rest of a body that is refused, within bounds: a client that still writes would not see the answer.
+async fn drain<B: http_body::Body + Unpin>(body: &mut B) {
+    let mut left = 8 * LIMIT;
+    while let Some(Ok(frame)) = body.frame().await {
+        let length = frame.data_ref().map_or(0, bytes::Buf::remaining);
+        match left.checked_sub(length) {
+            Some(rest) => left = rest,
+            None => return,
+        }
+    }
+}
+
 /// Reads a request body, at most [`LIMIT`] bytes.
 pub async fn read<B>(body: B) -> Result<Bytes, Status>
 where
     B: http_body::Body + Unpin,
-    B::Error: std::fmt::Display,
+    B::Error: std::fmt::Display + Send,
 {
     let too_large =
         || Status::too_large(format!("Request entity too large: limit is {LIMIT}")).with_causes(Vec::new());
+    let mut body = body;
     if body.size_hint().lower() > LIMIT as u64 {
+        drain(&mut body).await;
         return Err(too_large());
     }
-    let mut body = body;
     let mut first: Option<Bytes> = None;
     let mut all = BytesMut::new();
     while let Some(frame) = body.frame().await {
@@ -176,6 +189,7 @@ where
         let length = bytes::Buf::remaining(&data);
         let data = bytes::Buf::copy_to_bytes(&mut data, length);
         if first.as_ref().map_or(0, Bytes::len) + all.len() + data.len() > LIMIT {
+            drain(&mut body).await;
             return Err(too_large());
         }
         match first {

@@ -51,11 +51,13 @@ pub struct Output {
     pub convert: Convert,
     /// `;stream=watch`.
     pub stream: bool,
+    /// The converted form is asked for in meta.k8s.io/v1beta1.
+    pub beta: bool,
 }
 
 impl Output {
     pub const JSON: Self =
-        Self { format: Format::Json, pretty: false, convert: Convert::None, stream: false };
+        Self { format: Format::Json, pretty: false, convert: Convert::None, stream: false, beta: false };
 
     /// Whether the cached bytes can be sent as they are.
     pub fn plain(&self) -> bool {
@@ -131,7 +133,9 @@ pub fn output(headers: &HeaderMap, query: &Query, convertible: bool) -> Result<O
     for clause in clauses(header) {
         for format in ALL {
             let (main, sub) = format.media_type().split_once('/').unwrap_or_default();
-            if (clause.main != "*" && clause.main != main) || (clause.sub != "*" && clause.sub != sub) {
+            // `application/*` chooses nothing, as in the reference.
+            let any = clause.main == "*" && clause.sub == "*";
+            if !any && (clause.main != main || clause.sub != sub) {
                 continue;
             }
             let param = |key: &str| {
@@ -141,12 +145,15 @@ pub fn output(headers: &HeaderMap, query: &Query, convertible: bool) -> Result<O
                 continue;
             }
             let Some(convert) = conversion(&clause.params) else { continue };
-            if convert != Convert::None && !convertible {
+            if convert != Convert::None && !convertible
+                || convert == Convert::Table && format == Format::Protobuf
+            {
                 continue;
             }
+            let beta = param("v") == "v1beta1";
             let pretty = pretty || param("pretty") == "1";
             let stream = !param("stream").is_empty();
-            return Ok(Output { format, pretty: pretty && format == Format::Json, convert, stream });
+            return Ok(Output { format, pretty: pretty && format == Format::Json, convert, stream, beta });
         }
     }
     Err(not_acceptable())

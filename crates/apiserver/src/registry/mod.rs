@@ -185,6 +185,11 @@ impl Registry {
         self.rows.load().any(group, plural).cloned()
     }
 
+    /// Whether anything is served in a group.
+    pub fn any_of(&self, group: &str) -> bool {
+        self.rows.load().iter().any(|row| row.group() == group)
+    }
+
     /// The newest revision whose changes all caches have.
     pub fn applied(&self) -> u64 {
         *self.caches.applied.borrow()

@@ -219,7 +219,6 @@ fn component_statuses(call: &Call, served: &Served) -> Answered {
             "conditions": [{"type": "Healthy", "status": "True", "message": "ok"}],
         })
     };
-    call.warn("v1 ComponentStatus is deprecated in v1.19+");
     if call.info.verb == "get" {
         let name = names.iter().find(|n| **n == call.info.name);
         let mut value = of(name.ok_or_else(|| served.not_found(&call.info.name))?);
@@ -228,6 +227,17 @@ fn component_statuses(call: &Call, served: &Served) -> Answered {
         return render::resource(call, served, http::StatusCode::OK, value);
     }
     render::items(call, served, names.iter().map(|n| of(n)).collect())
+}
+
+/// The warning that every use of a deprecated resource gets.
+pub fn deprecation(group: &str, plural: &str) -> Option<&'static str> {
+    match (group, plural) {
+        ("", "componentstatuses") => Some("v1 ComponentStatus is deprecated in v1.19+"),
+        ("", "endpoints") => {
+            Some("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice")
+        }
+        _ => None,
+    }
 }
 
 /// The rules of a subresource that changes a part of its object.

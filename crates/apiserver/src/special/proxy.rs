@@ -67,7 +67,7 @@ impl Connect {
     where
         B: http_body::Body + Send + Unpin + 'static,
         B::Data: Send,
-        B::Error: std::fmt::Display,
+        B::Error: std::fmt::Display + Send,
     {
         let method = connection.method.clone();
         let row = served.resource.subresource(&call.info.subresource);

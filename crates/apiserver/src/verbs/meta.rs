@@ -302,8 +302,10 @@ pub fn carry(new: &mut Value, old: &Value) -> Result<(), Status> {
         None => {}
     };
     keep("uid", false);
-    keep("creationTimestamp", false);
-    keep("deletionTimestamp", false);
+    for field in ["creationTimestamp", "deletionTimestamp"] {
+        // Whatever the client says, unless there was nothing before.
+        keep(field, old_meta.is_some_and(|m| m.get(field).is_some_and(|v| !v.is_null())));
+    }
     keep("deletionGracePeriodSeconds", false);
     keep("generation", true);
     metadata.remove("selfLink");

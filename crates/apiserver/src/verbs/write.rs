@@ -71,7 +71,7 @@ fn to_stored(served: &Served, mut value: Value) -> Value {
 }
 
 fn invalid(served: &Served, name: &str, errors: &[FieldError]) -> Status {
-    Status::invalid(served.group(), &served.resource.kind, name, errors)
+    Status::invalid(&served.storage.0, &served.resource.kind, name, errors)
 }
 
 /// An object that was not written, for a dry run.
