@@ -63,26 +63,26 @@ impl Metrics {
         let mut out = String::new();
         let state = self.0.lock();
         let help = |out: &mut String, name: &str, kind: &str, text: &str| {
-            drop(write!(out, "# HELP {name} [STABLE] {text}\n# TYPE {name} {kind}\n"));
+            let _ = write!(out, "# HELP {name} [STABLE] {text}\n# TYPE {name} {kind}\n");
         };
         help(&mut out, "apiserver_request_total", "counter", "Requests by verb, resource and answer code.");
         for ((labels, code), count) in &state.totals {
-            drop(writeln!(out, "apiserver_request_total{{code=\"{code}\",{}}} {count}", render(labels)));
+            let _ = writeln!(out, "apiserver_request_total{{code=\"{code}\",{}}} {count}", render(labels));
         }
         let name = "apiserver_request_duration_seconds";
         help(&mut out, name, "histogram", "Time to the answer's header, by verb and resource.");
         for (labels, histogram) in &state.durations {
             let labels = render(labels);
             for (bound, count) in BUCKETS.iter().zip(histogram.buckets) {
-                drop(writeln!(out, "{name}_bucket{{{labels},le=\"{bound}\"}} {count}"));
+                let _ = writeln!(out, "{name}_bucket{{{labels},le=\"{bound}\"}} {count}");
             }
-            drop(writeln!(out, "{name}_bucket{{{labels},le=\"+Inf\"}} {}", histogram.count));
-            drop(writeln!(out, "{name}_sum{{{labels}}} {}", histogram.sum));
-            drop(writeln!(out, "{name}_count{{{labels}}} {}", histogram.count));
+            let _ = writeln!(out, "{name}_bucket{{{labels},le=\"+Inf\"}} {}", histogram.count);
+            let _ = writeln!(out, "{name}_sum{{{labels}}} {}", histogram.sum);
+            let _ = writeln!(out, "{name}_count{{{labels}}} {}", histogram.count);
         }
         help(&mut out, "apiserver_storage_objects", "gauge", "Stored objects by resource.");
         for (resource, count) in objects {
-            drop(writeln!(out, "apiserver_storage_objects{{resource=\"{resource}\"}} {count}"));
+            let _ = writeln!(out, "apiserver_storage_objects{{resource=\"{resource}\"}} {count}");
         }
         out
     }

@@ -41,10 +41,6 @@ impl Query {
         let parsed = text.parse().map(Some);
         parsed.map_err(|_| Status::bad_request(format!("strconv.ParseInt: parsing {text:?}: invalid syntax")))
     }
-
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.0.iter().map(|(k, v)| (k.as_str(), v.as_str()))
-    }
 }
 
 /// Percent-decoding; what is not valid stays as it is.

@@ -59,7 +59,7 @@ pub(super) fn admit<'a>(
 
 pub(super) fn validate(scene: &Scene<'_>, pod: &Value, _: Option<&Value>) -> Result<(), Status> {
     let ephemeral = scene.is("", "pods/ephemeralcontainers") && scene.operation() == Operation::Update;
-    if !ephemeral && !(scene.is("", "pods") && scene.operation() == Operation::Create) {
+    if !(ephemeral || scene.is("", "pods") && scene.operation() == Operation::Create) {
         return Ok(());
     }
     let refuse = |why: String| scene.forbid(pod, why);

@@ -27,7 +27,6 @@ const DRAIN: Duration = Duration::from_secs(10);
 /// Who is at the other end of a connection.
 #[derive(Clone, Debug, Default)]
 pub struct Peer {
-    pub address: Option<SocketAddr>,
     /// The verified client certificate chain; empty without one.
     pub certificates: Arc<[CertificateDer<'static>]>,
 }
@@ -86,8 +85,7 @@ async fn connection<H, F>(
 {
     drop(stream.set_nodelay(true));
     let Some(acceptor) = tls else {
-        let peer = Peer { address: Some(address), ..Peer::default() };
-        return drive(stream, peer, handle, graceful).await;
+        return drive(stream, Peer::default(), handle, graceful).await;
     };
     let stream = match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => stream,
@@ -99,7 +97,7 @@ async fn connection<H, F>(
     };
     let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
     let certificates = certificates.iter().map(|c| c.clone().into_owned()).collect();
-    drive(stream, Peer { address: Some(address), certificates }, handle, graceful).await;
+    drive(stream, Peer { certificates }, handle, graceful).await;
 }
 
 async fn drive<S, H, F>(stream: S, peer: Peer, handle: H, graceful: &GracefulShutdown)

@@ -93,11 +93,6 @@ impl Cache {
         self.bell.send_replace(changed);
     }
 
-    /// Whether the object under a key exists, which decides what a write to it is called.
-    pub fn contains(&self, key: &str) -> bool {
-        self.state.read().objects.contains_key(key)
-    }
-
     pub fn get(&self, key: &str) -> Option<Arc<Object>> {
         self.state.read().objects.get(key).cloned()
     }

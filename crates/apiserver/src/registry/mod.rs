@@ -46,11 +46,6 @@ impl Caches {
         self.map.write().entry(key).or_insert_with(|| Arc::new(Cache::new(revision))).clone()
     }
 
-    /// The cache of a resource, if there is one.
-    pub fn find(&self, group: &str, resource: &str) -> Option<Arc<Cache>> {
-        self.map.read().get(&format!("{group}/{resource}")).cloned()
-    }
-
     /// Everything up to a revision is in the caches.
     pub fn applied(&self, revision: u64) {
         self.applied.send_if_modified(|applied| {

@@ -34,6 +34,7 @@ impl Undo {
         for task in self.on_success {
             task.run(server).await;
         }
+        drop(self.guard);
     }
 }
 

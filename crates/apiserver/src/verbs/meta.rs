@@ -291,15 +291,13 @@ pub fn carry(new: &mut Value, old: &Value) -> Result<(), Status> {
     let old_meta = old.get("metadata").and_then(Value::as_object);
     let metadata = of(new)?;
     let mut keep = |field: &str, always: bool| match old_meta.and_then(|m| m.get(field)) {
-        Some(value) => {
-            if always || metadata.get(field).is_none_or(Value::is_null) {
-                metadata.insert(field.to_owned(), value.clone());
-            }
+        Some(value) if always || metadata.get(field).is_none_or(Value::is_null) => {
+            metadata.insert(field.to_owned(), value.clone());
         }
         None if always => {
             metadata.remove(field);
         }
-        None => {}
+        _ => {}
     };
     keep("uid", false);
     for field in ["creationTimestamp", "deletionTimestamp"] {
