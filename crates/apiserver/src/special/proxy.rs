@@ -479,7 +479,9 @@ async fn service_address(
     let ports = service.pointer("/spec/ports").and_then(Value::as_array).cloned().unwrap_or_default();
     let wanted = ports.iter().find(|p| {
         (port.is_empty() && ports.len() == 1)
-            || (!port.is_empty() && (p["name"].as_str() == Some(port) || p["port"].as_u64().map(|n| n.to_string()).as_deref() == Some(port)))
+            || (!port.is_empty()
+                && (p["name"].as_str() == Some(port)
+                    || p["port"].as_u64().map(|n| n.to_string()).as_deref() == Some(port)))
     });
     let unavailable = || Status::unavailable(format!("no endpoints available for service {name:?}"));
     let wanted = wanted
