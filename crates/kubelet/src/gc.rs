@@ -119,7 +119,7 @@ async fn images(context: &Shared, unused_since: &mut HashMap<String, u64>, round
 /// How full the file system is, in percent.
 fn full(place: &str) -> u64 {
     capacity::file_system(Path::new(place))
-        .map_or(0, |(size, free, _, _)| if size == 0 { 0 } else { (size - free.min(size)) * 100 / size })
+        .map_or(0, |(size, free, _, _)| ((size - free.min(size)) * 100).checked_div(size).unwrap_or(0))
 }
 
 #[cfg(test)]
