@@ -217,6 +217,15 @@ pub(crate) fn slice(object: &Value) -> Vec<FieldError> {
         let at = list.index(index);
         let name = device.text("name");
         label(&mut errors, name, &at.child("name"));
+        let attributes = at.child("attributes");
+        for (key, attribute) in device.entries("attributes") {
+            let at = attributes.key(key);
+            for kind in ["string", "version"] {
+                if attribute.text(kind).len() > 64 {
+                    errors.too_long(&at.child(kind), 64);
+                }
+            }
+        }
         let taints = at.child("taints");
         for (index, taint) in device.items("taints").iter().enumerate() {
             let at = taints.index(index);

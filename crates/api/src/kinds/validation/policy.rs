@@ -82,10 +82,10 @@ fn reference(errors: &mut Errors, target: &Value, path: &Path<'_>, grouped: bool
     }
     let version = target.text("apiVersion");
     let at = path.child("apiVersion");
-    let (group, name) = version.split_once('/').unwrap_or(("", version));
+    let group = version.split_once('/').map_or("", |(group, _)| group);
     if version.matches('/').count() > 1 {
         errors.invalid(&at, version, format!("unexpected GroupVersion string: {version}"));
-    } else if grouped && (name.is_empty() || group.is_empty() && name != "v1") {
+    } else if grouped && group.is_empty() && target.text("kind") != "ReplicationController" {
         errors.invalid(&at, version, "apiVersion must specify API group");
     }
 }
