@@ -1,6 +1,8 @@
 //! A small POSIX-like shell: lists, pipelines, redirections, variables, command substitution, `if`, `while`, `until`, `for`, `case`,
 //! functions, traps. No job control, no aliases. It forks, so no other thread may exist.
 
+mod builtins;
+mod descriptors;
 mod exec;
 mod expand;
 mod parse;

@@ -1,18 +1,20 @@
 //! Running the tree.
 
+use super::builtins::builtin;
+use super::descriptors::{move_to, restore};
 use super::expand::fits;
-use super::parse::{self, Node, Parsed, Redirection, Target};
+use super::parse::{self, Node, Parsed};
 use super::read_all;
-use crate::{Outcome, find, process, run};
+use crate::{Outcome, find, run};
 use nix::errno::Errno;
-use nix::sys::signal::{self, SaFlags, SigAction, SigHandler, SigSet, Signal};
+use nix::sys::signal::{self, SigHandler, Signal};
 use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::{ForkResult, Pid, dup2_raw, fork, pipe};
+use nix::unistd::{ForkResult, Pid, fork, pipe};
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -20,15 +22,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 const INSIDE: &[&str] = &["[", "echo", "false", "kill", "printf", "pwd", "test", "true"];
 
 /// Signals that arrived and have a trap, as bits.
-static PENDING: AtomicU64 = AtomicU64::new(0);
+pub(super) static PENDING: AtomicU64 = AtomicU64::new(0);
 
-extern "C" fn note(number: i32) {
+pub(super) extern "C" fn note(number: i32) {
     PENDING.fetch_or(1 << number, Ordering::Relaxed);
 }
 
 /// Where a loop is to go on.
 #[derive(Clone, Copy, PartialEq)]
-enum Flow {
+pub(super) enum Flow {
     Normal,
     Break(usize),
     Continue(usize),
@@ -36,29 +38,29 @@ enum Flow {
 }
 
 pub(super) struct Shell {
-    variables: BTreeMap<String, String>,
-    exported: BTreeMap<String, ()>,
-    functions: HashMap<String, Rc<Node>>,
+    pub(super) variables: BTreeMap<String, String>,
+    pub(super) exported: BTreeMap<String, ()>,
+    pub(super) functions: HashMap<String, Rc<Node>>,
     pub(super) arguments: Vec<String>,
-    name: String,
+    pub(super) name: String,
     /// Of the first shell: `$$` is the same in its subshells.
-    pid: u32,
+    pub(super) pid: u32,
     pub(super) status: u8,
     pub(super) exit_on_error: bool,
     pub(super) trace: bool,
     /// Set by `exit`.
     pub(super) leaving: bool,
-    flow: Flow,
-    traps: BTreeMap<i32, String>,
-    exit_trap: Option<String>,
-    background: Option<Pid>,
-    jobs: Vec<Pid>,
-    finished: HashMap<Pid, u8>,
-    interactive: bool,
+    pub(super) flow: Flow,
+    pub(super) traps: BTreeMap<i32, String>,
+    pub(super) exit_trap: Option<String>,
+    pub(super) background: Option<Pid>,
+    pub(super) jobs: Vec<Pid>,
+    pub(super) finished: HashMap<Pid, u8>,
+    pub(super) interactive: bool,
     /// The next simple command is all that this process is for.
-    last: bool,
+    pub(super) last: bool,
     /// Depth of conditions, in which a failure does not end the shell under `-e`.
-    tested: usize,
+    pub(super) tested: usize,
 }
 
 impl Shell {
@@ -170,7 +172,7 @@ impl Shell {
         self.status
     }
 
-    fn eval(&mut self, script: &str) {
+    pub(super) fn eval(&mut self, script: &str) {
         match parse::program(script) {
             Parsed::Whole(program) => self.run(&program),
             _ => {
@@ -386,7 +388,7 @@ impl Shell {
         }
     }
 
-    fn simple(&mut self, values: Vec<(String, String)>, fields: &[String]) {
+    pub(super) fn simple(&mut self, values: Vec<(String, String)>, fields: &[String]) {
         let Some(name) = fields.first() else {
             for (name, value) in values {
                 self.set(&name, &value);
@@ -479,7 +481,7 @@ impl Shell {
     }
 
     /// Runs `work` in a child process that then ends with the shell's status.
-    fn fork(&mut self, work: impl FnOnce(&mut Self)) -> Option<Pid> {
+    pub(super) fn fork(&mut self, work: impl FnOnce(&mut Self)) -> Option<Pid> {
         let _ = io::stdout().flush();
         // SAFETY: the shell's process has one thread.
         match unsafe { fork() } {
@@ -512,7 +514,7 @@ impl Shell {
     }
 
     /// Waits for one child and reaps all others that end meanwhile (the shell may be a container's first process).
-    fn wait_for(&mut self, pid: Pid) -> u8 {
+    pub(super) fn wait_for(&mut self, pid: Pid) -> u8 {
         loop {
             if let Some(status) = self.finished.remove(&pid) {
                 self.jobs.retain(|job| *job != pid);
@@ -536,7 +538,7 @@ impl Shell {
     }
 
     /// `wait` without operands; a trapped signal ends it early.
-    fn wait_all(&mut self) -> u8 {
+    pub(super) fn wait_all(&mut self) -> u8 {
         while let Some(job) = self.jobs.first().copied() {
             if self.finished.remove(&job).is_some() {
                 self.jobs.remove(0);
@@ -562,7 +564,7 @@ impl Shell {
     }
 
     /// Becomes another program; returns the exit status if that fails.
-    fn replace(&mut self, fields: &[String]) -> u8 {
+    pub(super) fn replace(&mut self, fields: &[String]) -> u8 {
         let _ = io::stdout().flush();
         let name = &fields[0];
         let text = |text: &str| CString::new(text.replace('\0', "")).expect("no NUL is left");
@@ -625,334 +627,4 @@ impl Shell {
         }
         text
     }
-
-    fn redirect(&mut self, redirections: &[Redirection]) -> Option<Vec<(RawFd, Option<OwnedFd>)>> {
-        let _ = io::stdout().flush();
-        let mut saved = Vec::new();
-        for redirection in redirections {
-            let opened: io::Result<Option<OwnedFd>> = match &redirection.target {
-                Target::Read(word) => self.open(word, File::options().read(true)),
-                Target::Write(word) => {
-                    self.open(word, File::options().write(true).create(true).truncate(true))
-                }
-                Target::Append(word) => self.open(word, File::options().append(true).create(true)),
-                Target::Here(word) => {
-                    let word = word.borrow().clone();
-                    let text = self.expand_one(&word);
-                    here(&text).map(Some)
-                }
-                Target::Duplicate(word) => match self.expand_one(word).as_str() {
-                    "-" => Ok(None),
-                    number => match number.parse::<RawFd>() {
-                        Ok(number) => duplicate(number).map(Some),
-                        Err(_) => Err(io::ErrorKind::InvalidInput.into()),
-                    },
-                },
-            };
-            match opened {
-                Ok(fd) => {
-                    saved.push((redirection.descriptor, duplicate(redirection.descriptor).ok()));
-                    match fd {
-                        Some(fd) => move_to(fd, redirection.descriptor),
-                        None => drop(nix::unistd::close(redirection.descriptor)),
-                    }
-                }
-                Err(error) => {
-                    eprintln!("sh: redirection: {error}");
-                    restore(saved);
-                    return None;
-                }
-            }
-        }
-        Some(saved)
-    }
-
-    fn open(&mut self, word: &parse::Word, options: &std::fs::OpenOptions) -> io::Result<Option<OwnedFd>> {
-        let name = self.expand_one(word);
-        options
-            .open(&name)
-            .map(|file| Some(file.into()))
-            .map_err(|error| io::Error::new(error.kind(), format!("{name}: {error}")))
-    }
-
-    fn builtin(&mut self, fields: &[String]) -> u8 {
-        let number = |at: usize, default: i64| {
-            fields.get(at).map_or(Some(default), |text| text.parse::<i64>().ok()).unwrap_or(2)
-        };
-        match fields[0].as_str() {
-            ":" => 0,
-            "cd" => {
-                let home = self.get("HOME").unwrap_or_else(|| "/".into());
-                let folder = match fields.get(1).map(String::as_str) {
-                    None => home,
-                    Some("-") => self.get("OLDPWD").unwrap_or(home),
-                    Some(folder) => folder.to_owned(),
-                };
-                let before = std::env::current_dir().unwrap_or_default();
-                if let Err(error) = std::env::set_current_dir(&folder) {
-                    eprintln!("cd: {folder}: {error}");
-                    return 1;
-                }
-                self.set("OLDPWD", &before.to_string_lossy());
-                let now = std::env::current_dir().unwrap_or_default();
-                self.set("PWD", &now.to_string_lossy());
-                0
-            }
-            "exit" => {
-                self.leaving = true;
-                number(1, self.status.into()) as u8
-            }
-            "return" => {
-                self.flow = Flow::Return;
-                number(1, self.status.into()) as u8
-            }
-            "break" => {
-                self.flow = Flow::Break(number(1, 1).max(1) as usize);
-                0
-            }
-            "continue" => {
-                self.flow = Flow::Continue(number(1, 1).max(1) as usize);
-                0
-            }
-            "export" | "local" | "readonly" => {
-                for field in &fields[1..] {
-                    let (name, value) = field
-                        .split_once('=')
-                        .map_or((field.as_str(), None), |(name, value)| (name, Some(value)));
-                    if let Some(value) = value {
-                        self.set(name, value);
-                    }
-                    if fields[0] == "export" {
-                        self.exported.insert(name.to_owned(), ());
-                    }
-                }
-                0
-            }
-            "unset" => {
-                for name in &fields[1..] {
-                    self.variables.remove(name);
-                    self.functions.remove(name);
-                }
-                0
-            }
-            "set" => {
-                let mut rest = &fields[1..];
-                while let Some(option) =
-                    rest.first().filter(|arg| arg.starts_with(['-', '+']) && arg.len() > 1)
-                {
-                    let on = option.starts_with('-');
-                    rest = &rest[1..];
-                    if option == "--" {
-                        break;
-                    }
-                    if option.contains('e') {
-                        self.exit_on_error = on;
-                    }
-                    if option.contains('x') {
-                        self.trace = on;
-                    }
-                    if option.ends_with('o') && !rest.is_empty() {
-                        rest = &rest[1..];
-                    }
-                }
-                if !rest.is_empty() || fields.get(1).is_some_and(|arg| arg == "--") {
-                    self.arguments = rest.to_vec();
-                }
-                0
-            }
-            "shift" => {
-                let count = number(1, 1).max(0) as usize;
-                if count > self.arguments.len() {
-                    return 1;
-                }
-                self.arguments.drain(..count);
-                0
-            }
-            "read" => self.read(&fields[1..]),
-            "eval" => {
-                self.eval(&fields[1..].join(" "));
-                self.status
-            }
-            "." | "source" => match fields.get(1).map(std::fs::read_to_string) {
-                Some(Ok(script)) => {
-                    self.eval(&script);
-                    self.status
-                }
-                Some(Err(error)) => {
-                    eprintln!("sh: {}: {error}", fields[1]);
-                    1
-                }
-                None => 2,
-            },
-            "exec" => {
-                if fields.len() < 2 {
-                    return 0;
-                }
-                let status = self.replace(&fields[1..]);
-                self.leaving = true;
-                status
-            }
-            "trap" => self.trap(&fields[1..]),
-            "wait" => match fields.get(1).and_then(|pid| pid.parse().ok()) {
-                Some(pid) => self.wait_for(Pid::from_raw(pid)),
-                None => self.wait_all(),
-            },
-            "umask" => {
-                if let Some(mode) = fields.get(1).and_then(|text| u32::from_str_radix(text, 8).ok()) {
-                    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(mode));
-                }
-                0
-            }
-            "command" | "type" => {
-                let name = fields.get(1..).unwrap_or_default().iter().find(|arg| !arg.starts_with('-'));
-                let Some(name) = name else { return 1 };
-                if fields[0] == "command" && fields.get(1).is_some_and(|arg| !arg.starts_with('-')) {
-                    self.simple(Vec::new(), &fields[1..]);
-                    return self.status;
-                }
-                let path = self.get("PATH").unwrap_or_default();
-                let found = path
-                    .split(':')
-                    .map(|folder| format!("{folder}/{name}"))
-                    .find(|path| std::path::Path::new(path).exists());
-                let known = builtin(name) || self.functions.contains_key(name) || find(name).is_some();
-                match found {
-                    Some(path) => println!("{path}"),
-                    None if known => println!("{name}"),
-                    None => return 127,
-                }
-                0
-            }
-            _ => 127,
-        }
-    }
-
-    fn read(&mut self, names: &[String]) -> u8 {
-        let raw = names.iter().any(|name| name == "-r");
-        let names: Vec<&String> = names.iter().filter(|name| !name.starts_with('-')).collect();
-        let mut line = String::new();
-        let whole = match super::read_line(&mut line) {
-            Ok(whole) => whole,
-            Err(_) => return 1,
-        };
-        let mut line = line.trim_end_matches('\n').to_owned();
-        if !raw {
-            line = line.replace('\\', "");
-        }
-        let mut rest = line.trim();
-        for (index, name) in names.iter().enumerate() {
-            let (word, after) = if index + 1 == names.len() {
-                (rest, "")
-            } else {
-                rest.split_once(char::is_whitespace).unwrap_or((rest, ""))
-            };
-            self.set(name, word);
-            rest = after.trim_start();
-        }
-        u8::from(!whole)
-    }
-
-    fn trap(&mut self, args: &[String]) -> u8 {
-        let Some((script, names)) = args.split_first() else {
-            for (number, script) in &self.traps {
-                println!("trap -- '{script}' {number}");
-            }
-            return 0;
-        };
-        for name in names {
-            if name == "EXIT" || name == "0" {
-                self.exit_trap = (script != "-").then(|| script.clone());
-                continue;
-            }
-            let Some(Some(signal)) = process::signal_named(name) else {
-                eprintln!("trap: {name}: no such signal");
-                return 1;
-            };
-            let handler = match script.as_str() {
-                "-" => SigHandler::SigDfl,
-                "" => SigHandler::SigIgn,
-                _ => SigHandler::Handler(note),
-            };
-            self.traps.remove(&(signal as i32));
-            if matches!(handler, SigHandler::Handler(_)) {
-                self.traps.insert(signal as i32, script.clone());
-            }
-            // Without SA_RESTART, so that `wait` and `read` notice.
-            let action = SigAction::new(handler, SaFlags::empty(), SigSet::empty());
-            // SAFETY: the handler only sets a bit of an atomic.
-            if unsafe { signal::sigaction(signal, &action) }.is_err() {
-                return 1;
-            }
-        }
-        0
-    }
-}
-
-fn builtin(name: &str) -> bool {
-    matches!(
-        name,
-        ":" | "."
-            | "break"
-            | "cd"
-            | "command"
-            | "continue"
-            | "eval"
-            | "exec"
-            | "exit"
-            | "export"
-            | "local"
-            | "read"
-            | "readonly"
-            | "return"
-            | "set"
-            | "shift"
-            | "source"
-            | "trap"
-            | "type"
-            | "umask"
-            | "unset"
-            | "wait"
-    )
-}
-
-/// Makes `fd` known as `number`.
-fn move_to(fd: OwnedFd, number: RawFd) {
-    if fd.as_raw_fd() == number {
-        let _ = fd.into_raw_fd();
-        return;
-    }
-    // SAFETY: whatever `number` was is meant to be replaced; the copy is owned by nobody in this process.
-    if let Ok(copy) = unsafe { dup2_raw(&fd, number) } {
-        let _ = copy.into_raw_fd();
-    }
-}
-
-/// A copy out of the way of the numbers that scripts use, closed on exec.
-fn duplicate(number: RawFd) -> io::Result<OwnedFd> {
-    // SAFETY: fcntl fails cleanly on a number that is not open.
-    let copy = unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 10) };
-    if copy < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the descriptor is new.
-    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
-}
-
-fn restore(saved: Vec<(RawFd, Option<OwnedFd>)>) {
-    let _ = io::stdout().flush();
-    for (number, fd) in saved.into_iter().rev() {
-        match fd {
-            Some(fd) => move_to(fd, number),
-            None => drop(nix::unistd::close(number)),
-        }
-    }
-}
-
-/// A here document as an anonymous file.
-fn here(text: &str) -> io::Result<OwnedFd> {
-    let fd = nix::sys::memfd::memfd_create("here", nix::sys::memfd::MFdFlags::MFD_CLOEXEC)?;
-    let mut file = File::from(fd);
-    file.write_all(text.as_bytes())?;
-    io::Seek::rewind(&mut file)?;
-    Ok(file.into())
 }
