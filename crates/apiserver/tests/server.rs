@@ -121,7 +121,8 @@ async fn a_pod_is_bound_and_a_service_gets_addresses() {
     let account = object(json!({"metadata": {"name": "default"}}));
     accounts.create(&PostParams::default(), &account).await.expect("created");
     let pods: Api<Pod> = Api::namespaced(running.client.clone(), "default");
-    let pod = object(json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", "image": "i"}]}}));
+    let pod =
+        object(json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", "image": "i"}]}}));
     pods.create(&PostParams::default(), &pod).await.expect("created");
     let binding = json!({"apiVersion": "v1", "kind": "Binding", "metadata": {"name": "p"},
         "target": {"kind": "Node", "name": "n"}});
