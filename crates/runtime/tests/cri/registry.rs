@@ -116,9 +116,9 @@ impl Registry {
             }
             None => (StatusCode::OK, blob.clone()),
         };
-        let breaks =
-            self.breaks.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1)).is_ok();
-        if breaks && part.len() > 1000 {
+        let large = part.len() > 100_000;
+        let one_less = |n: u32| n.checked_sub(1);
+        if large && self.breaks.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).is_ok() {
             let half = Bytes::from(part[..part.len() / 2].to_vec());
             let frames = [Ok(Frame::data(half)), Err(std::io::Error::other("cut"))];
             let mut response = Response::new(BodyExt::boxed(StreamBody::new(futures::stream::iter(frames))));
