@@ -1,3 +1,4 @@
+// @generated
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ImportRequest {
     #[prost(string, tag = "1")]

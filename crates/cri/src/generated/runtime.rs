@@ -1,3 +1,4 @@
+// @generated
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct VersionRequest {
     #[prost(string, tag = "1")]

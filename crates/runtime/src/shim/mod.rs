@@ -4,13 +4,16 @@
 //! streams, writes their logs, reaps them and remembers how they ended. It outlives the runtime that started it. Nothing here
 //! may start a thread: libcontainer, and everything between `fork` and `execve`, relies on there being none.
 
+mod children;
 mod create;
 mod exec;
 mod finish;
 mod log;
 mod poll;
 pub mod protocol;
+mod requests;
 mod run;
+mod setup;
 mod spawner;
 mod streams;
 pub mod sys;
