@@ -91,7 +91,7 @@ fn resource(row: Row) -> Option<Resource> {
         types: Arc::clone(types),
         type_id,
         subresources: row.subresources.into_iter().map(subresource).collect(),
-        columns: row.columns.into_iter().map(column).collect(),
+        columns: row.columns.into_iter().map(|c| column(c, &row.kind)).collect(),
         namespaced: row.namespaced,
         short_names: strings(row.short_names),
         categories: strings(row.categories),
@@ -116,12 +116,17 @@ fn subresource(row: SubRow) -> Subresource {
     }
 }
 
-fn column(row: ColumnRow) -> Column {
+fn column(row: ColumnRow, kind: &str) -> Column {
+    let description = match row.name.as_str() {
+        "Name" => format!("What the {kind} is called; no other one beside it has the same name."),
+        "Age" => format!("How long ago the {kind} was created."),
+        other => format!("{other} of the {kind}."),
+    };
     Column {
         name: row.name.into(),
         kind: row.r#type.into(),
         format: row.format.into(),
-        description: Str::Borrowed(""),
+        description: description.into(),
         priority: row.priority,
     }
 }
