@@ -83,3 +83,6 @@ fn rare_feature(statement: &Statement) -> Option<&'static str> {
         _ => return None,
     })
 }
+
+#[cfg(test)]
+mod tests;
