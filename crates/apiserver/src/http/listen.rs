@@ -10,7 +10,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
@@ -44,7 +44,7 @@ pub async fn serve<H, F>(
     F: Future<Output = Response<Body>> + Send + 'static,
 {
     let permits = Arc::new(Semaphore::new(max_connections));
-    let graceful = Arc::new(GracefulShutdown::new());
+    let graceful = GracefulShutdown::new();
     loop {
         let Ok(permit) = permits.clone().acquire_owned().await else { break };
         let accepted = tokio::select! {
@@ -59,18 +59,14 @@ pub async fn serve<H, F>(
                 continue;
             }
         };
-        let (tls, handle, graceful) = (tls.clone(), handle.clone(), graceful.clone());
+        let (tls, handle, watcher) = (tls.clone(), handle.clone(), graceful.watcher());
         tokio::spawn(async move {
-            connection(stream, address, tls, handle, &graceful).await;
+            connection(stream, address, tls, handle, watcher).await;
             drop(permit);
         });
     }
     drop(listener);
-    if let Some(graceful) = Arc::into_inner(graceful) {
-        drop(tokio::time::timeout(DRAIN, graceful.shutdown()).await);
-    } else {
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    drop(tokio::time::timeout(DRAIN, graceful.shutdown()).await);
 }
 
 async fn connection<H, F>(
@@ -78,14 +74,14 @@ async fn connection<H, F>(
     address: SocketAddr,
     tls: Option<TlsAcceptor>,
     handle: H,
-    graceful: &GracefulShutdown,
+    watcher: Watcher,
 ) where
     H: Fn(Request<Incoming>, Peer) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
 {
     drop(stream.set_nodelay(true));
     let Some(acceptor) = tls else {
-        return drive(stream, Peer::default(), handle, graceful).await;
+        return drive(stream, Peer::default(), None, handle, watcher).await;
     };
     let stream = match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => stream,
@@ -95,12 +91,14 @@ async fn connection<H, F>(
         }
         Err(_) => return,
     };
+    let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
     let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
     let certificates = certificates.iter().map(|c| c.clone().into_owned()).collect();
-    drive(stream, Peer { certificates }, handle, graceful).await;
+    drive(stream, Peer { certificates }, Some(http2), handle, watcher).await;
 }
 
-async fn drive<S, H, F>(stream: S, peer: Peer, handle: H, graceful: &GracefulShutdown)
+/// `http2` is what the handshake agreed on; the version is then not guessed from bytes that a slow client may never send.
+async fn drive<S, H, F>(stream: S, peer: Peer, http2: Option<bool>, handle: H, watcher: Watcher)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     H: Fn(Request<Incoming>, Peer) -> F + Clone + Send + Sync + 'static,
@@ -123,12 +121,17 @@ where
         .max_send_buf_size(256 << 10)
         .keep_alive_interval(Duration::from_secs(30))
         .keep_alive_timeout(Duration::from_secs(15));
+    let builder = match http2 {
+        Some(true) => builder.http2_only(),
+        Some(false) => builder.http1_only(),
+        None => builder,
+    };
     let service = service_fn(move |request| {
         let answer = handle(request, peer.clone());
         async move { Ok::<_, std::convert::Infallible>(answer.await) }
     });
     let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
-    if let Err(error) = graceful.watch(connection).await {
+    if let Err(error) = watcher.watch(connection).await {
         tracing::debug!(%error, "connection ended");
     }
 }
