@@ -73,7 +73,9 @@ pub async fn meet(
     };
     let value = match challenge {
         Challenge::Basic if credentials.username.is_empty() => {
-            return Err(denied("the registry asks for a user and password; add an imagePullSecret".into()));
+            return Err(denied(
+                "401 Unauthorized: the registry asks for a user and password; add an imagePullSecret".into(),
+            ));
         }
         Challenge::Basic => basic(),
         Challenge::Bearer { .. } if !credentials.registry_token.is_empty() => {
