@@ -12,7 +12,8 @@ use tokio::io::{
 };
 use tokio::sync::mpsc;
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
@@ -140,12 +141,17 @@ impl Channels {
     /// Sends what is left, then closes.
     pub(crate) async fn close(self) {
         self.drained().await;
-        let _ = self.messages.send(Message::Close(None)).await;
+        let _ = self.messages.send(goodbye()).await;
         drop(self.messages);
         self.done.close();
         let _ = tokio::time::timeout(LINGER, self.done.wait()).await;
         drop(self.cut);
     }
+}
+
+/// Go's clients take a close without the normal code for a failure.
+fn goodbye() -> Message {
+    Message::Close(Some(CloseFrame { code: CloseCode::Normal, reason: "".into() }))
 }
 
 fn message(number: u8, codec: Codec, payload: &[u8]) -> Message {
@@ -193,7 +199,7 @@ where
         match tokio::time::timeout(KEEPALIVE, queue.recv()).await {
             Ok(Some(Message::Close(reason))) => return sink.send(Message::Close(reason)).await,
             Ok(Some(message)) => sink.send(message).await?,
-            Ok(None) => return sink.close().await,
+            Ok(None) => return sink.send(goodbye()).await,
             Err(_) => sink.send(Message::Ping(Bytes::new())).await?,
         }
     }
@@ -274,7 +280,7 @@ where
                 return;
             }
         }
-        let _ = sink.close().await;
+        let _ = sink.send(goodbye()).await;
     });
     theirs
 }

@@ -32,9 +32,14 @@ async fn websocket_v5_echoes_after_the_half_close_and_reports_the_exit_code() {
     client.send(Message::Binary(Bytes::from_static(b"\0hello"))).await.expect("sent");
     client.send(Message::Binary(Bytes::from_static(b"\xff\0"))).await.expect("sent");
     let mut messages = Vec::new();
-    while let Some(Ok(Message::Binary(data))) = client.next().await {
-        messages.push(data);
-    }
+    let close = loop {
+        match client.next().await.expect("a close at the end").expect("valid") {
+            Message::Binary(data) => messages.push(data),
+            other => break other,
+        }
+    };
+    let Message::Close(Some(frame)) = close else { panic!("a close with a code expected, got {close:?}") };
+    assert_eq!(u16::from(frame.code), 1000, "Go's clients take anything else for a failure");
     drop(client);
     session.await.expect("session ends");
     assert_eq!(messages[0], &b"\x01"[..], "greeting on stdout");
