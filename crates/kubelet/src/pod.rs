@@ -5,7 +5,6 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use cri::v1::ContainerState;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use parking_lot::Mutex;
@@ -18,15 +17,17 @@ use crate::context::Shared;
 use crate::events;
 use crate::objects::Held;
 use crate::plan::{self, KillReason, Probed, Start};
-use crate::podutil::{self, Kind, spec};
+use crate::podutil::{self, spec};
 use crate::probe::{self, Report};
-use crate::runtime::{PodView, container_name};
+use crate::runtime::PodView;
 use crate::status::{self, Verdict, Waiting};
 use crate::volumes::Mounted;
 
 mod api;
 mod kill;
 mod last_words;
+mod outcome;
+mod probes;
 mod start;
 
 use start::StartError;
@@ -545,206 +546,6 @@ impl Worker {
         self.spawn(CLEAN, async move { Done::Clean(api::clean(&context, &pod).await) });
     }
 
-    fn back_off(&mut self, key: &str, first: Duration, most: Duration) {
-        let tries = self.retry.get(key).map_or(0, |(_, tries)| *tries);
-        let delay = first.saturating_mul(1 << tries.min(10)).min(most);
-        self.retry.insert(key.to_owned(), (Instant::now() + delay, tries + 1));
-    }
-
-    fn note(&mut self, done: Done) {
-        match done {
-            Done::Volumes(Ok(mut mounted)) => {
-                self.busy.remove(VOLUMES);
-                self.retry.remove(VOLUMES);
-                self.held = std::mem::take(&mut mounted.held);
-                self.mounted = Some(Arc::new(mounted));
-            }
-            Done::Volumes(Err((volume, error))) => {
-                self.busy.remove(VOLUMES);
-                let message = format!("MountVolume.SetUp failed for volume {volume:?} : {error}");
-                self.context.recorder.warning(events::pod(&self.pod), "FailedMount", message);
-                self.back_off(VOLUMES, Duration::from_millis(500), Duration::from_secs(15));
-            }
-            Done::Sandbox(result) => {
-                self.busy.remove(SANDBOX);
-                match result {
-                    Ok(id) => {
-                        self.retry.remove(SANDBOX);
-                        self.sandboxes.insert(0, id);
-                    }
-                    Err(error) => {
-                        let message = format!("Failed to create pod sandbox: {error}");
-                        self.context.recorder.warning(
-                            events::pod(&self.pod),
-                            "FailedCreatePodSandBox",
-                            message,
-                        );
-                        self.back_off(SANDBOX, Duration::from_secs(1), Duration::from_secs(30));
-                    }
-                }
-                self.dirty = true;
-            }
-            Done::Start(start, result) => self.note_start(&start, result),
-            Done::Kill(name) => {
-                self.busy.remove(&name);
-                self.dirty = true;
-            }
-            Done::KillPod(result) => {
-                self.busy.remove(POD);
-                self.killing = None;
-                self.dirty = true;
-                if let Err(error) = result {
-                    let message = format!("error killing pod: {error}");
-                    self.context.recorder.warning(events::pod(&self.pod), "FailedKillPod", message);
-                    self.back_off(POD, Duration::from_millis(500), Duration::from_secs(10));
-                }
-            }
-            Done::Clean(result) => {
-                self.busy.remove(CLEAN);
-                match result {
-                    Ok(()) => self.stage = Stage::Finished,
-                    Err(error) => {
-                        tracing::warn!(error, pod = podutil::name(&self.pod), "cannot clean up after a pod");
-                        self.back_off(CLEAN, Duration::from_millis(20), Duration::from_secs(10));
-                    }
-                }
-            }
-            Done::Status(status, result) => {
-                self.busy.remove(STATUS);
-                match result {
-                    Ok(()) => {
-                        self.retry.remove(STATUS);
-                        self.sent = *status;
-                    }
-                    Err(error) if api::gone(&error) => self.removed = true,
-                    Err(error) => {
-                        tracing::warn!(%error, pod = podutil::name(&self.pod), "cannot write a pod's status");
-                        self.back_off(STATUS, Duration::from_millis(200), Duration::from_secs(10));
-                    }
-                }
-            }
-            Done::Delete(result) => {
-                self.busy.remove(DELETE);
-                match result {
-                    Ok(()) => self.deleted = true,
-                    Err(error) => {
-                        tracing::warn!(%error, pod = podutil::name(&self.pod), "cannot delete a pod");
-                        self.back_off(DELETE, Duration::from_millis(200), Duration::from_secs(10));
-                    }
-                }
-            }
-        }
-    }
-
-    fn note_start(&mut self, start: &Start, result: Result<(), StartError>) {
-        self.busy.remove(&start.name);
-        self.starting.remove(&start.name);
-        self.dirty = true;
-        let Err(error) = result else {
-            self.waiting.remove(&start.name);
-            self.retry.remove(&start.name);
-            return;
-        };
-        let key = format!("image/{}", start.name);
-        let waiting = error.waiting;
-        if error.pulled {
-            // The error itself is shown for a moment, then that we back off because of it.
-            let now = Timestamp::now();
-            self.backoffs.next(&key, now, now);
-            let delay =
-                self.backoffs.remaining(&key, now, now).map_or(Duration::from_secs(10), |(left, _)| left);
-            let image = podutil::container(&self.pod, &start.name).and_then(|(found, _)| found.image);
-            let text = format!("Back-off pulling image {:?}", image.unwrap_or_default());
-            let object = events::container(&self.pod, start.kind, &start.name);
-            self.context.recorder.normal(object, "BackOff", text.clone());
-            self.retry.insert(start.name.clone(), (Instant::now() + delay, 0));
-            let shown =
-                self.waiting.get(&start.name).is_some_and(|waiting| waiting.reason.starts_with("ErrImage"));
-            let waiting = if shown {
-                let message = format!("{text}: {}: {}", waiting.reason, waiting.message);
-                Waiting { reason: "ImagePullBackOff".to_owned(), message }
-            } else {
-                // The first failure is tried again soon, so that a registry's hiccup costs little.
-                self.retry.insert(start.name.clone(), (Instant::now() + Duration::from_secs(2), 0));
-                waiting
-            };
-            self.waiting.insert(start.name.clone(), waiting);
-            return;
-        }
-        self.waiting.insert(start.name.clone(), waiting);
-        self.back_off(&start.name, Duration::from_secs(1), Duration::from_secs(10));
-    }
-
-    fn note_report(&mut self, report: Report) {
-        let probed = self.probed.entry(report.container_id).or_default();
-        match report.kind {
-            probe::Kind::Startup => probed.startup = Some(report.good),
-            probe::Kind::Liveness => probed.liveness = Some(report.good),
-            probe::Kind::Readiness => probed.readiness = Some(report.good),
-        }
-    }
-
-    /// Starts and stops probes so that they match the running containers.
-    fn sync_probes(&mut self) {
-        let stopping = self.stage != Stage::Running;
-        let mut wanted: HashSet<(String, probe::Kind)> = HashSet::new();
-        let everyone = spec(&self.pod).containers.iter().map(|container| (container, Kind::Regular));
-        let sidecars = podutil::init_containers(&self.pod)
-            .iter()
-            .filter(|container| podutil::is_sidecar(container))
-            .map(|container| (container, Kind::Sidecar));
-        let ip = if podutil::host_network(&self.pod) {
-            self.context.config.node_ips.first().map(ToString::to_string)
-        } else {
-            self.view.ips().into_iter().next()
-        };
-        let mut fresh = Vec::new();
-        for (container, role) in everyone.chain(sidecars) {
-            let Some(found) = self.view.container(&container.name) else { continue };
-            if found.state() != ContainerState::ContainerRunning {
-                continue;
-            }
-            let probed =
-                *self.probed.entry(found.id.clone()).or_insert_with(|| adopted(&self.current, found));
-            let started = container.startup_probe.is_none() || probed.startup == Some(true);
-            for kind in [probe::Kind::Startup, probe::Kind::Liveness, probe::Kind::Readiness] {
-                let due = match kind {
-                    probe::Kind::Startup => !started && probed.startup.is_none() && !stopping,
-                    probe::Kind::Liveness => started && probed.liveness != Some(false) && !stopping,
-                    probe::Kind::Readiness => started,
-                };
-                if !due || probe::of(container, kind).is_none() {
-                    continue;
-                }
-                let key = (container.name.clone(), kind);
-                wanted.insert(key.clone());
-                if self.probes.get(&key).is_some_and(|running| running.container_id == found.id) {
-                    continue;
-                }
-                let target = probe::Target {
-                    context: self.context.clone(),
-                    pod: self.pod.clone(),
-                    container: container.clone(),
-                    role,
-                    container_id: found.id.clone(),
-                    ip: ip.clone().unwrap_or_default(),
-                    started_at: Timestamp::from_nanosecond(i128::from(found.started_at))
-                        .unwrap_or(Timestamp::UNIX_EPOCH),
-                };
-                let initial = if kind == probe::Kind::Readiness { probed.readiness } else { None };
-                fresh.push((key, target, initial));
-            }
-        }
-        for (key, target, initial) in fresh {
-            if let Some(running) = probe::start(target, key.1, initial, self.reports.clone()) {
-                self.probes.insert(key, running);
-            }
-        }
-        self.probes.retain(|key, _| wanted.contains(key));
-        let view = &self.view;
-        self.probed.retain(|id, _| view.containers.iter().any(|container| container.id == *id));
-    }
-
     fn make_status(&mut self, now: Timestamp) {
         let gone = self.stage >= Stage::Cleaning;
         self.current = status::generate(&status::Inputs {
@@ -810,22 +611,6 @@ impl Worker {
             tracing::warn!(%error, path = %logs.display(), "cannot remove a pod's logs");
         }
     }
-}
-
-/// What probes had decided about a container that was running before this process: its status tells.
-fn adopted(status: &PodStatus, container: &cri::v1::ContainerStatus) -> Probed {
-    let name = container_name(container);
-    let suffix = format!("://{}", container.id);
-    let all =
-        status.container_statuses.iter().flatten().chain(status.init_container_statuses.iter().flatten());
-    let known = all
-        .filter(|status| status.name == name)
-        .find(|status| status.container_id.as_deref().is_some_and(|id| id.ends_with(&suffix)));
-    known.map_or_else(Probed::default, |status| Probed {
-        startup: status.started.filter(|started| *started),
-        liveness: None,
-        readiness: status.ready.then_some(true),
-    })
 }
 
 /// Resolves when any of the objects changes, and takes note of the change.
