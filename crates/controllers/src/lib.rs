@@ -12,6 +12,7 @@ mod job;
 mod kit;
 mod namespace;
 mod node;
+mod quota;
 mod replicaset;
 mod serviceaccount;
 mod statefulset;
@@ -70,7 +71,14 @@ pub async fn run(
 async fn control(client: Client, clients: Clients, config: Config, shutdown: CancellationToken) {
     let informers =
         config.informers.clone().unwrap_or_else(|| Factory::new(client.clone(), shutdown.clone()));
-    let context = kit::Context { client, clients, informers, config: Arc::new(config), shutdown };
+    let context = kit::Context {
+        client,
+        clients,
+        informers,
+        config: Arc::new(config),
+        changed: informer::Queue::new(),
+        shutdown,
+    };
     tokio::join!(
         serviceaccount::accounts(context.named("service-account-controller")),
         serviceaccount::root_ca(context.named("root-ca-cert-publisher")),
@@ -90,6 +98,7 @@ async fn control(client: Client, clients: Clients, config: Config, shutdown: Can
         job::run(context.named("job-controller")),
         cronjob::run(context.named("cronjob-controller")),
         clusterroles::run(context.named("clusterrole-aggregation-controller")),
+        quota::run(context.named("resourcequota-controller")),
         disruption::run(context.named("disruption-controller")),
         statefulset::run(context.named("statefulset-controller")),
         job::ttl(context.named("ttl-after-finished-controller")),

@@ -394,3 +394,26 @@ async fn a_stateful_set_makes_and_updates_its_pods_in_order() {
     cluster.patch(set("two", 1)).await;
     eventually("one pod", || async { cluster.pods("app=db").await.len() == 1 }).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_quota_counts_what_comes_and_what_goes() {
+    let cluster = Cluster::start().await;
+    let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "m"}});
+    cluster
+        .create(json!({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "q"},
+            "spec": {"hard": {"configmaps": "9", "pods": "9"}}}))
+        .await;
+    let used = |expected: &'static str| {
+        let cluster = &cluster;
+        move || async move {
+            let found = cluster.get(("v1", "ResourceQuota"), "q").await.unwrap_or_default();
+            found["status"]["used"]["configmaps"] == expected
+        }
+    };
+    // The CA's certificate is one.
+    eventually("the first count", used("1")).await;
+    cluster.create(map.clone()).await;
+    eventually("one more", used("2")).await;
+    cluster.delete(map, DeleteParams::default()).await;
+    eventually("one less", used("1")).await;
+}

@@ -9,7 +9,7 @@ mod monitor;
 use std::sync::Arc;
 use std::time::Duration;
 
-use informer::{Queue, Recorder};
+use informer::{Key, Queue, Recorder};
 use kube::Client;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -27,6 +27,7 @@ pub(crate) struct Collector {
     graph: Mutex<Graph>,
     kinds: Mutex<Vec<Arc<Kind>>>,
     queue: Arc<Queue<String>>,
+    changed: Arc<Queue<Key>>,
     /// The kinds that the server has may have changed.
     rediscover: Notify,
 }
@@ -39,6 +40,7 @@ pub(crate) async fn run(context: Context) {
         graph: Mutex::default(),
         kinds: Mutex::default(),
         queue: Queue::new(),
+        changed: context.changed.clone(),
         rediscover: Notify::new(),
     });
     let mut monitors = monitor::Monitors::new(this.clone(), context.shutdown.clone());

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{StreamExt, pin_mut};
+use informer::Key;
 use kube::Api;
 use kube::api::{DynamicObject, PartialObjectMeta};
 use kube::runtime::watcher::{self, Event, InitialListStrategy};
@@ -155,6 +156,9 @@ async fn follow_with(
                             known.remove(uid);
                             collector.remove(uid);
                         }
+                        if let Some(namespace) = &object.metadata.namespace {
+                            collector.changed.add(Key::new("", namespace.clone()));
+                        }
                         collector.note_kind(kind);
                     }
                 }
@@ -176,7 +180,10 @@ async fn follow_with(
 }
 
 fn apply(collector: &Collector, kind: &Arc<Kind>, known: &mut HashSet<String>, object: &Meta) {
-    known.extend(object.metadata.uid.clone());
+    let is_new = object.metadata.uid.clone().is_some_and(|uid| known.insert(uid));
+    if let Some(namespace) = object.metadata.namespace.as_ref().filter(|_| is_new) {
+        collector.changed.add(Key::new("", namespace.clone()));
+    }
     let look = collector.graph.lock().apply(kind, &object.metadata);
     look.into_iter().for_each(|uid| collector.queue.add(uid));
     collector.note_kind(kind);

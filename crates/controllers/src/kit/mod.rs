@@ -29,6 +29,8 @@ pub(crate) struct Context {
     pub(crate) clients: Clients,
     pub(crate) informers: Factory,
     pub(crate) config: Arc<Config>,
+    /// Namespaces in which something was made or deleted, of whatever kind; the garbage collector sees that.
+    pub(crate) changed: Arc<Queue<Key>>,
     pub(crate) shutdown: CancellationToken,
 }
 
