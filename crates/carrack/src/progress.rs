@@ -6,6 +6,7 @@ use std::os::fd::{FromRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
 /// Steps, each told when it is done.
 pub struct Progress {
@@ -19,6 +20,12 @@ impl Progress {
     pub fn new(fd: Option<i32>) -> Progress {
         // SAFETY: the number was given by the parent process, which opened the descriptor for this and nothing else.
         let pipe = fd.map(|fd| File::from(unsafe { OwnedFd::from_raw_fd(fd) }));
+        // What is started from here must not hold the pipe open.
+        if let Some(pipe) = &pipe
+            && let Err(error) = fcntl(pipe, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))
+        {
+            tracing::warn!("the pipe to the waiting process: {error}");
+        }
         let spinner = (pipe.is_none() && std::io::stderr().is_terminal()).then(|| {
             let style = ProgressStyle::with_template("  {spinner} {msg}").expect("a constant template");
             let bar = ProgressBar::new_spinner().with_style(style);

@@ -1,4 +1,8 @@
 //! A machine of its own for each black-box test, with the real binary on it. Dropping it ends everything on it.
+#![allow(
+    clippy::disallowed_methods,
+    reason = "a test outside the cluster has no event to wait for but the command it repeats"
+)]
 
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Write as _};

@@ -61,7 +61,10 @@ fn readiness_takes_an_address_out_of_a_service() {
     machine.eventually("one address", "/usr/bin/kubectl", &args, |answer| count(answer) == 1);
     machine.kubectl(&["scale", "deployment/web", "--replicas=0"]).ok();
     machine.eventually("no address", "/usr/bin/kubectl", &args, |answer| count(answer) == 0);
-    machine.http("http://127.0.0.1:30080/").failed();
+    let carrack = env!("CARGO_BIN_EXE_carrack");
+    machine.eventually("no answer", carrack, &["toolbox", "http", "http://127.0.0.1:30080/"], |answer| {
+        answer.code != Some(0)
+    });
 }
 
 #[test]
