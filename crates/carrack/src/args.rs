@@ -174,6 +174,9 @@ pub struct Apiserver {
     /// The address to listen on
     #[arg(long, default_value = "127.0.0.1")]
     pub bind_address: IpAddr,
+    /// Ranges of Service addresses, one of each family at most; the first is the primary family
+    #[arg(long, value_delimiter = ',', default_value = "10.96.0.0/16")]
+    pub service_cluster_ip_range: Vec<ipnet::IpNet>,
 }
 
 /// A part that is a client of the API.

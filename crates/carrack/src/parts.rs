@@ -168,6 +168,7 @@ pub async fn apiserver(args: args::Apiserver) -> anyhow::Result<()> {
     crate::control::serve(&paths.control_socket(), store.clone(), shutdown.clone()).await?;
     let mut config = apiserver::Config::new(paths.data());
     config.bind = (args.bind_address, args.port).into();
+    config.service_cidrs = args.service_cluster_ip_range;
     let server = apiserver::start(config, store).await?;
     eprintln!("serving on {}; kubeconfig {}", server.address(), paths.admin_kubeconfig().display());
     server.serve(shutdown).await;
