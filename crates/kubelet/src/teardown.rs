@@ -2,10 +2,14 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use nix::mount::{MntFlags, umount2};
 
 use crate::cgroups::Cgroups;
+
+/// How long killed processes may take to be gone.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Unmounts everything below `root_dir` and removes the `kubepods` cgroups below `cgroup_root`. No pod may run any more.
 pub fn teardown(root_dir: &Path, cgroup_root: &str) -> io::Result<()> {
@@ -43,7 +47,21 @@ fn remove(group: &Path) -> io::Result<()> {
             remove(&path)?;
         }
     }
-    std::fs::remove_dir(group)
+    let started = Instant::now();
+    loop {
+        match std::fs::remove_dir(group) {
+            // Killed processes leave their group only once the kernel has taken them apart.
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy && started.elapsed() < PATIENCE => {
+                pause()
+            }
+            removed => return removed,
+        }
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "cgroup v1 tells nobody when a group becomes empty")]
+fn pause() {
+    std::thread::sleep(Duration::from_millis(5));
 }
 
 #[cfg(test)]
