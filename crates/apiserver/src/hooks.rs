@@ -8,6 +8,7 @@ use futures::future::BoxFuture;
 use rustls::pki_types::CertificateDer;
 use serde_json::Value;
 
+use crate::audit::{Level, Record};
 use crate::{Attributes, Decision, Operation, Status, UserInfo};
 
 /// Tells who sends a request.
@@ -39,9 +40,21 @@ pub struct AdmissionRequest<'a> {
     pub options: &'a Value,
     /// Warnings for the caller; every entry becomes a `Warning` header.
     pub warnings: &'a Mutex<Vec<String>>,
+    /// Where annotations for the request's audit events are collected.
+    pub audit: &'a Record,
 }
 
 impl AdmissionRequest<'_> {
+    /// Adds an annotation to the request's audit events; the key is `NAME.DOMAIN/WHAT`, its first value stays.
+    pub fn annotate(&self, key: impl Into<String>, value: impl Into<String>) {
+        self.audit.annotate(key, value);
+    }
+
+    /// Adds an annotation that only audit events of a level and higher ones hold (patches of webhooks, say).
+    pub fn annotate_at(&self, level: Level, key: impl Into<String>, value: impl Into<String>) {
+        self.audit.annotate_at(level, key, value);
+    }
+
     /// Adds a warning for the caller.
     pub fn warn(&self, text: impl Into<String>) {
         self.warnings.lock().unwrap_or_else(|e| e.into_inner()).push(text.into());

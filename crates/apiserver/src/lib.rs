@@ -4,6 +4,7 @@
 mod access;
 pub mod admission;
 mod attributes;
+pub mod audit;
 pub mod authn;
 pub mod authz;
 pub mod bootstrap;

@@ -8,6 +8,7 @@ use http::header::{ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_ENCODING, HeaderValue
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode};
 
+use crate::audit::Record;
 use crate::http::body::{self, Body};
 use crate::http::listen::Peer;
 use crate::http::negotiate::{self, Output};
@@ -140,6 +141,7 @@ where
         attributes,
         output: Output::JSON,
         warnings: Mutex::default(),
+        audit: Arc::new(Record::off()),
     };
     if let Some(connect) = special::connect(&call, &served) {
         call.output = output.unwrap_or(Output::JSON);

@@ -41,6 +41,7 @@ impl World {
             dry_run: false,
             options: &Value::Null,
             warnings: &self.warnings,
+            audit: &crate::audit::Record::off(),
         };
         async {
             if operation != Operation::Delete {

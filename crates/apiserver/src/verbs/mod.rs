@@ -8,6 +8,7 @@ use http::{HeaderMap, Response};
 use schema::{DecodeError, FieldValidation};
 use serde_json::Value;
 
+use crate::audit::Record;
 use crate::http::body::Body;
 use crate::http::negotiate::{Format, Output, input};
 use crate::query::{Query, WriteOptions};
@@ -39,6 +40,7 @@ pub struct Call {
     pub attributes: Attributes,
     pub output: Output,
     pub warnings: Mutex<Vec<String>>,
+    pub audit: Arc<Record>,
 }
 
 impl Call {
@@ -168,6 +170,7 @@ impl Call {
             dry_run,
             options,
             warnings: &self.warnings,
+            audit: &self.audit,
         }
     }
 }
