@@ -33,6 +33,7 @@ mod testing;
 pub mod transform;
 mod upkeep;
 mod verbs;
+pub mod webhook;
 mod yaml;
 
 pub use crate::http::body::Body;

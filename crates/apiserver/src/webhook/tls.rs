@@ -1,0 +1,214 @@
+//! TLS towards webhooks: trust in a bundle or in the system's authorities, as Go's client would verify.
+
+use std::sync::{Arc, LazyLock};
+
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::ParsedCertificate;
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, Error as TlsError, RootCertStore, SignatureScheme,
+};
+
+use super::{Error, Target};
+
+/// The authorities that the system trusts; read once, when the first webhook without a bundle is called.
+static SYSTEM: LazyLock<Arc<RootCertStore>> = LazyLock::new(|| {
+    let mut roots = RootCertStore::empty();
+    let found = rustls_native_certs::load_native_certs();
+    for error in &found.errors {
+        tracing::debug!(%error, "a certificate of the system cannot be read");
+    }
+    roots.add_parsable_certificates(found.certs);
+    Arc::new(roots)
+});
+
+/// The TLS side of a target.
+pub(super) fn config(target: &Target) -> Result<Arc<ClientConfig>, Error> {
+    let wrong = |e: TlsError| Error::Target(format!("unable to load root certificates: {e}"));
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let verifier: Arc<dyn ServerCertVerifier> = if target.insecure {
+        Arc::new(AnyServer(provider.clone()))
+    } else {
+        let (roots, own) = roots(target)?;
+        // An empty set is refused by the builder; nothing is then trusted.
+        let inner = match roots.is_empty() {
+            true => None,
+            false => Some(
+                WebPkiServerVerifier::builder_with_provider(roots, provider.clone())
+                    .build()
+                    .map_err(|e| Error::Target(format!("unable to load root certificates: {e}")))?,
+            ),
+        };
+        Arc::new(Verifier { inner, own, provider: provider.clone() })
+    };
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(wrong)?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier);
+    let mut config = match &target.identity {
+        None => builder.with_no_client_auth(),
+        Some((chain, key)) => {
+            let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(chain).collect();
+            let chain = chain.map_err(|e| Error::Target(format!("client certificate: {e}")))?;
+            let key =
+                PrivateKeyDer::from_pem_slice(key).map_err(|e| Error::Target(format!("client key: {e}")))?;
+            builder.with_client_auth_cert(chain, key).map_err(wrong)?
+        }
+    };
+    // Not HTTP/2: one connection would tie all calls to one of a Service's endpoints.
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
+}
+
+type Trusted = (Arc<RootCertStore>, Vec<CertificateDer<'static>>);
+
+fn roots(target: &Target) -> Result<Trusted, Error> {
+    let Some(bundle) = &target.authorities else { return Ok((SYSTEM.clone(), Vec::new())) };
+    let certificates: Vec<_> = CertificateDer::pem_slice_iter(bundle).filter_map(Result::ok).collect();
+    if certificates.is_empty() {
+        let why = "unable to load root certificates: unable to parse bytes as PEM block";
+        return Err(Error::Target(why.to_owned()));
+    }
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(certificates.iter().cloned());
+    Ok((Arc::new(roots), certificates))
+}
+
+/// The usual verification; beside that a certificate which is itself in the bundle is trusted, as Go does: self-signed
+/// serving certificates are common with webhooks.
+#[derive(Debug)]
+struct Verifier {
+    inner: Option<Arc<WebPkiServerVerifier>>,
+    own: Vec<CertificateDer<'static>>,
+    provider: Arc<rustls::crypto::CryptoProvider>,
+}
+
+impl Verifier {
+    fn listed(
+        &self,
+        leaf: &CertificateDer<'_>,
+        name: &ServerName<'_>,
+        now: UnixTime,
+    ) -> Result<(), TlsError> {
+        let parsed = ParsedCertificate::try_from(leaf)?;
+        let (_, x509) = x509_parser::parse_x509_certificate(leaf)
+            .map_err(|_| TlsError::InvalidCertificate(CertificateError::BadEncoding))?;
+        let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+        if now < x509.validity().not_before.timestamp() {
+            return Err(TlsError::InvalidCertificate(CertificateError::NotValidYet));
+        }
+        if now > x509.validity().not_after.timestamp() {
+            return Err(TlsError::InvalidCertificate(CertificateError::Expired));
+        }
+        rustls::client::verify_server_name(&parsed, name)
+    }
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, TlsError> {
+        if self.own.iter().any(|own| own == end_entity) {
+            self.listed(end_entity, server_name, now)?;
+            return Ok(ServerCertVerified::assertion());
+        }
+        match &self.inner {
+            Some(inner) => {
+                inner.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
+            }
+            None => Err(TlsError::InvalidCertificate(CertificateError::UnknownIssuer)),
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, TlsError> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, cert, dss, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, TlsError> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, cert, dss, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// Why TLS failed, in the words of Go's client.
+pub(super) fn failure(error: &std::io::Error, name: &str) -> String {
+    let inner = error.get_ref().and_then(|e| e.downcast_ref::<TlsError>());
+    let why = match inner {
+        Some(TlsError::InvalidCertificate(wrong)) => match wrong {
+            CertificateError::UnknownIssuer | CertificateError::BadSignature => "x509: certificate signed by unknown authority".to_owned(),
+            CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+                "x509: certificate has expired or is not yet valid: it has expired".to_owned()
+            }
+            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+                "x509: certificate has expired or is not yet valid: it is not yet valid".to_owned()
+            }
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+                format!("x509: certificate is not valid for {name}")
+            }
+            other => format!("x509: {other}"),
+        },
+        _ => return format!("tls: {error}"),
+    };
+    format!("tls: failed to verify certificate: {why}")
+}
+
+#[derive(Debug)]
+struct AnyServer(Arc<rustls::crypto::CryptoProvider>);
+
+impl ServerCertVerifier for AnyServer {
+    fn verify_server_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, TlsError> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, TlsError> {
+        rustls::crypto::verify_tls12_signature(message, cert, dss, &self.0.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, TlsError> {
+        rustls::crypto::verify_tls13_signature(message, cert, dss, &self.0.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
