@@ -111,3 +111,19 @@ impl Operation {
         }
     }
 }
+
+/// The name of a resource in one version of its group.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Gvr {
+    pub group: String,
+    pub version: String,
+    pub resource: String,
+}
+
+/// The name of a kind in one version of its group.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Gvk {
+    pub group: String,
+    pub version: String,
+    pub kind: String,
+}

@@ -9,7 +9,7 @@ use rustls::pki_types::CertificateDer;
 use serde_json::Value;
 
 use crate::audit::{Level, Record};
-use crate::{Attributes, Decision, Operation, Status, UserInfo};
+use crate::{Attributes, Decision, Gvk, Gvr, Operation, Status, UserInfo};
 
 /// Tells who sends a request.
 pub trait Authenticate: Send + Sync + 'static {
@@ -165,6 +165,26 @@ pub trait Cluster: Send + Sync + 'static {
 
     /// Whether a resource of this name is served, in any version (for discovery-like questions of admission).
     fn serves(&self, group: &str, resource: &str) -> bool;
+
+    /// The other names under which the objects of a resource are served: other versions, and other groups that are stored
+    /// together with it. Each with the kind that the subresource speaks there; those without the subresource are left out.
+    fn equivalents(&self, resource: &Gvr, subresource: &str) -> Vec<(Gvr, Gvk)>;
+
+    /// An object of one resource as an equivalent one shows it.
+    fn convert<'a>(
+        &'a self,
+        from: &'a Gvr,
+        to: &'a Gvr,
+        object: Value,
+    ) -> BoxFuture<'a, Result<Value, Status>>;
+
+    /// Decodes an object of a resource (of a subresource, if it speaks a kind of its own): unknown fields are dropped and
+    /// missing ones defaulted.
+    fn complete(&self, resource: &Gvr, subresource: &str, kind: &Gvk, object: Value)
+    -> Result<Value, Status>;
+
+    /// The resource of a kind, and whether it is namespaced.
+    fn resource_of(&self, kind: &Gvk) -> Option<(Gvr, bool)>;
 }
 
 /// A shared view of the cluster.

@@ -39,7 +39,7 @@ mod yaml;
 pub use crate::http::body::Body;
 pub use access::{Access, AccessError, Assembled};
 pub use api::{FieldError, FieldErrorKind};
-pub use attributes::{Attributes, Decision, Operation, UserInfo, Verdict};
+pub use attributes::{Attributes, Decision, Gvk, Gvr, Operation, UserInfo, Verdict};
 pub use config::Config;
 pub use hooks::{
     AdmissionRequest, Admit, Answer, Authenticate, Authorize, Cluster, ClusterRef, Hooks, Rotation, Snapshot,

@@ -21,7 +21,7 @@ use crate::registry::feed::{self, Codec};
 use crate::registry::{Registry, Served};
 use crate::verbs::write::{Checks, Part, Update};
 use crate::verbs::{delete, write};
-use crate::{Cluster, ClusterRef, Config, Hooks, Snapshot, Status, UserInfo};
+use crate::{Cluster, ClusterRef, Config, Gvk, Gvr, Hooks, Snapshot, Status, UserInfo};
 
 /// Why a server did not start or stopped.
 #[derive(Debug, thiserror::Error)]
@@ -358,6 +358,88 @@ impl Cluster for View {
 
     fn serves(&self, group: &str, resource: &str) -> bool {
         self.row(group, resource).is_some()
+    }
+
+    fn equivalents(&self, resource: &Gvr, subresource: &str) -> Vec<(Gvr, Gvk)> {
+        let Some(registry) = self.registry.get() else { return Vec::new() };
+        let rows = registry.rows();
+        let Some(own) = rows.find(&resource.group, &resource.version, &resource.resource) else {
+            return Vec::new();
+        };
+        let others = rows.iter().filter(|row| row.storage == own.storage && !Arc::ptr_eq(row, own));
+        let name = |row: &Served, kind: [&str; 3]| {
+            let [group, version, kind] = kind.map(str::to_owned);
+            let (own_group, own_version) = (row.group().to_owned(), row.resource.version.to_string());
+            let resource = Gvr { group: own_group, version: own_version, resource: row.plural().to_owned() };
+            (resource, Gvk { group, version, kind })
+        };
+        others
+            .filter_map(|row| match subresource {
+                "" => Some(name(row, [row.group(), &row.resource.version, &row.resource.kind])),
+                sub => {
+                    let sub = row.resource.subresource(sub)?;
+                    Some(name(row, [&sub.group, &sub.version, &sub.kind]))
+                }
+            })
+            .collect()
+    }
+
+    fn convert<'a>(
+        &'a self,
+        from: &'a Gvr,
+        to: &'a Gvr,
+        mut object: Value,
+    ) -> BoxFuture<'a, Result<Value, Status>> {
+        async move {
+            let server = self.server()?;
+            let row = |gvr: &Gvr| exact(&server, &gvr.group, &gvr.version, &gvr.resource);
+            let (from, to) = (row(from)?, row(to)?);
+            if let Some(conversion) = from.conversion {
+                (conversion.to_storage)(&mut object);
+            }
+            if let Some(conversion) = to.conversion {
+                (conversion.from_storage)(&mut object);
+            }
+            Ok(object)
+        }
+        .boxed()
+    }
+
+    fn complete(
+        &self,
+        resource: &Gvr,
+        subresource: &str,
+        kind: &Gvk,
+        object: Value,
+    ) -> Result<Value, Status> {
+        let server = self.server()?;
+        let row = exact(&server, &resource.group, &resource.version, &resource.resource)?;
+        let own = kind.group == row.group() && *kind.kind == *row.resource.kind;
+        if subresource.is_empty() || own {
+            return complete(&row, object);
+        }
+        let types = api::types();
+        let unknown = || Status::internal(format!("no {} in the type table", kind.kind));
+        let id = types.by_gvk(&kind.group, &kind.version, &kind.kind).ok_or_else(unknown)?;
+        let decoded = schema::decode_value(types, id, &object, schema::FieldValidation::Ignore)
+            .map_err(|e| crate::verbs::decode_status(&e, &kind.version, &kind.kind))?;
+        let mut value = decoded.value;
+        for key in ["apiVersion", "kind"] {
+            value[key] = object[key].clone();
+        }
+        schema::fill_defaults(types, id, &mut value);
+        Ok(value)
+    }
+
+    fn resource_of(&self, kind: &Gvk) -> Option<(Gvr, bool)> {
+        let rows = self.registry.get()?.rows();
+        let row = rows.iter().find(|row| {
+            row.group() == kind.group
+                && row.resource.version == kind.version
+                && row.resource.kind == kind.kind
+        })?;
+        let (group, version) = (kind.group.clone(), kind.version.clone());
+        Some((Gvr { group, version, resource: row.plural().to_owned() }, row.resource.namespaced))
     }
 }
 

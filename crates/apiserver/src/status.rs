@@ -1,5 +1,6 @@
 //! The API's `Status`: every error that a client sees is made here, with the reference's reasons, codes and messages.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use api::{FieldError, FieldErrorKind};
@@ -12,7 +13,7 @@ pub struct Status(Box<Body>);
 #[derive(Clone, Debug, PartialEq)]
 struct Body {
     code: u16,
-    reason: &'static str,
+    reason: Cow<'static, str>,
     message: String,
     name: String,
     group: String,
@@ -46,10 +47,10 @@ fn qualified(group: &str, resource: &str) -> String {
 
 impl Status {
     /// A status without details.
-    pub fn new(code: u16, reason: &'static str, message: impl Into<String>) -> Self {
+    pub fn new(code: u16, reason: impl Into<Cow<'static, str>>, message: impl Into<String>) -> Self {
         Self(Box::new(Body {
             code,
-            reason,
+            reason: reason.into(),
             message: message.into(),
             name: String::new(),
             group: String::new(),
@@ -59,6 +60,29 @@ impl Status {
             retry_after: 0,
             details: false,
         }))
+    }
+
+    /// A status that somebody else made, in a `Status` object; code and message are the server's choice.
+    pub fn given(code: u16, message: impl Into<String>, status: &Value) -> Self {
+        let text = |value: &Value, key: &str| value[key].as_str().unwrap_or_default().to_owned();
+        let mut made = Self::new(code, text(status, "reason"), message);
+        let details = &status["details"];
+        if details.is_object() {
+            let body = &mut *made.0;
+            (body.name, body.group) = (text(details, "name"), text(details, "group"));
+            (body.kind, body.uid) = (text(details, "kind"), text(details, "uid"));
+            let causes = details["causes"].as_array().into_iter().flatten();
+            let cause = |c: &Value| Cause {
+                reason: text(c, "reason"),
+                message: text(c, "message"),
+                field: text(c, "field"),
+            };
+            body.causes = causes.map(cause).collect();
+            let retry = details["retryAfterSeconds"].as_u64();
+            body.retry_after = retry.and_then(|r| u32::try_from(r).ok()).unwrap_or(0);
+            body.details = true;
+        }
+        made
     }
 
     /// The same with details about an object; `kind` is the resource for most reasons, as in the reference.
@@ -95,8 +119,8 @@ impl Status {
         self.0.code
     }
 
-    pub fn reason(&self) -> &'static str {
-        self.0.reason
+    pub fn reason(&self) -> &str {
+        &self.0.reason
     }
 
     pub fn message(&self) -> &str {
@@ -294,7 +318,7 @@ impl Status {
             "code": body.code,
         });
         if !body.reason.is_empty() {
-            status["reason"] = body.reason.into();
+            status["reason"] = body.reason.as_ref().into();
         }
         if body.details {
             let mut details = Map::new();

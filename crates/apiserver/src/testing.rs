@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use crate::read::{Read, object_mut};
-use crate::{Attributes, Cluster, ClusterRef, Snapshot, Status, UserInfo};
+use crate::{Attributes, Cluster, ClusterRef, Gvk, Gvr, Snapshot, Status, UserInfo};
 
 type Key = (String, String, String, String);
 
@@ -134,6 +134,38 @@ impl Cluster for FakeCluster {
 
     fn serves(&self, _: &str, _: &str) -> bool {
         true
+    }
+
+    fn equivalents(&self, resource: &Gvr, _: &str) -> Vec<(Gvr, Gvk)> {
+        let row = api::resources().iter().filter(|r| r.plural == resource.resource);
+        let others = row.filter(|r| r.group == resource.group && r.version != resource.version);
+        others
+            .map(|r| {
+                let (group, version) = (r.group.to_string(), r.version.to_string());
+                let kind = Gvk { group: group.clone(), version: version.clone(), kind: r.kind.to_string() };
+                (Gvr { group, version, resource: resource.resource.clone() }, kind)
+            })
+            .collect()
+    }
+
+    fn convert<'a>(
+        &'a self,
+        _: &'a Gvr,
+        to: &'a Gvr,
+        mut object: Value,
+    ) -> BoxFuture<'a, Result<Value, Status>> {
+        object["apiVersion"] = format!("{}/{}", to.group, to.version).into();
+        ready(Ok(object)).boxed()
+    }
+
+    fn complete(&self, _: &Gvr, _: &str, _: &Gvk, object: Value) -> Result<Value, Status> {
+        Ok(object)
+    }
+
+    fn resource_of(&self, kind: &Gvk) -> Option<(Gvr, bool)> {
+        let row = api::resources().find_kind(&kind.group, &kind.version, &kind.kind)?;
+        let (group, version) = (kind.group.clone(), kind.version.clone());
+        Some((Gvr { group, version, resource: row.plural.to_string() }, row.namespaced))
     }
 }
 

@@ -10,7 +10,7 @@ use crate::admission::Admission;
 use crate::authn::{Authenticator, CertificateError, TokenRequests, Tokens};
 use crate::authz::{Authorizer, Reviews};
 use crate::transform::{AtRest, KeyError};
-use crate::{ClusterRef, Hooks, bootstrap};
+use crate::{ClusterRef, Hooks, bootstrap, webhook};
 
 /// The audience of tokens that name none: the API server itself.
 const AUDIENCE: &str = "https://kubernetes.default.svc";
@@ -37,6 +37,8 @@ pub struct Assembled {
     pub hooks: Hooks,
     pub tokens: Arc<Tokens>,
     pub authorizer: Arc<Authorizer>,
+    /// Calls out: for webhooks of every kind.
+    pub webhooks: Arc<webhook::Client>,
 }
 
 impl Access {
@@ -57,15 +59,20 @@ impl Access {
         let key = self.pki.service_account.clone();
         let tokens = Tokens::new(Arc::clone(&cluster), key, self.issuer, audiences);
         let authorizer = Authorizer::new(Arc::clone(&cluster), bootstrap::node_rules());
+        let webhooks = webhook::Client::new(Arc::clone(&cluster));
         let [clients, front_proxies] = self.authorities;
         let hooks = Hooks {
             authenticate: Arc::new(Authenticator::new(clients, front_proxies, Arc::clone(&tokens))),
             authorize: Arc::clone(&authorizer) as _,
-            admit: Arc::new(Admission::new(Arc::clone(&cluster), Arc::clone(&authorizer))),
+            admit: Arc::new(Admission::new(
+                Arc::clone(&cluster),
+                Arc::clone(&authorizer),
+                Arc::clone(&webhooks),
+            )),
             reviews: Arc::new(Reviews::new(Arc::clone(&authorizer), Arc::clone(&tokens))),
             tokens: Arc::new(TokenRequests::new(cluster, Arc::clone(&tokens))),
             transform: Some(self.transform),
         };
-        Assembled { hooks, tokens, authorizer }
+        Assembled { hooks, tokens, authorizer, webhooks }
     }
 }

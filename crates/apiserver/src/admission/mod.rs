@@ -4,6 +4,7 @@
 pub(crate) mod amounts;
 mod certificates;
 mod classes;
+pub(crate) mod dynamic;
 mod lifecycle;
 mod limits;
 mod node;
@@ -19,11 +20,15 @@ mod tolerations;
 use std::sync::Arc;
 
 use futures::future::{BoxFuture, FutureExt};
+use parking_lot::Mutex;
 use serde_json::Value;
 
 use crate::authz::Authorizer;
 use crate::read::Read;
-use crate::{AdmissionRequest, Admit, ClusterRef, Operation, Status};
+use crate::{AdmissionRequest, Admit, ClusterRef, Gvk, Gvr, Operation, Status, webhook};
+use dynamic::Dynamic;
+use dynamic::matching::Matched;
+use dynamic::rounds::Rounds;
 
 /// What a plug-in works with.
 #[derive(Clone, Copy)]
@@ -32,6 +37,9 @@ pub(super) struct Scene<'a> {
     pub authorizer: &'a Authorizer,
     pub request: &'a AdmissionRequest<'a>,
     pub locks: &'a quota::Locks,
+    pub dynamic: &'a Dynamic,
+    /// How far mutating admission has come.
+    pub rounds: &'a Mutex<Rounds>,
 }
 
 type Mutate = fn(&Scene<'_>, &mut Value, Option<&Value>) -> Result<(), Status>;
@@ -54,11 +62,10 @@ struct Plugin {
     steps: &'static [Step],
 }
 
-use Operation::{Create, Delete, Update};
+use Operation::{Connect, Create, Delete, Update};
 use Step::{Mutate as M, MutateLater as ML, Validate as V, ValidateLater as VL};
 
-/// The plug-ins that are on by default, in order, and NodeRestriction, which upstream's installers switch on. Policies and
-/// webhooks come before the last.
+/// The plug-ins that are on by default, in order, and NodeRestriction, which upstream's installers switch on.
 const PLUGINS: &[Plugin] = &[
     row("NamespaceLifecycle", &[Create, Update, Delete], &[ML(lifecycle::admit)]),
     row("LimitRanger", &[Create, Update], &[M(limits::admit), V(limits::validate)]),
@@ -80,8 +87,12 @@ const PLUGINS: &[Plugin] = &[
     row("DefaultIngressClass", &[Create], &[M(classes::ingress)]),
     row("PodTopologyLabels", &[Create], &[M(classes::topology)]),
     row("PodResizeValidator", &[Update], &[V(classes::pod_resize)]),
+    row("MutatingAdmissionWebhook", ALL, &[ML(dynamic::webhooks::mutate)]),
+    row("ValidatingAdmissionWebhook", ALL, &[VL(dynamic::webhooks::validate)]),
     row("ResourceQuota", &[Create, Update], &[VL(quota::validate)]),
 ];
+
+const ALL: &[Operation] = &[Create, Update, Delete, Connect];
 
 const fn row(name: &'static str, operations: &'static [Operation], steps: &'static [Step]) -> Plugin {
     Plugin { name, operations, steps }
@@ -92,17 +103,35 @@ pub struct Admission {
     cluster: ClusterRef,
     authorizer: Arc<Authorizer>,
     locks: quota::Locks,
+    dynamic: Dynamic,
 }
 
 impl Admission {
-    /// Admission over this view of the cluster.
-    pub fn new(cluster: ClusterRef, authorizer: Arc<Authorizer>) -> Self {
-        Self { cluster, authorizer, locks: quota::Locks::default() }
+    /// Admission over this view of the cluster; webhooks are called with the client.
+    pub fn new(cluster: ClusterRef, authorizer: Arc<Authorizer>, client: Arc<webhook::Client>) -> Self {
+        let dynamic = Dynamic::new(client);
+        Self { cluster, authorizer, locks: quota::Locks::default(), dynamic }
     }
 
-    fn scene<'a>(&'a self, request: &'a AdmissionRequest<'a>) -> Scene<'a> {
-        Scene { cluster: &self.cluster, authorizer: &self.authorizer, request, locks: &self.locks }
+    fn scene<'a>(&'a self, request: &'a AdmissionRequest<'a>, rounds: &'a Mutex<Rounds>) -> Scene<'a> {
+        let (cluster, authorizer, locks) = (&self.cluster, &self.authorizer, &self.locks);
+        Scene { cluster, authorizer, request, locks, dynamic: &self.dynamic, rounds }
     }
+}
+
+/// One run of the mutating plug-ins.
+async fn run(scene: Scene<'_>, object: &mut Value, old: Option<&Value>) -> Result<(), Status> {
+    for plugin in PLUGINS.iter().filter(|p| p.operations.contains(&scene.request.operation)) {
+        for step in plugin.steps {
+            let result = match step {
+                M(mutate) => mutate(&scene, object, old),
+                ML(mutate) => mutate(scene, object, old).await,
+                V(_) | VL(_) => continue,
+            };
+            result.inspect_err(|status| tracing::debug!(plugin.name, %status, "refused"))?;
+        }
+    }
+    Ok(())
 }
 
 impl Admit for Admission {
@@ -113,16 +142,13 @@ impl Admit for Admission {
         old: Option<&'a Value>,
     ) -> BoxFuture<'a, Result<(), Status>> {
         async move {
-            let scene = self.scene(request);
-            for plugin in PLUGINS.iter().filter(|p| p.operations.contains(&request.operation)) {
-                for step in plugin.steps {
-                    let result = match step {
-                        M(mutate) => mutate(&scene, object, old),
-                        ML(mutate) => mutate(scene, object, old).await,
-                        V(_) | VL(_) => continue,
-                    };
-                    result.inspect_err(|status| tracing::debug!(plugin.name, %status, "refused"))?;
-                }
+            let rounds = Mutex::default();
+            let scene = self.scene(request, &rounds);
+            run(scene, object, old).await?;
+            // Plug-ins may see the object again as webhooks and policies have left it, once.
+            if scene.rounds.lock().wanted {
+                scene.rounds.lock().again = true;
+                run(scene, object, old).await?;
             }
             certificates::sign_with_name(&scene, object);
             if matches!(request.operation, Create | Update) {
@@ -140,17 +166,13 @@ impl Admit for Admission {
         old: Option<&'a Value>,
     ) -> BoxFuture<'a, Result<(), Status>> {
         async move {
-            let scene = self.scene(request);
+            let rounds = Mutex::default();
+            let scene = self.scene(request, &rounds);
             for plugin in PLUGINS.iter().filter(|p| p.operations.contains(&request.operation)) {
                 for step in plugin.steps {
                     let result = match step {
                         V(validate) => validate(&scene, object, old),
                         VL(validate) => validate(scene, object, old).await,
-                        // Of a delete there is nothing to change: the pipeline validates alone.
-                        M(mutate) if request.operation == Delete => mutate(&scene, &mut Value::Null, old),
-                        ML(mutate) if request.operation == Delete => {
-                            mutate(scene, &mut Value::Null, old).await
-                        }
                         M(_) | ML(_) => continue,
                     };
                     result.inspect_err(|status| tracing::debug!(plugin.name, %status, "refused"))?;
@@ -173,6 +195,45 @@ impl<'a> Scene<'a> {
     /// The operation.
     pub(crate) fn operation(&self) -> Operation {
         self.request.operation
+    }
+
+    /// What the request itself is for.
+    pub(crate) fn own(&self) -> Matched {
+        let (request, attributes) = (self.request, self.request.attributes);
+        Matched {
+            resource: Gvr {
+                group: attributes.group.clone(),
+                version: attributes.version.clone(),
+                resource: attributes.resource.clone(),
+            },
+            kind: Gvk {
+                group: request.group.to_owned(),
+                version: request.version.to_owned(),
+                kind: request.kind.to_owned(),
+            },
+        }
+    }
+
+    /// The name of the object as reviews tell it: of the URL, or of a new object its own.
+    pub(crate) fn object_name<'b>(&self, object: &'b Value) -> &'b str
+    where
+        'a: 'b,
+    {
+        let attributes = self.request.attributes;
+        let own = attributes.name.is_empty() && self.operation() == Operation::Create;
+        if own { object.name() } else { &attributes.name }
+    }
+
+    /// The namespace as reviews tell it: that of the request, and of a namespace its own name.
+    pub(crate) fn namespace_name<'b>(&self, object: &'b Value) -> &'b str
+    where
+        'a: 'b,
+    {
+        let attributes = self.request.attributes;
+        let own = attributes.namespace.is_empty()
+            && attributes.resource == "namespaces"
+            && attributes.group.is_empty();
+        if own { self.object_name(object) } else { &attributes.namespace }
     }
 
     /// The namespace of the request.

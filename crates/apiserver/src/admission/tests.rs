@@ -20,7 +20,7 @@ fn world() -> World {
     cluster.put("", "namespaces", json!({"metadata": {"name": "ns"}, "status": {"phase": "Active"}}));
     cluster.put("", "serviceaccounts", json!({"metadata": {"name": "default", "namespace": "ns"}}));
     let authorizer = Authorizer::new(cluster.shared(), crate::bootstrap::node_rules());
-    let admission = Admission::new(cluster.shared(), authorizer);
+    let admission = Admission::new(cluster.shared(), authorizer, webhook::Client::new(cluster.shared()));
     World { cluster, admission, warnings: Mutex::default() }
 }
 
@@ -44,9 +44,7 @@ impl World {
             audit: &crate::audit::Record::off(),
         };
         async {
-            if operation != Operation::Delete {
-                self.admission.mutate(&request, &mut object, old).await?;
-            }
+            self.admission.mutate(&request, &mut object, old).await?;
             self.admission.validate(&request, &object, old).await?;
             Ok(object)
         }

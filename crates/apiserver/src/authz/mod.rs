@@ -16,6 +16,7 @@ use futures::future::{BoxFuture, FutureExt, ready};
 
 pub use node::node_name;
 pub use reviews::Reviews;
+pub(crate) use reviews::user_value;
 pub use rule::Rule;
 
 use crate::{Attributes, Authorize, ClusterRef, Decision, Status, UserInfo, Verdict};

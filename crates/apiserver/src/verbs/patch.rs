@@ -148,7 +148,7 @@ pub async fn run(call: &Call, served: &Served, part: Part, body: Bytes) -> Answe
     }
     let patch = parse(call, kind, &body, write.field_validation)?;
     let manager = call.manager(&write);
-    let admission_options = options("PatchOptions", write.dry_run, &write.field_manager);
+    let admission_options = options("UpdateOptions", write.dry_run, &write.field_manager);
     let checks =
         Checks { call: Some(call), options: &admission_options, dry_run: write.dry_run, manager: &manager };
     let key = served.key(&call.info.namespace, &call.info.name);

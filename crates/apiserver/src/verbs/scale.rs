@@ -69,8 +69,7 @@ pub async fn run(call: &Call, served: &Served, body: Bytes) -> Answered {
         false => Some(call.decode_as(api::types(), id, GVK, &body, write.field_validation)?),
     };
     let manager = call.manager(&write);
-    let kind = if patching { "PatchOptions" } else { "UpdateOptions" };
-    let admission_options = options(kind, write.dry_run, &write.field_manager);
+    let admission_options = options("UpdateOptions", write.dry_run, &write.field_manager);
     let checks =
         Checks { call: Some(call), options: &admission_options, dry_run: write.dry_run, manager: &manager };
     let how = Update {

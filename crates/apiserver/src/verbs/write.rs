@@ -1,5 +1,6 @@
 //! The core of every write: prepare, validate, admit, compare-and-write. Used by the verbs and by the server's own parts.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
@@ -99,8 +100,9 @@ impl Checks<'_> {
         object: &mut Value,
         old: Option<&Value>,
     ) -> Result<(), Status> {
+        let options = self.options(operation);
         match self.call {
-            Some(call) => call.mutate(served, operation, self.options, self.dry_run, object, old).await,
+            Some(call) => call.mutate(served, operation, &options, self.dry_run, object, old).await,
             None => Ok(()),
         }
     }
@@ -112,10 +114,20 @@ impl Checks<'_> {
         object: &Value,
         old: Option<&Value>,
     ) -> Result<(), Status> {
+        let options = self.options(operation);
         match self.call {
-            Some(call) => call.validate(served, operation, self.options, self.dry_run, object, old).await,
+            Some(call) => call.validate(served, operation, &options, self.dry_run, object, old).await,
             None => Ok(()),
         }
+    }
+
+    /// An update that creates has the options of a create.
+    fn options(&self, operation: Operation) -> Cow<'_, Value> {
+        let mut options = Cow::Borrowed(self.options);
+        if operation == Operation::Create && options.is_object() && options["kind"] != "CreateOptions" {
+            options.to_mut()["kind"] = "CreateOptions".into();
+        }
+        options
     }
 
     fn warn(&self, warnings: Vec<String>) {

@@ -158,7 +158,9 @@ pub(super) fn failure(error: &std::io::Error, name: &str) -> String {
     let inner = error.get_ref().and_then(|e| e.downcast_ref::<TlsError>());
     let why = match inner {
         Some(TlsError::InvalidCertificate(wrong)) => match wrong {
-            CertificateError::UnknownIssuer | CertificateError::BadSignature => "x509: certificate signed by unknown authority".to_owned(),
+            CertificateError::UnknownIssuer | CertificateError::BadSignature => {
+                "x509: certificate signed by unknown authority".to_owned()
+            }
             CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
                 "x509: certificate has expired or is not yet valid: it has expired".to_owned()
             }

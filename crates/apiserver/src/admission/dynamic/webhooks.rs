@@ -1,0 +1,248 @@
+//! MutatingAdmissionWebhook, one after the other, and ValidatingAdmissionWebhook, all at once.
+
+use std::time::Duration;
+
+use futures::future::{BoxFuture, FutureExt, join_all, ready};
+use serde_json::{Value, json};
+
+use super::matching::{Matched, Matching, exempt};
+use super::review::{self, Answer};
+use super::{Form, GROUP, take_over};
+use crate::admission::Scene;
+use crate::read::Read;
+use crate::webhook::{Target, Timeout};
+use crate::{ClusterRef, Status};
+
+pub(super) const MUTATING: &str = "mutatingwebhookconfigurations";
+pub(super) const VALIDATING: &str = "validatingwebhookconfigurations";
+
+/// One webhook of a configuration, compiled.
+#[derive(Debug)]
+pub(crate) struct Hook {
+    name: String,
+    configuration: String,
+    /// Tells webhooks apart that have one name.
+    id: String,
+    matching: Matching,
+    target: Result<Target, String>,
+    /// `v1` or `v1beta1`: the first that the webhook takes; none is a fault.
+    version: Option<&'static str>,
+    timeout: Duration,
+    /// Whether the request goes on when the webhook cannot be asked.
+    ignore: bool,
+    /// Whether it may be called for a dry run.
+    harmless: bool,
+    again: bool,
+}
+
+/// The webhooks of all configurations, in the order of the configurations' names.
+fn compile(cluster: &ClusterRef, resource: &str) -> Vec<Hook> {
+    let mut configurations = cluster.list(GROUP, resource, None).items;
+    configurations.sort_by(|a, b| a.name().cmp(b.name()));
+    let mut hooks = Vec::new();
+    for configuration in configurations {
+        let all = configuration.items("webhooks");
+        for (index, hook) in all.iter().enumerate() {
+            let name = hook.text("name");
+            let count = all[..index].iter().filter(|other| other.text("name") == name).count();
+            let version = hook.texts("admissionReviewVersions").find_map(|v| match v {
+                "v1" => Some("v1"),
+                "v1beta1" => Some("v1beta1"),
+                _ => None,
+            });
+            hooks.push(Hook {
+                name: name.to_owned(),
+                configuration: configuration.name().to_owned(),
+                id: format!("{}/{name}/{count}", configuration.name()),
+                matching: Matching::new(hook, "rules"),
+                target: Target::from_client_config(hook.at("clientConfig")).map_err(|e| e.to_string()),
+                version,
+                timeout: Duration::from_secs(hook.at("timeoutSeconds").as_u64().unwrap_or(10)),
+                ignore: hook.text("failurePolicy") == "Ignore",
+                harmless: matches!(hook.text("sideEffects"), "None" | "NoneOnDryRun"),
+                again: hook.text("reinvocationPolicy") == "IfNeeded",
+            });
+        }
+    }
+    hooks
+}
+
+/// Why a webhook's call does not let the request pass.
+enum Failure {
+    /// The webhook could not be asked, or answered wrongly: the failure policy decides.
+    Calling(String),
+    /// It refused, or the server itself failed.
+    Final(Status),
+}
+
+impl Hook {
+    /// Asks the webhook.
+    async fn call(
+        &self,
+        scene: &Scene<'_>,
+        matched: &Matched,
+        form: &Form<'_>,
+        mutating: bool,
+    ) -> Result<Answer, Failure> {
+        if scene.request.dry_run && !self.harmless {
+            let text = format!("admission webhook {:?} does not support dry run", self.name);
+            return Err(Failure::Final(Status::bad_request(text)));
+        }
+        let version = self.version.ok_or_else(|| {
+            let why = "webhook does not accept known AdmissionReview versions (v1, v1beta1)";
+            Failure::Calling(format!("could not create admission objects: {why}"))
+        })?;
+        let no_client = |why: String| Failure::Calling(format!("could not get REST client: {why}"));
+        let target = self.target.as_ref().map_err(|why| no_client(why.clone()))?;
+        let endpoint = scene.dynamic.client.endpoint(target).map_err(|e| no_client(e.to_string()))?;
+        let uid = uuid::Uuid::new_v4().to_string();
+        let review = review::request(version, &uid, scene, matched, form);
+        let timeout = Timeout { time: self.timeout, told: true };
+        let answer = endpoint.post(&review, timeout).await;
+        let answer = answer.map_err(|e| Failure::Calling(format!("failed to call webhook: {e}")))?;
+        let answer = review::answer(version, &uid, mutating, &answer).map_err(Failure::Calling)?;
+        for (key, value) in &answer.annotations {
+            scene.request.annotate(format!("{}/{key}", self.name), value.as_str().unwrap_or_default());
+        }
+        for warning in &answer.warnings {
+            scene.request.warn(warning);
+        }
+        match answer.allowed {
+            true => Ok(answer),
+            false => Err(Failure::Final(review::refusal(&self.name, &answer.result))),
+        }
+    }
+
+    /// What a failure means for the request: `Ok` lets it go on.
+    fn settle(
+        &self,
+        scene: &Scene<'_>,
+        failure: Failure,
+        open: impl FnOnce() -> String,
+    ) -> Result<(), Status> {
+        match failure {
+            Failure::Final(status) => Err(status),
+            Failure::Calling(why) if self.ignore => {
+                tracing::warn!(
+                    webhook = self.name,
+                    why,
+                    "a webhook could not be called; its policy is to go on"
+                );
+                scene.request.annotate(open(), self.name.as_str());
+                Ok(())
+            }
+            Failure::Calling(why) => {
+                Err(Status::internal(format!("failed calling webhook {:?}: {why}", self.name)))
+            }
+        }
+    }
+}
+
+pub(crate) fn mutate<'a>(
+    scene: Scene<'a>,
+    object: &'a mut Value,
+    old: Option<&'a Value>,
+) -> BoxFuture<'a, Result<(), Status>> {
+    let hooks = scene.dynamic.mutating.get(scene.cluster, |cluster, _| compile(cluster, MUTATING));
+    if hooks.is_empty() || exempt(scene.request.group, scene.request.kind) {
+        return ready(Ok(())).boxed();
+    }
+    async move {
+        let again = {
+            let mut rounds = scene.rounds.lock();
+            let again = rounds.again;
+            rounds.webhooks.begin(again, object);
+            again
+        };
+        for (index, hook) in hooks.iter().enumerate() {
+            let Some(matched) = hook.matching.matches(&scene, object, old).await? else { continue };
+            // Who was not called at first is not called at the second time either.
+            if again && !scene.rounds.lock().webhooks.is_due(&hook.id) {
+                continue;
+            }
+            let place = format!("round_{}_index_{index}", u8::from(again));
+            let result = mutate_by(&scene, hook, &matched, object, old, &place).await;
+            let changed = *result.as_ref().unwrap_or(&false);
+            let note = json!({"configuration": hook.configuration, "webhook": hook.name, "mutated": changed});
+            scene.request.annotate(format!("mutation.webhook.admission.k8s.io/{place}"), note.to_string());
+            {
+                let mut rounds = scene.rounds.lock();
+                if changed {
+                    rounds.webhooks.changed();
+                    rounds.wanted = true;
+                }
+                if hook.again {
+                    rounds.webhooks.called(&hook.id);
+                }
+            }
+            if let Err(failure) = result {
+                let open = || format!("failed-open.mutation.webhook.admission.k8s.io/{place}");
+                hook.settle(&scene, failure, open)?;
+            }
+        }
+        scene.rounds.lock().webhooks.end(object);
+        Ok(())
+    }
+    .boxed()
+}
+
+async fn mutate_by(
+    scene: &Scene<'_>,
+    hook: &Hook,
+    matched: &Matched,
+    object: &mut Value,
+    old: Option<&Value>,
+    place: &str,
+) -> Result<bool, Failure> {
+    let form = Form::of(scene, matched, object, old).await.map_err(Failure::Final)?;
+    let answer = hook.call(scene, matched, &form, true).await?;
+    let Some(patch) = answer.patch else { return Ok(false) };
+    if form.object.is_null() {
+        let why = format!(
+            "admission webhook {:?} attempted to modify the object, which is not supported for this operation",
+            hook.name
+        );
+        return Err(Failure::Final(Status::internal(why)));
+    }
+    let before = form.object.into_owned();
+    let after = schema::json_patch(&before, &patch).map_err(|e| Failure::Final(Status::internal(e)))?;
+    let changed = take_over(scene, matched, &before, after, object).await.map_err(Failure::Final)?;
+    let note = json!({
+        "configuration": hook.configuration, "webhook": hook.name, "patch": patch, "patchType": "JSONPatch",
+    });
+    let key = format!("patch.webhook.admission.k8s.io/{place}");
+    scene.request.annotate_at(crate::audit::Level::Request, key, note.to_string());
+    Ok(changed)
+}
+
+pub(crate) fn validate<'a>(
+    scene: Scene<'a>,
+    object: &'a Value,
+    old: Option<&'a Value>,
+) -> BoxFuture<'a, Result<(), Status>> {
+    let hooks = scene.dynamic.validating.get(scene.cluster, |cluster, _| compile(cluster, VALIDATING));
+    if hooks.is_empty() || exempt(scene.request.group, scene.request.kind) {
+        return ready(Ok(())).boxed();
+    }
+    async move {
+        let mut relevant = Vec::new();
+        for hook in hooks.iter() {
+            if let Some(matched) = hook.matching.matches(&scene, object, old).await? {
+                let form = Form::of(&scene, &matched, object, old).await?;
+                relevant.push((hook, matched, form));
+            }
+        }
+        let calls = relevant.iter().enumerate().map(|(index, (hook, matched, form))| async move {
+            match hook.call(&scene, matched, form, false).await {
+                Ok(_) => Ok(()),
+                Err(failure) => {
+                    let open =
+                        || format!("failed-open.validating.webhook.admission.k8s.io/round_0_index_{index}");
+                    hook.settle(&scene, failure, open)
+                }
+            }
+        });
+        join_all(calls).await.into_iter().collect()
+    }
+    .boxed()
+}
