@@ -1,5 +1,6 @@
 //! The built-in kinds as rows: the type table, the resource table, and for each kind a [`Strategy`]. Pure: no I/O.
 
+mod behavior;
 pub mod field;
 pub mod fields;
 pub mod kinds;
@@ -9,6 +10,7 @@ mod resource;
 mod strategy;
 mod table;
 
+pub use behavior::{Behavior, Custom};
 pub use resource::{Column, Resource, Resources, Subresource};
 pub use schema::quantity;
 pub use strategy::{

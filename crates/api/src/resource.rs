@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use schema::{Str, TypeId, Types};
 
-use crate::Strategy;
+use crate::Behavior;
 
 /// One served resource.
 #[derive(Clone)]
@@ -27,7 +27,7 @@ pub struct Resource {
     pub type_id: TypeId,
     /// The list kind's type; `None` for a resource that is never listed.
     pub list_type_id: Option<TypeId>,
-    pub strategy: &'static Strategy,
+    pub strategy: Behavior,
 }
 
 /// A subresource and the kind it speaks.

@@ -2,10 +2,11 @@
 //! functions; what a row does not name is generic.
 
 use jiff::Timestamp;
+use schema::Str;
 use serde_json::Value;
 
 /// The functions of one kind. Rows are written `Strategy { default: ..., ..Strategy::GENERIC }`.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub struct Strategy {
     /// Defaulting, run after decoding; the table's OpenAPI defaults have been filled in before.
     pub default: fn(&mut Value),
@@ -40,12 +41,12 @@ pub struct Strategy {
 }
 
 /// JSON pointers of the parts of the scale subresource.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ScalePaths {
-    pub spec_replicas: &'static str,
-    pub status_replicas: &'static str,
+    pub spec_replicas: Str,
+    pub status_replicas: Str,
     /// The selector in the object: a LabelSelector, a map of labels, or its string form.
-    pub selector: &'static str,
+    pub selector: Str,
 }
 
 /// What is wrong with a field, as `Status.details.causes` tells it.

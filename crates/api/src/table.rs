@@ -6,7 +6,7 @@ use schema::{Str, TypeId, Types};
 use serde::Deserialize;
 
 use crate::kinds::strategy_for;
-use crate::{Column, Resource, Resources, Strategy, Subresource};
+use crate::{Behavior, Column, Resource, Resources, Strategy, Subresource};
 
 static TYPES: LazyLock<Arc<Types>> = LazyLock::new(|| {
     let table = Types::parse(concat!(include_str!("../data/types.txt"), include_str!("../data/meta.txt")));
@@ -87,7 +87,7 @@ fn resource(row: Row) -> Option<Resource> {
     let type_id = types.by_gvk(kind_group, kind_version, &row.kind)?;
     Some(Resource {
         list_type_id: types.by_gvk(kind_group, kind_version, &format!("{}List", row.kind)),
-        strategy: strategy_for(&row.group, &row.kind).unwrap_or(&GENERIC),
+        strategy: Behavior::BuiltIn(strategy_for(&row.group, &row.kind).unwrap_or(&GENERIC)),
         types: Arc::clone(types),
         type_id,
         subresources: row.subresources.into_iter().map(subresource).collect(),

@@ -241,12 +241,9 @@ pub fn resource_list(rows: &Rows, group: &str, version: &str) -> Option<Value> {
 
 /// Names the version that objects are stored in.
 fn storage_hash(rows: &Rows, row: &Served) -> String {
-    let stored = match row.conversion {
-        None => row,
-        Some(_) => rows
-            .iter()
-            .find(|r| r.conversion.is_none() && r.storage == row.storage)
-            .map_or(row, |r| r.as_ref()),
+    let stored = match row.primary {
+        true => row,
+        false => rows.iter().find(|r| r.primary && r.storage == row.storage).map_or(row, |r| r.as_ref()),
     };
     let resource = &stored.resource;
     // These are stored one version behind, so that the release before can read them.

@@ -1,11 +1,13 @@
 //! Where the registry meets `metadata.managedFields`: ordinary writes and server-side apply.
 
+use std::cell::RefCell;
+
 use schema::managed::{ApplyError, Context};
 use schema::{FieldValidation, TypeId};
 use serde_json::Value;
 
 use crate::query::WriteOptions;
-use crate::registry::{Served, convert};
+use crate::registry::Served;
 use crate::verbs::write::{Checks, Part};
 use crate::verbs::{Call, decode_status, meta};
 use crate::{Cause, Status};
@@ -19,42 +21,90 @@ fn ignored(served: &Served, part: Part) -> &'static [&'static str] {
     }
 }
 
-/// Calls a function with the context of a write.
-fn with<T>(served: &Served, part: Part, run: impl FnOnce(&Context<'_>) -> T) -> T {
+/// An object, a version, and the object in it.
+type Converted = (Value, String, Option<(TypeId, Value)>);
+
+/// Calls a function with the context of a write. Where the function asks for an object in a version that takes waiting, it
+/// is called again once the answer is there.
+async fn with<T>(served: &Served, part: Part, mut run: impl FnMut(&Context<'_>) -> T) -> Result<T, Status> {
     let resource = &served.resource;
     let api_version = resource.api_version();
     // The reference records no time for scale.
     let now = if part.name() == "scale" { String::new() } else { meta::now() };
-    let other = |value: &Value, wanted: &str| -> Option<(TypeId, Value)> {
-        if wanted == resource.api_version() {
-            return Some((resource.type_id, value.clone()));
+    let mut known: Vec<Converted> = Vec::new();
+    loop {
+        let mut asked: Vec<(Value, String)> = Vec::new();
+        let answer = {
+            let asking = RefCell::new(&mut asked);
+            let other = |value: &Value, wanted: &str| -> Option<(TypeId, Value)> {
+                if wanted == api_version {
+                    return Some((resource.type_id, value.clone()));
+                }
+                if let Some(now) = served.other_now(value, wanted) {
+                    return now;
+                }
+                match known.iter().find(|(of, version, _)| version == wanted && of == value) {
+                    Some((_, _, converted)) => converted.clone(),
+                    None => {
+                        asking.borrow_mut().push((value.clone(), wanted.to_owned()));
+                        None
+                    }
+                }
+            };
+            run(&Context {
+                types: &resource.types,
+                type_id: resource.type_id,
+                api_version: &api_version,
+                kind: &resource.kind,
+                subresource: part.name(),
+                ignored: ignored(served, part),
+                now: &now,
+                convert: &other,
+            })
+        };
+        if asked.is_empty() {
+            return Ok(answer);
         }
-        convert::between(resource, value, wanted)
-    };
-    run(&Context {
-        types: &resource.types,
-        type_id: resource.type_id,
-        api_version: &api_version,
-        kind: &resource.kind,
-        subresource: part.name(),
-        ignored: ignored(served, part),
-        now: &now,
-        convert: &other,
-    })
+        for (value, version) in asked {
+            let converted = served.other(&value, &version).await?;
+            known.push((value, version, converted));
+        }
+    }
+}
+
+/// What a second call begins with; `None` for a row that is never waited for.
+fn again(served: &Served, object: &Value) -> Option<Value> {
+    (!served.selects_stored()).then(|| object.clone())
 }
 
 /// Records the manager of a new object.
-pub fn created(served: &Served, object: &mut Value, checks: &Checks<'_>) {
+pub async fn created(served: &Served, object: &mut Value, checks: &Checks<'_>) -> Result<(), Status> {
+    let before = again(served, object);
     with(served, Part::Main, |context| {
+        if let Some(before) = &before {
+            object.clone_from(before);
+        }
         schema::managed::update(context, None, object, checks.manager);
-    });
+    })
+    .await
 }
 
 /// Records the manager of a change.
-pub fn updated(served: &Served, new: &mut Value, old: &Value, part: Part, checks: &Checks<'_>) {
+pub async fn updated(
+    served: &Served,
+    new: &mut Value,
+    old: &Value,
+    part: Part,
+    checks: &Checks<'_>,
+) -> Result<(), Status> {
+    let before = again(served, new);
     with(served, part, |context| {
+        if let Some(before) = &before {
+            new.clone_from(before);
+        }
         schema::managed::update(context, Some(old), new, checks.manager);
-    });
+    })
+    .await
 }
 
 /// Takes the record's times back when nothing else changed.
@@ -64,7 +114,7 @@ pub fn settle(mut new: Value, old: &Value) -> Value {
 }
 
 /// Server-side apply of a configuration: the object that it makes, decoded and defaulted.
-pub fn apply(
+pub async fn apply(
     call: &Call,
     served: &Served,
     part: Part,
@@ -74,7 +124,8 @@ pub fn apply(
 ) -> Result<Value, Status> {
     let resource = &served.resource;
     let decode = |value: &Value, validation: FieldValidation| {
-        schema::decode_value(&resource.types, resource.type_id, value, validation)
+        resource
+            .decode_value(value, validation)
             .map_err(|e| decode_status(&e, &resource.version, &resource.kind))
     };
     let name = meta::text(config, "name");
@@ -95,7 +146,7 @@ pub fn apply(
     let merged = with(served, part, |context| {
         schema::managed::apply(context, old, config, &options.field_manager, force)
     });
-    let merged = merged.map_err(|error| match error {
+    let merged = merged.await?.map_err(|error| match error {
         ApplyError::BadRequest(text) => Status::bad_request(text),
         ApplyError::Internal(text) => Status::new(500, "", text),
         ApplyError::Conflict { message, causes } => {
@@ -108,7 +159,6 @@ pub fn apply(
         }
     })?;
     let mut value = decode(&merged, FieldValidation::Ignore)?.value;
-    schema::fill_defaults(&resource.types, resource.type_id, &mut value);
-    (resource.strategy.default)(&mut value);
+    resource.complete(&mut value);
     Ok(value)
 }

@@ -118,8 +118,8 @@ async fn ready(server: &Arc<Server>) -> Result<(), Status> {
         retry: true,
         managed: true,
     };
-    let make = |old: Option<&Value>| {
-        let mut new = old.cloned().unwrap_or_default();
+    let make = |old: Option<Arc<Value>>| {
+        let mut new = old.as_deref().cloned().unwrap_or_default();
         new["status"] = json!({"conditions": [{
             "type": "Ready",
             "status": "True",

@@ -91,11 +91,12 @@ pub fn from_protobuf(body: &Bytes, fallback: schema::TypeId) -> Result<Value, St
 }
 
 /// A stored object.
-pub fn object(call: &Call, served: &Served, code: StatusCode, object: &Object) -> Answered {
-    if call.output.plain() && served.conversion.is_none() {
+pub async fn object(call: &Call, served: &Served, code: StatusCode, object: &Arc<Object>) -> Answered {
+    let object = served.view(object).await?;
+    if call.output.plain() {
         return Ok(response(code, "application/json", Body::Full(object.json())));
     }
-    resource(call, served, code, served.value(object)?)
+    resource(call, served, code, object.value()?)
 }
 
 /// An object of a served kind that is at hand as a tree.
@@ -178,24 +179,26 @@ fn list_metadata(selected: &Selected) -> Map<String, Value> {
     metadata
 }
 
-/// A list of stored objects.
+/// A list of objects as the version shows them.
 pub fn list(call: &Call, served: &Served, selected: Selected) -> Answered {
     let metadata = list_metadata(&selected);
     let resource = &served.resource;
     let kind = format!("{}List", resource.kind);
-    if call.output.plain() && served.conversion.is_none() {
+    if call.output.plain() {
         let head = format!(
             "{{\"kind\":{},\"apiVersion\":{},\"metadata\":{},\"items\":[",
             Value::from(kind),
             Value::from(resource.api_version()),
             Value::Object(metadata)
         );
-        let body = ListBody::new(head.into(), selected.items);
+        // Items of built-in kinds do not say what they are, those of custom resources do.
+        let whole = resource.strategy.is_custom();
+        let body = ListBody::new(head.into(), selected.items, whole);
         return Ok(response(StatusCode::OK, "application/json", Body::List(body)));
     }
     let mut items = Vec::with_capacity(selected.items.len());
     for object in &selected.items {
-        items.push(served.value(object)?);
+        items.push(object.value()?);
     }
     let value = match call.output.convert {
         Convert::Table => table(served, items, metadata, include_object(&call.query)?, true),
@@ -209,7 +212,8 @@ pub fn list(call: &Call, served: &Served, selected: Selected) -> Answered {
             "items": items.iter().map(partial).collect::<Vec<_>>(),
         }),
         Convert::None => {
-            for item in items.iter_mut().filter_map(Value::as_object_mut) {
+            let whole = resource.strategy.is_custom();
+            for item in items.iter_mut().filter(|_| !whole).filter_map(Value::as_object_mut) {
                 item.remove("kind");
                 item.remove("apiVersion");
             }
@@ -295,11 +299,11 @@ fn table(
     columns: bool,
 ) -> Value {
     let now = Timestamp::now();
-    let strategy = served.resource.strategy;
+    let strategy = &served.resource.strategy;
     let rows: Vec<Value> = items
         .into_iter()
         .map(|item| {
-            let cells = (strategy.row)(&item, now);
+            let cells = strategy.row(&item, now);
             let mut row = json!({"cells": cells});
             match include {
                 Include::None => row["object"] = Value::Null,
@@ -357,16 +361,12 @@ impl Frames {
         self.output
     }
 
-    /// The frame of a change.
+    /// The frame of a change of an object as the version shows it.
     pub fn event(&mut self, change: Change, object: &Object) -> Result<Bytes, Status> {
-        if self.output.format == Format::Json
-            && self.output.convert == Convert::None
-            && self.served.conversion.is_none()
-        {
+        if self.output.format == Format::Json && self.output.convert == Convert::None {
             return Ok(object.frame(change));
         }
-        let value = self.served.value(object)?;
-        self.other(change.name(), value)
+        self.other(change.name(), object.value()?)
     }
 
     /// A frame of another type, of an object of the served kind.

@@ -25,7 +25,7 @@ impl Selector {
                 continue;
             }
             by_key = false;
-            if !served.resource.strategy.field_labels.contains(&term.field.as_str()) {
+            if !served.resource.strategy.selects(&term.field) {
                 let text = format!("field label not supported: {}", term.field);
                 return Err(Status::bad_request(text));
             }
@@ -66,7 +66,7 @@ impl Selector {
         if self.by_key && self.labels.is_everything() {
             return self.fields.matches(of_key);
         }
-        let selectable = object.selectable(served.resource.strategy.fields);
+        let selectable = object.selectable(&served.resource.strategy);
         let label = |key: &str| selectable.labels.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_str());
         let field = |key: &str| {
             let own = || selectable.fields.iter().find(|(k, _)| *k == key).map(|(_, v)| v.as_str());

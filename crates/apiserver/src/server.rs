@@ -245,12 +245,12 @@ impl View {
                 retry: false,
                 managed: true,
             };
-            let make = move |_: Option<&Value>| {
+            let make = move |_: Option<Arc<Value>>| {
                 let object = object.clone();
                 async move { Ok(object) }.boxed()
             };
             let outcome = write::update(&server, &row, &how, &make, &Checks::OWN).await?;
-            row.value(&outcome.object)
+            row.read(&outcome.object).await
         }
         .boxed()
     }
@@ -269,13 +269,13 @@ impl Cluster for View {
     fn get(&self, group: &str, resource: &str, namespace: &str, name: &str) -> Option<Arc<Value>> {
         let row = self.row(group, resource)?;
         let object = row.cache.get(&row.key(namespace, name))?;
-        row.value(&object).ok().map(Arc::new)
+        row.read_now(&object).ok().map(Arc::new)
     }
 
     fn list(&self, group: &str, resource: &str, namespace: Option<&str>) -> Snapshot {
         let Some(row) = self.row(group, resource) else { return Snapshot::default() };
         let (items, revision) = row.cache.list(&row.prefix(namespace.unwrap_or_default()), None);
-        let items = items.iter().filter_map(|o| row.value(o).ok().map(Arc::new)).collect();
+        let items = items.iter().filter_map(|o| row.read_now(o).ok().map(Arc::new)).collect();
         Snapshot { revision, items }
     }
 
@@ -311,7 +311,7 @@ impl Cluster for View {
             let row = exact(&server, group, version, resource)?;
             let object = complete(&row, object)?;
             let outcome = write::create(&server, &row, namespace, object, &Checks::OWN).await?;
-            row.value(&outcome.object)
+            row.read(&outcome.object).await
         }
         .boxed()
     }
@@ -446,13 +446,12 @@ impl Cluster for View {
 /// Decodes and defaults an object that a part of the server made.
 pub(crate) fn complete(row: &Served, object: Value) -> Result<Value, Status> {
     let resource = &row.resource;
-    let decoded =
-        schema::decode_value(&resource.types, resource.type_id, &object, schema::FieldValidation::Ignore)
-            .map_err(|e| crate::verbs::decode_status(&e, &resource.version, &resource.kind))?;
+    let decoded = resource
+        .decode_value(&object, schema::FieldValidation::Ignore)
+        .map_err(|e| crate::verbs::decode_status(&e, &resource.version, &resource.kind))?;
     let mut value = decoded.value;
     value["apiVersion"] = resource.api_version().into();
     value["kind"] = (&*resource.kind).into();
-    schema::fill_defaults(&resource.types, resource.type_id, &mut value);
-    (resource.strategy.default)(&mut value);
+    resource.complete(&mut value);
     Ok(value)
 }

@@ -13,8 +13,8 @@ pub mod time;
 mod types;
 
 pub use decode::{
-    DecodeError, Decoded, FieldValidation, decode_any, decode_any_yaml, decode_json, decode_value,
-    decode_yaml,
+    DecodeError, Decoded, FieldValidation, decode_any, decode_any_yaml, decode_json, decode_tree,
+    decode_tree_yaml, decode_value, decode_yaml,
 };
 pub use normalize::{fill_defaults, normalize};
 pub use patch::{PatchError, json_patch, merge_patch, strategic_merge_patch};

@@ -97,7 +97,7 @@ static WHOLE: LazyLock<Vec<(&'static str, &'static str, Strategy)>> = LazyLock::
     KINDS
         .iter()
         .map(|&(group, kind)| {
-            let mut strategy = *own(group, kind).unwrap_or(&Strategy::GENERIC);
+            let mut strategy = own(group, kind).unwrap_or(&Strategy::GENERIC).clone();
             if let Some(row) = rows::row_for(group, kind) {
                 strategy.row = row;
             }

@@ -1,5 +1,6 @@
 //! Deployment, ReplicaSet, DaemonSet, StatefulSet, ReplicationController, ControllerRevision, PodTemplate.
 
+use schema::Str;
 use serde_json::{Value, json};
 
 use super::json::{Read, Write, keep, same};
@@ -9,9 +10,9 @@ use crate::{ScalePaths, Strategy};
 const TEMPLATE_GENERATION: &str = "deprecated.daemonset.template.generation";
 
 const REPLICAS: ScalePaths = ScalePaths {
-    spec_replicas: "/spec/replicas",
-    status_replicas: "/status/replicas",
-    selector: "/spec/selector",
+    spec_replicas: Str::Borrowed("/spec/replicas"),
+    status_replicas: Str::Borrowed("/status/replicas"),
+    selector: Str::Borrowed("/spec/selector"),
 };
 
 pub(super) static DEPLOYMENT: Strategy = Strategy {

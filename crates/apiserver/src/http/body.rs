@@ -28,24 +28,31 @@ pub enum Body {
     Stream(BoxStream<'static, Bytes>),
 }
 
-/// A list of a built-in kind, written from shared objects block by block.
+/// A list, written from shared objects block by block.
 pub struct ListBody {
     head: Bytes,
     items: VecDeque<Arc<Object>>,
     first: bool,
     done: bool,
     left: u64,
+    /// Items carry their kind and version.
+    whole: bool,
 }
 
 const ITEM_HEAD: &[u8] = b"{";
 const TAIL: &[u8] = b"]}\n";
 
+/// An item behind its opening brace.
+fn rest(item: &Object, whole: bool) -> &[u8] {
+    if whole { item.whole() } else { item.item() }
+}
+
 impl ListBody {
     /// `head` ends with the opening bracket of the items.
-    pub fn new(head: Bytes, items: Vec<Arc<Object>>) -> Self {
-        let each: usize = items.iter().map(|i| ITEM_HEAD.len() + i.item().len()).sum();
+    pub fn new(head: Bytes, items: Vec<Arc<Object>>, whole: bool) -> Self {
+        let each: usize = items.iter().map(|i| ITEM_HEAD.len() + rest(i, whole).len()).sum();
         let left = head.len() + each + items.len().saturating_sub(1) + TAIL.len();
-        Self { head, items: items.into(), first: true, done: false, left: left as u64 }
+        Self { head, items: items.into(), first: true, done: false, left: left as u64, whole }
     }
 
     fn block(&mut self) -> Option<Bytes> {
@@ -55,7 +62,7 @@ impl ListBody {
         let mut out = BytesMut::with_capacity(BLOCK.min(usize::try_from(self.left).unwrap_or(BLOCK)));
         out.put_slice(&std::mem::take(&mut self.head));
         while let Some(item) = self.items.front() {
-            let item_bytes = item.item();
+            let item_bytes = rest(item, self.whole);
             if !out.is_empty() && out.len() + item_bytes.len() + 2 > BLOCK {
                 break;
             }

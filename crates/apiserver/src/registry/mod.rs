@@ -1,14 +1,12 @@
 //! The generic registry: every served resource is a row that points at its cache; the verbs work on rows alone.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::Resource;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use parking_lot::RwLock;
-use serde_json::Value;
 use store::{Compare, Op, Store, Txn, TxnOutcome};
 use tokio::sync::watch;
 
@@ -18,10 +16,12 @@ pub mod cache;
 pub mod convert;
 pub mod feed;
 pub mod object;
+pub mod served;
 
 use cache::Cache;
 use feed::Codec;
 use object::{Change, Object};
+pub use served::{Convert, Form, Served};
 
 /// How long a read waits for a version that the server has not seen.
 const FRESH_WAIT: Duration = Duration::from_secs(3);
@@ -56,69 +56,38 @@ impl Caches {
     }
 }
 
-/// A resource as it is served in one version.
-pub struct Served {
-    pub resource: Arc<Resource>,
-    pub cache: Arc<Cache>,
-    /// Where the objects are stored: group and plural name.
-    pub storage: (String, String),
-    /// For a version that is not the stored one.
-    pub conversion: Option<&'static convert::Conversion>,
-}
-
-impl Served {
-    pub fn group(&self) -> &str {
-        &self.resource.group
-    }
-
-    pub fn plural(&self) -> &str {
-        &self.resource.plural
-    }
-
-    /// The key of an object in the cache.
-    pub fn key(&self, namespace: &str, name: &str) -> String {
-        if self.resource.namespaced { format!("{namespace}/{name}") } else { name.to_owned() }
-    }
-
-    /// What every key of a namespace begins with; the empty prefix means all.
-    pub fn prefix(&self, namespace: &str) -> String {
-        if self.resource.namespaced && !namespace.is_empty() {
-            format!("{namespace}/")
-        } else {
-            String::new()
-        }
-    }
-
-    pub fn not_found(&self, name: &str) -> Status {
-        Status::not_found(self.group(), self.plural(), name)
-    }
-
-    /// An object of the cache as this version shows it.
-    pub fn value(&self, object: &Object) -> Result<Value, Status> {
-        let mut value = object.value()?;
-        if let Some(conversion) = self.conversion {
-            (conversion.from_storage)(&mut value);
-            schema::normalize(&self.resource.types, self.resource.type_id, &mut value);
-        }
-        Ok(value)
-    }
-}
-
 /// The rows in force. Replaced as a whole when custom resources come and go.
 #[derive(Default)]
 pub struct Rows {
     rows: Vec<Arc<Served>>,
     by_name: HashMap<String, usize>,
+    /// By group and plural name alone: the version that is stored, or the first.
+    by_resource: HashMap<String, usize>,
 }
 
 impl Rows {
+    /// The built-in rows, then those of custom resources.
+    fn new(rows: Vec<Arc<Served>>) -> Self {
+        let mut by_name = HashMap::with_capacity(rows.len());
+        let mut by_resource: HashMap<String, usize> = HashMap::with_capacity(rows.len());
+        for (at, row) in rows.iter().enumerate() {
+            let (group, plural) = (row.group(), row.plural());
+            by_name.insert(format!("{group}/{}/{plural}", row.resource.version), at);
+            let first = by_resource.entry(format!("{group}/{plural}")).or_insert(at);
+            if row.primary && !rows[*first].primary {
+                *first = at;
+            }
+        }
+        Self { rows, by_name, by_resource }
+    }
+
     pub fn find(&self, group: &str, version: &str, plural: &str) -> Option<&Arc<Served>> {
         self.by_name.get(&format!("{group}/{version}/{plural}")).map(|i| &self.rows[*i])
     }
 
-    /// The first row of a resource in any version.
+    /// The row of a resource in any version, best in the stored one.
     pub fn any(&self, group: &str, plural: &str) -> Option<&Arc<Served>> {
-        self.rows.iter().find(|r| r.group() == group && r.plural() == plural)
+        self.by_resource.get(&format!("{group}/{plural}")).map(|i| &self.rows[*i])
     }
 
     pub fn iter(&self) -> std::slice::Iter<'_, Arc<Served>> {
@@ -152,18 +121,27 @@ impl Registry {
         let caches = Arc::new(Caches::new());
         let revision = feed::load(&store, &caches, &codec).await?;
         caches.applied(revision);
-        let mut rows = Rows::default();
-        for resource in api::resources().iter() {
+        let rows = api::resources().iter().map(|resource| {
             let (storage, conversion) = convert::storage(resource);
             let cache = caches.of(&storage.0, &storage.1, revision);
-            let served = Served { resource: resource.clone(), cache, storage, conversion };
-            rows.by_name.insert(
-                format!("{}/{}/{}", served.group(), resource.version, served.plural()),
-                rows.rows.len(),
-            );
-            rows.rows.push(Arc::new(served));
-        }
+            let form = conversion.map_or(Form::Stored, Form::BuiltIn);
+            Arc::new(Served::new(resource.clone(), cache, storage, conversion.is_none(), form))
+        });
+        let rows = Rows::new(rows.collect());
         Ok((Self { store, caches, codec, rows: ArcSwap::from_pointee(rows) }, revision))
+    }
+
+    /// Replaces the rows of custom resources. The watches of rows that are not among the new ones end.
+    pub fn install(&self, custom: Vec<Arc<Served>>) {
+        let old = self.rows.load_full();
+        let mut rows: Vec<Arc<Served>> =
+            old.iter().filter(|r| !r.resource.strategy.is_custom()).cloned().collect();
+        rows.extend(custom);
+        let kept: HashSet<*const Served> = rows.iter().map(Arc::as_ptr).collect();
+        self.rows.store(Arc::new(Rows::new(rows)));
+        for row in old.iter().filter(|row| !kept.contains(&Arc::as_ptr(row))) {
+            row.gone.cancel();
+        }
     }
 
     pub fn rows(&self) -> arc_swap::Guard<Arc<Rows>> {

@@ -7,7 +7,10 @@
 use std::sync::{Arc, OnceLock};
 
 use bytes::{BufMut, Bytes, BytesMut};
+use parking_lot::Mutex;
+use schema::Str;
 use serde_json::{Map, Value};
+use tokio::sync::OnceCell;
 
 use crate::Status;
 
@@ -44,8 +47,14 @@ const VERSION: &[u8] = b"\"resourceVersion\":\"";
 #[derive(Debug, Default)]
 pub struct Selectable {
     pub labels: Vec<(String, String)>,
-    pub fields: Vec<(&'static str, String)>,
+    pub fields: Vec<(Str, String)>,
 }
+
+/// The object as a version shows it, once somebody has asked; `None` if as it is stored.
+pub type View = Arc<OnceCell<Option<Arc<Object>>>>;
+
+/// Versions of one object that are remembered; more than this many rows are rarely read at once.
+const VIEWS: usize = 4;
 
 /// An object at a revision.
 #[derive(Debug)]
@@ -58,6 +67,7 @@ pub struct Object {
     /// Where `"metadata":{` begins in the JSON.
     metadata: u32,
     selectable: OnceLock<Box<Selectable>>,
+    views: OnceLock<Box<Mutex<Vec<(u64, View)>>>>,
 }
 
 impl Object {
@@ -91,7 +101,8 @@ impl Object {
         frame.put_slice(&stored[rest..]);
         frame.put_slice(b"}\n");
         let metadata = u32::try_from(metadata).unwrap_or(0);
-        Self { key, revision, change, frame: frame.freeze(), metadata, selectable: OnceLock::new() }
+        let (selectable, views) = (OnceLock::new(), OnceLock::new());
+        Self { key, revision, change, frame: frame.freeze(), metadata, selectable, views }
     }
 
     /// The same content at another revision: what a DELETED event carries.
@@ -141,11 +152,35 @@ impl Object {
     }
 
     /// The labels and field values, computed on the first selector.
-    pub fn selectable(&self, fields: fn(&Value) -> Vec<(&'static str, String)>) -> &Selectable {
+    pub fn selectable(&self, behavior: &api::Behavior) -> &Selectable {
         self.selectable.get_or_init(|| {
             let value = self.value().unwrap_or_default();
-            Box::new(Selectable { labels: labels(&value), fields: fields(&value) })
+            Box::new(Selectable { labels: labels(&value), fields: behavior.fields(&value) })
         })
+    }
+
+    /// What a row of this number shows of the object.
+    pub fn view(&self, row: u64) -> View {
+        let mut views = self.views.get_or_init(Box::default).lock();
+        if let Some((_, view)) = views.iter().find(|(of, _)| *of == row) {
+            return view.clone();
+        }
+        if views.len() >= VIEWS {
+            views.remove(0);
+        }
+        let view = View::default();
+        views.push((row, view.clone()));
+        view
+    }
+
+    /// The same object with other content, in its stored form.
+    pub fn with(&self, stored: &[u8]) -> Result<Self, Status> {
+        Self::from_stored(self.key.clone(), self.revision, stored, self.change)
+    }
+
+    /// The whole JSON behind the opening brace.
+    pub fn whole(&self) -> &[u8] {
+        &self.frame[self.change.head().len() + 1..self.frame.len() - 2]
     }
 
     /// Bytes held by this object.

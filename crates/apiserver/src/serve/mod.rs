@@ -69,7 +69,7 @@ pub fn path(server: &Arc<Server>, parts: &Parts, query: &Query, info: &RequestIn
             let rows = server.registry.rows();
             let objects: Vec<(String, usize)> = rows
                 .iter()
-                .filter(|r| r.conversion.is_none() && r.resource.has_verb("watch"))
+                .filter(|r| r.primary && r.resource.has_verb("watch"))
                 .map(|r| {
                     let group = r.group();
                     let name = if group.is_empty() {

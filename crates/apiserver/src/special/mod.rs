@@ -199,7 +199,7 @@ pub async fn answer_virtual(call: &Call, served: &Served, row: Virtual, body: By
             if served.resource.namespaced {
                 meta::namespace(served, &call.info.namespace, &mut object)?;
             }
-            let errors = (served.resource.strategy.validate)(&object);
+            let errors = served.resource.strategy.validate(&object);
             if !errors.is_empty() {
                 return Err(Status::invalid(served.group(), &served.resource.kind, "", &errors));
             }

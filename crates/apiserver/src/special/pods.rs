@@ -1,5 +1,7 @@
 //! Pods: a delete leaves them time to end; binding gives them a node; eviction respects disruption budgets.
 
+use std::sync::Arc;
+
 use api::labels::Selector;
 use futures::FutureExt;
 use serde_json::{Value, json};
@@ -77,8 +79,8 @@ pub async fn bind(
         managed: false,
     };
     let (uid, version) = (text("/metadata/uid"), text("/metadata/resourceVersion"));
-    let make = |old: Option<&Value>| {
-        let made = old.ok_or_else(|| pods.not_found(name)).and_then(|old| {
+    let make = |old: Option<Arc<Value>>| {
+        let made = old.as_deref().ok_or_else(|| pods.not_found(name)).and_then(|old| {
             let conflict = |why: String| Status::conflict("", "pods/binding", name, why);
             if !uid.is_empty() && uid != meta::text(old, "uid") {
                 return Err(conflict(format!(
@@ -140,7 +142,7 @@ pub async fn evict(call: &Call, pods: &Served, eviction: &Value) -> Result<(), S
     let server = &call.server;
     let key = pods.key(namespace, name);
     let object = server.registry.get(pods, &key).await?.ok_or_else(|| pods.not_found(name))?;
-    let pod = pods.value(&object)?;
+    let pod = pods.read(&object).await?;
     let mut options = DeleteOptions::of(eviction.get("deleteOptions").cloned().unwrap_or_else(|| json!({})))?;
     options.dry_run |= call.query.all("dryRun").any(|d| d == "All");
     let pending = pod.pointer("/status/phase").and_then(Value::as_str) == Some("Pending");
@@ -161,8 +163,8 @@ pub async fn evict(call: &Call, pods: &Served, eviction: &Value) -> Result<(), S
 async fn mark(server: &Server, pods: &Served, key: &str, namespace: &str, name: &str) -> Result<(), Status> {
     let how =
         Update { key, name, namespace, part: Part::Other(&OWN), create: false, retry: true, managed: false };
-    let make = |old: Option<&Value>| {
-        let made = old.ok_or_else(|| pods.not_found(name)).map(|old| {
+    let make = |old: Option<Arc<Value>>| {
+        let made = old.as_deref().ok_or_else(|| pods.not_found(name)).map(|old| {
             let mut pod = old.clone();
             let condition = json!({
                 "type": "DisruptionTarget",
@@ -205,7 +207,7 @@ async fn allow(server: &Server, namespace: &str, pod: &Value, dry_run: bool) -> 
     let labels = pod.pointer("/metadata/labels").cloned().unwrap_or_else(|| json!({}));
     let mut budgets = Vec::new();
     for object in row.cache.list(&row.prefix(namespace), None).0 {
-        let value = row.value(&object)?;
+        let value = row.read(&object).await?;
         let selector = value.pointer("/spec/selector");
         let selected =
             selector.and_then(|s| Selector::from_json(s).ok()).is_some_and(|s| s.matches_labels(&labels));
@@ -244,8 +246,9 @@ async fn allow(server: &Server, namespace: &str, pod: &Value, dry_run: bool) -> 
         managed: false,
     };
     let pod_name = meta::text(pod, "name");
-    let make = |old: Option<&Value>| {
-        let made = old.ok_or_else(|| row.not_found(&budget_name)).and_then(|old| taken(old, pod_name));
+    let make = |old: Option<Arc<Value>>| {
+        let made =
+            old.as_deref().ok_or_else(|| row.not_found(&budget_name)).and_then(|old| taken(old, pod_name));
         async move { made }.boxed()
     };
     update(server, &row, &how, &make, &Checks { dry_run, ..Checks::OWN }).await.map(drop)

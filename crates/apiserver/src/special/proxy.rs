@@ -218,14 +218,14 @@ fn text<'a>(value: &'a Value, pointer: &str) -> &'a str {
 async fn pod(call: &Call, served: &Served, name: &str) -> Result<Value, Status> {
     let key = served.key(&call.info.namespace, name);
     let object = call.server.registry.get(served, &key).await?.ok_or_else(|| served.not_found(name))?;
-    served.value(&object)
+    served.read(&object).await
 }
 
 /// A node's kubelet: its address and port.
 async fn kubelet(server: &Server, node: &str) -> Result<(IpAddr, u16), Status> {
     let nodes = server.registry.any("", "nodes").ok_or_else(Status::no_such_resource)?;
     let object = server.registry.get(&nodes, node).await?.ok_or_else(|| nodes.not_found(node))?;
-    let value = nodes.value(&object)?;
+    let value = nodes.read(&object).await?;
     let addresses = value.pointer("/status/addresses").and_then(Value::as_array);
     let of = |kind: &str| {
         let mut all = addresses.into_iter().flatten().filter(|a| a["type"] == kind);
@@ -475,7 +475,7 @@ async fn service_address(
     let namespace = call.info.namespace.as_str();
     let object = registry.get(served, &served.key(namespace, name)).await?;
     let object = object.ok_or_else(|| served.not_found(name))?;
-    let service = served.value(&object)?;
+    let service = served.read(&object).await?;
     let ports = service.pointer("/spec/ports").and_then(Value::as_array).cloned().unwrap_or_default();
     let wanted = ports.iter().find(|p| {
         (port.is_empty() && ports.len() == 1)
@@ -489,7 +489,7 @@ async fn service_address(
     let port_name = wanted["name"].as_str().unwrap_or_default();
     let slices = registry.any("discovery.k8s.io", "endpointslices").ok_or_else(unavailable)?;
     for object in slices.cache.list(&slices.prefix(namespace), None).0 {
-        let slice = slices.value(&object)?;
+        let slice = slices.read(&object).await?;
         if text(&slice, "/metadata/labels/kubernetes.io~1service-name") != name {
             continue;
         }

@@ -22,5 +22,5 @@ pub async fn run(call: &Call, served: &Served, body: Bytes) -> Answered {
     let checks =
         Checks { call: Some(call), options: &admission_options, dry_run: write.dry_run, manager: &manager };
     let outcome = create(&call.server, served, namespace, object, &checks).await?;
-    render::object(call, served, StatusCode::CREATED, &outcome.object)
+    render::object(call, served, StatusCode::CREATED, &outcome.object).await
 }

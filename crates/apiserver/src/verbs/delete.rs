@@ -139,7 +139,7 @@ pub async fn run(call: &Call, served: &Served, body: Bytes) -> Answered {
     if deleted.gone && !returns {
         return render::value(call, code, success(served, &deleted.object));
     }
-    render::object(call, served, code, &deleted.object)
+    render::object(call, served, code, &deleted.object).await
 }
 
 /// The Status of a finished delete.
@@ -183,7 +183,7 @@ pub async fn delete_with(
     let mut existing = registry.get(served, key).await?;
     for _ in 0..RETRIES {
         let Some(current) = existing else { return Err(served.not_found(name)) };
-        let old = served.value(&current)?;
+        let old = served.read(&current).await?;
         let mut new = old.clone();
         preconditions(served, name, &old, options)?;
         let special = special::of(served.group(), served.plural());
@@ -196,13 +196,7 @@ pub async fn delete_with(
         }
         checks.mutate(served, Operation::Delete, &mut Value::Null, Some(&old)).await?;
         checks.validate(served, Operation::Delete, &Value::Null, Some(&old)).await?;
-        let stored_value = {
-            let mut value = new;
-            if let Some(conversion) = served.conversion {
-                (conversion.to_storage)(&mut value);
-            }
-            value
-        };
+        let stored_value = served.store(new).await?;
         if options.dry_run {
             let gone = matches!(plan, Plan::Remove | Plan::MarkAndRemove);
             let stored = encode(&stored_value)?;
@@ -280,7 +274,7 @@ fn plan(
 ) -> Result<Plan, Status> {
     let deleting = !meta::text(old, "deletionTimestamp").is_empty();
     let (mut graceful, mut at_once) = (false, false);
-    if served.resource.strategy.has_graceful_delete {
+    if served.resource.strategy.has_graceful_delete() {
         let current =
             new.pointer("/metadata/deletionGracePeriodSeconds").and_then(Value::as_i64).unwrap_or(0);
         if deleting && current > 0 {

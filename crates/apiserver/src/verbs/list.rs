@@ -93,10 +93,10 @@ pub async fn select(call: &Call, served: &Served, options: &ListOptions) -> Resu
     };
     drop(start);
     let unlimited = matches!(at_revision(options)?, At::Any) || options.limit == 0;
-    page(served, items, revision, &selector, if unlimited { 0 } else { options.limit })
+    page(served, items, revision, &selector, if unlimited { 0 } else { options.limit }).await
 }
 
-fn page(
+async fn page(
     served: &Served,
     items: Vec<Arc<Object>>,
     revision: u64,
@@ -107,15 +107,26 @@ fn page(
     let mut chosen = Vec::with_capacity(if limit > 0 { limit.min(total) } else { total });
     let mut seen = 0;
     let mut more = false;
-    for object in items {
-        if limit > 0 && chosen.len() == limit {
-            more = true;
-            break;
+    let mut items = items.into_iter();
+    while items.len() > 0 && !more {
+        // What has to be converted before it is chosen is converted by the page.
+        let pages = !served.selects_stored() && limit > 0;
+        let next: Vec<_> = items.by_ref().take(if pages { limit } else { total }).collect();
+        let next = if served.selects_stored() { next } else { served.views(next).await? };
+        for object in next {
+            if limit > 0 && chosen.len() == limit {
+                more = true;
+                break;
+            }
+            seen += 1;
+            if selector.matches(served, &object) {
+                chosen.push(object);
+            }
         }
-        seen += 1;
-        if selector.matches(served, &object) {
-            chosen.push(object);
-        }
+    }
+    more |= limit > 0 && chosen.len() == limit && items.len() > 0;
+    if served.selects_stored() {
+        chosen = served.views(chosen).await?;
     }
     let token = match chosen.last() {
         Some(last) if more => Some(encode_token(revision, format!("{}\0", last.key))),

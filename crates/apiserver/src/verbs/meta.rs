@@ -108,17 +108,17 @@ fn error(
 pub fn validate(served: &Served, object: &Value) -> Vec<FieldError> {
     use FieldErrorKind::{Forbidden, Invalid, Required};
     let mut errors = Vec::new();
-    let strategy = served.resource.strategy;
+    let strategy = &served.resource.strategy;
     let (name, base) = (text(object, "name"), text(object, "generateName"));
     if !base.is_empty() {
         // A trailing dash is completed by the suffix.
         let probe = base.strip_suffix('-').map_or_else(|| base.to_owned(), |b| format!("{b}a"));
-        errors.extend((strategy.name)(&probe).into_iter().map(|d| error(Invalid, "generateName", base, d)));
+        errors.extend(strategy.name(&probe).into_iter().map(|d| error(Invalid, "generateName", base, d)));
     }
     if name.is_empty() {
         errors.push(error(Required, "name", "", "name or generateName is required"));
     } else {
-        errors.extend((strategy.name)(name).into_iter().map(|d| error(Invalid, "name", name, d)));
+        errors.extend(strategy.name(name).into_iter().map(|d| error(Invalid, "name", name, d)));
     }
     let namespace = text(object, "namespace");
     if served.resource.namespaced {

@@ -73,9 +73,22 @@ impl Call {
     ) -> Result<Value, Status> {
         let resource = &served.resource;
         let gvk = (&*resource.group, &*resource.version, &*resource.kind);
-        let mut value = self.decode_as(&resource.types, resource.type_id, gvk, body, validation)?;
-        schema::fill_defaults(&resource.types, resource.type_id, &mut value);
-        (resource.strategy.default)(&mut value);
+        let decoded = match input(&self.headers)? {
+            Format::Json => resource.decode_json(body, validation),
+            Format::Yaml => resource.decode_yaml(body, validation),
+            Format::Protobuf if resource.strategy.is_custom() => {
+                return Err(Status::unsupported_media_type(
+                    "the body of the request was in an unknown format - accepted media types include: \
+                     application/json, application/yaml",
+                ));
+            }
+            Format::Protobuf => {
+                let value = crate::render::from_protobuf(body, resource.type_id)?;
+                Ok(schema::Decoded { value, warnings: Vec::new() })
+            }
+        };
+        let mut value = self.checked(decoded, gvk)?;
+        resource.complete(&mut value);
         Ok(value)
     }
 
@@ -84,13 +97,11 @@ impl Call {
         &self,
         types: &schema::Types,
         id: schema::TypeId,
-        (group, version, kind): (&str, &str, &str),
+        gvk: (&str, &str, &str),
         body: &Bytes,
         validation: FieldValidation,
     ) -> Result<Value, Status> {
-        let format = input(&self.headers)?;
-        let api_version = if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") };
-        let decoded = match format {
+        let decoded = match input(&self.headers)? {
             Format::Json => schema::decode_json(types, id, body, validation),
             Format::Yaml => schema::decode_yaml(types, id, body, validation),
             Format::Protobuf => {
@@ -98,6 +109,16 @@ impl Call {
                 Ok(schema::Decoded { value, warnings: Vec::new() })
             }
         };
+        self.checked(decoded, gvk)
+    }
+
+    /// A decoded body, if it is of the kind that is wanted.
+    fn checked(
+        &self,
+        decoded: Result<schema::Decoded, DecodeError>,
+        (group, version, kind): (&str, &str, &str),
+    ) -> Result<Value, Status> {
+        let api_version = if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") };
         let decoded = decoded.map_err(|e| decode_status(&e, version, kind))?;
         for warning in decoded.warnings {
             self.warn(warning);

@@ -1,5 +1,7 @@
 //! PATCH: JSON patch, merge patch, strategic merge patch and server-side apply. A patch that loses a race is applied again.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use futures::FutureExt;
 use http::StatusCode;
@@ -114,14 +116,14 @@ pub fn apply(
             )));
         }
     }
-    let decoded = schema::decode_value(&resource.types, resource.type_id, &patched, validation)
+    let decoded = resource
+        .decode_value(&patched, validation)
         .map_err(|e| unfit(&patched.to_string(), e.to_string()))?;
     for warning in decoded.warnings {
         call.warn(warning);
     }
     let mut value = decoded.value;
-    schema::fill_defaults(&resource.types, resource.type_id, &mut value);
-    (resource.strategy.default)(&mut value);
+    resource.complete(&mut value);
     Ok(value)
 }
 
@@ -161,24 +163,28 @@ pub async fn run(call: &Call, served: &Served, part: Part, body: Bytes) -> Answe
         retry: meta::text(&patch, "resourceVersion").is_empty(),
         managed: kind != Kind::Apply,
     };
-    let make = |old: Option<&Value>| {
-        let made = if kind == Kind::Apply {
-            crate::managed::apply(call, served, part, old, &patch, &write)
-        } else {
-            old.ok_or_else(|| served.not_found(&call.info.name))
-                .and_then(|old| apply(call, served, kind, old, &patch, write.field_validation))
-        };
-        let made = made.and_then(|new| unrenamed(new, old, &call.info.name));
-        async move { made }.boxed()
+    let (patch, write, name) = (&patch, &write, call.info.name.as_str());
+    let make = move |old: Option<Arc<Value>>| {
+        async move {
+            let new = match &old {
+                old if kind == Kind::Apply => {
+                    crate::managed::apply(call, served, part, old.as_deref(), patch, write).await?
+                }
+                Some(old) => apply(call, served, kind, old, patch, write.field_validation)?,
+                None => return Err(served.not_found(name)),
+            };
+            unrenamed(new, old.is_none(), name)
+        }
+        .boxed()
     };
     let outcome = update(&call.server, served, &how, &make, &checks).await?;
     let code = if outcome.created { StatusCode::CREATED } else { StatusCode::OK };
-    render::object(call, served, code, &outcome.object)
+    render::object(call, served, code, &outcome.object).await
 }
 
 /// A patch may neither take the name away nor change it.
-fn unrenamed(mut new: Value, old: Option<&Value>, name: &str) -> Result<Value, Status> {
-    if old.is_none() && meta::text(&new, "name").is_empty() {
+fn unrenamed(mut new: Value, created: bool, name: &str) -> Result<Value, Status> {
+    if created && meta::text(&new, "name").is_empty() {
         meta::of(&mut new)?.insert("name".to_owned(), name.into());
     }
     match meta::text(&new, "name") {

@@ -19,7 +19,7 @@ pub async fn run(call: &Call, served: &Served) -> Answered {
         }
     }
     let object = served.cache.get(&key).ok_or_else(|| served.not_found(&call.info.name))?;
-    render::object(call, served, StatusCode::OK, &object)
+    render::object(call, served, StatusCode::OK, &object).await
 }
 
 /// A resource version that is no number.

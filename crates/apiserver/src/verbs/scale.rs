@@ -1,6 +1,8 @@
 //! The scale subresource: the replica counts of an object as an autoscaling/v1 Scale.
 
 use api::{FieldErrorKind, ScalePaths};
+use std::sync::Arc;
+
 use bytes::Bytes;
 use futures::FutureExt;
 use serde_json::{Map, Value, json};
@@ -33,13 +35,13 @@ fn of(object: &Value, paths: &ScalePaths) -> Value {
         "apiVersion": "autoscaling/v1",
         "metadata": metadata,
         "spec": {},
-        "status": {"replicas": replicas(paths.status_replicas)},
+        "status": {"replicas": replicas(&paths.status_replicas)},
     });
-    let wanted = replicas(paths.spec_replicas);
+    let wanted = replicas(&paths.spec_replicas);
     if wanted != 0 {
         scale["spec"]["replicas"] = wanted.into();
     }
-    let selector = object.pointer(paths.selector).map(crate::selector::to_text).unwrap_or_default();
+    let selector = object.pointer(&paths.selector).map(crate::selector::to_text).unwrap_or_default();
     if !selector.is_empty() {
         scale["status"]["selector"] = selector.into();
     }
@@ -47,12 +49,12 @@ fn of(object: &Value, paths: &ScalePaths) -> Value {
 }
 
 pub async fn run(call: &Call, served: &Served, body: Bytes) -> Answered {
-    let Some(paths) = served.resource.strategy.scale else { return Err(Status::no_such_resource()) };
+    let Some(paths) = served.resource.strategy.scale() else { return Err(Status::no_such_resource()) };
     let key = served.key(&call.info.namespace, &call.info.name);
     if call.info.verb == "get" {
         let object = call.server.registry.get(served, &key).await?;
         let object = object.ok_or_else(|| served.not_found(&call.info.name))?;
-        return render::scale(call, of(&served.value(&object)?, &paths));
+        return render::scale(call, of(&served.read(&object).await?, &paths));
     }
     let patching = call.info.verb == "patch";
     let write = WriteOptions::read(&call.query, if patching { "PatchOptions" } else { "UpdateOptions" })?;
@@ -81,8 +83,8 @@ pub async fn run(call: &Call, served: &Served, body: Bytes) -> Answered {
         retry: patching,
         managed: true,
     };
-    let make = |old: Option<&Value>| {
-        let made = old.ok_or_else(|| served.not_found(&call.info.name)).and_then(|old| {
+    let make = |old: Option<Arc<Value>>| {
+        let made = old.as_deref().ok_or_else(|| served.not_found(&call.info.name)).and_then(|old| {
             let scale = match (&patch, &whole) {
                 (Some((kind, patch)), _) => patched(&of(old, &paths), *kind, patch, id)?,
                 (None, Some(whole)) => whole.clone(),
@@ -93,7 +95,7 @@ pub async fn run(call: &Call, served: &Served, body: Bytes) -> Answered {
         async move { made }.boxed()
     };
     let outcome = update(&call.server, served, &how, &make, &checks).await?;
-    let value = served.value(&outcome.object)?;
+    let value = served.read(&outcome.object).await?;
     render::scale(call, of(&value, &paths))
 }
 

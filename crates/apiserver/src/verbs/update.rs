@@ -1,5 +1,7 @@
 //! PUT on an object or on its status.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use futures::FutureExt;
 use http::StatusCode;
@@ -26,18 +28,18 @@ pub async fn run(call: &Call, served: &Served, part: Part, body: Bytes) -> Answe
         name: &call.info.name,
         namespace: &call.info.namespace,
         part,
-        create: matches!(part, Part::Main) && served.resource.strategy.allow_create_on_update,
+        create: matches!(part, Part::Main) && served.resource.strategy.allow_create_on_update(),
         retry: false,
         managed: true,
     };
-    let make = |old: Option<&Value>| {
-        let same = old.map_or(Ok(()), |old| same_uid(served, &call.info.name, &object, old));
+    let make = |old: Option<Arc<Value>>| {
+        let same = old.as_deref().map_or(Ok(()), |old| same_uid(served, &call.info.name, &object, old));
         let made = same.map(|()| object.clone());
         async move { made }.boxed()
     };
     let outcome = update(&call.server, served, &how, &make, &checks).await?;
     let code = if outcome.created { StatusCode::CREATED } else { StatusCode::OK };
-    render::object(call, served, code, &outcome.object)
+    render::object(call, served, code, &outcome.object).await
 }
 
 /// The name in the body must be that of the URL.

@@ -1,6 +1,7 @@
 //! Watches: a stream of shared frames out of the cache's window, with the initial state where it was asked for, selector
 //! transitions, and bookmarks.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -51,9 +52,19 @@ struct Watcher {
     done: bool,
 }
 
+/// Objects of the initial state that are converted together.
+const PAGE: usize = 500;
+
+/// The objects as selectors look at them.
+async fn shown(served: &Served, objects: Vec<Arc<Object>>) -> Result<Vec<Arc<Object>>, Status> {
+    if served.selects_stored() { Ok(objects) } else { served.views(objects).await }
+}
+
 /// The state at the start, still to be sent.
 struct Initial {
     items: std::vec::IntoIter<Arc<Object>>,
+    /// Those that come next, as selectors look at them.
+    shown: VecDeque<Arc<Object>>,
     /// The end is marked by an annotated bookmark.
     mark: bool,
 }
@@ -87,7 +98,7 @@ pub async fn run(call: &Call, served: &Arc<Served>) -> Answered {
         let applied = registry.applied();
         let (items, changed) = served.cache.list(&prefix, None);
         let mark = explicit && options.bookmarks;
-        (applied.max(changed), Some(Initial { items: items.into_iter(), mark }))
+        (applied.max(changed), Some(Initial { items: items.into_iter(), shown: VecDeque::new(), mark }))
     } else if version == 0 {
         (registry.fresh().await?, None)
     } else {
@@ -169,8 +180,15 @@ impl Watcher {
 
     async fn step(&mut self) -> Result<Option<Bytes>, Status> {
         if let Some(initial) = &mut self.initial {
-            for object in initial.items.by_ref() {
+            loop {
+                // What has to be converted is converted by the page.
+                if initial.shown.is_empty() {
+                    let page: Vec<_> = initial.items.by_ref().take(PAGE).collect();
+                    initial.shown = shown(&self.served, page).await?.into();
+                }
+                let Some(object) = initial.shown.pop_front() else { break };
                 if self.selector.matches(&self.served, &object) {
+                    let object = self.served.view(&object).await?;
                     return self.frames.event(Change::Added, &object).map(Some);
                 }
             }
@@ -181,7 +199,8 @@ impl Watcher {
             }
         }
         while let Some(event) = self.ready.next() {
-            if let Some((change, object)) = self.visible(&event) {
+            if let Some((change, object)) = self.visible(&event).await? {
+                let object = self.served.view(&object).await?;
                 return self.frames.event(change, &object).map(Some);
             }
         }
@@ -219,6 +238,7 @@ impl Watcher {
             }
             () = tokio::time::sleep_until(self.deadline) => self.done = true,
             () = self.shutdown.cancelled() => self.done = true,
+            () = self.served.gone.cancelled() => self.done = true,
         }
         Ok(None)
     }
@@ -284,25 +304,34 @@ impl Watcher {
     }
 
     /// What this watcher sees of an event: an object that enters its selection is added, one that leaves it is deleted.
-    fn visible(&self, event: &CacheEvent) -> Option<(Change, Arc<Object>)> {
+    async fn visible(&self, event: &CacheEvent) -> Result<Option<(Change, Arc<Object>)>, Status> {
         if !event.object.key.starts_with(&self.prefix) {
-            return None;
+            return Ok(None);
         }
         if self.selector.everything() {
-            return Some((event.change, event.object.clone()));
+            return Ok(Some((event.change, event.object.clone())));
         }
-        let is = event.change != Change::Deleted && self.selector.matches(&self.served, &event.object);
-        let was = event.previous.as_ref().is_some_and(|p| self.selector.matches(&self.served, p));
-        match (was, is) {
+        let chosen = async |object: &Arc<Object>| -> Result<bool, Status> {
+            if self.served.selects_stored() {
+                return Ok(self.selector.matches(&self.served, object));
+            }
+            Ok(self.selector.matches(&self.served, &*self.served.view(object).await?))
+        };
+        let is = event.change != Change::Deleted && chosen(&event.object).await?;
+        let was = match &event.previous {
+            Some(previous) => chosen(previous).await?,
+            None => false,
+        };
+        Ok(match (was, is) {
             (false, false) => None,
             (false, true) => Some((Change::Added, event.object.clone())),
             (true, true) => Some((Change::Modified, event.object.clone())),
             (true, false) if event.change == Change::Deleted => Some((Change::Deleted, event.object.clone())),
             (true, false) => {
-                let previous = event.previous.as_ref()?;
-                Some((Change::Deleted, Arc::new(previous.at(event.revision, Change::Deleted))))
+                let previous = event.previous.as_ref();
+                previous.map(|p| (Change::Deleted, Arc::new(p.at(event.revision, Change::Deleted))))
             }
-        }
+        })
     }
 
     fn bookmark(&mut self, end: bool) -> Result<Bytes, Status> {
@@ -315,7 +344,7 @@ impl Watcher {
         if end {
             object["metadata"]["annotations"] = json!({"k8s.io/initial-events-end": "true"});
         }
-        schema::normalize(&resource.types, resource.type_id, &mut object);
+        resource.normalize(&mut object);
         self.frames.other("BOOKMARK", object)
     }
 }

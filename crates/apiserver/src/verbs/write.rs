@@ -43,32 +43,26 @@ impl Part {
 
     fn prepare(self, served: &Served, new: &mut Value, old: &Value) {
         match self {
-            Self::Main => (served.resource.strategy.prepare_update)(new, old),
-            Self::Status => (served.resource.strategy.prepare_status)(new, old),
+            Self::Main => served.resource.strategy.prepare_update(new, old),
+            Self::Status => served.resource.strategy.prepare_status(new, old),
             Self::Other(rules) => (rules.prepare)(new, old),
         }
     }
 
     fn validate(self, served: &Served, new: &Value, old: &Value) -> Vec<FieldError> {
-        let strategy = served.resource.strategy;
+        let strategy = &served.resource.strategy;
         match self {
-            Self::Main => {
-                let mut errors = (strategy.validate)(new);
-                errors.extend((strategy.validate_update)(new, old));
+            Self::Main => strategy.validate_update(new, old),
+            Self::Status => strategy.validate_status(new, old),
+            Self::Other(rules) => {
+                let mut errors = (rules.validate)(new, old);
+                if rules.name == special::SCALE.name {
+                    errors.extend(strategy.validate_scale(new, old));
+                }
                 errors
             }
-            Self::Status => (strategy.validate_status)(new, old),
-            Self::Other(rules) => (rules.validate)(new, old),
         }
     }
-}
-
-/// The value in the stored version.
-fn to_stored(served: &Served, mut value: Value) -> Value {
-    if let Some(conversion) = served.conversion {
-        (conversion.to_storage)(&mut value);
-    }
-    value
 }
 
 fn invalid(served: &Served, name: &str, errors: &[FieldError]) -> Status {
@@ -157,6 +151,9 @@ async fn create_managed(
     checks: &Checks<'_>,
     managed: bool,
 ) -> Result<Outcome, Status> {
+    if let Some(why) = served.closed {
+        return Err(Status::new(405, "MethodNotAllowed", why).with_causes(Vec::new()));
+    }
     meta::wipe(&mut object)?;
     meta::namespace(served, namespace, &mut object)?;
     let version = meta::text(&object, "resourceVersion");
@@ -168,11 +165,11 @@ async fn create_managed(
     }
     meta::of(&mut object)?.remove("resourceVersion");
     if managed {
-        crate::managed::created(served, &mut object, checks);
+        crate::managed::created(served, &mut object, checks).await?;
     }
     checks.mutate(served, Operation::Create, &mut object, None).await?;
     // Upstream reads back what it stored, which defaults again: what admission filled in may entail more.
-    (served.resource.strategy.default)(&mut object);
+    served.resource.strategy.default(&mut object);
     let generated = meta::text(&object, "name").is_empty() && !meta::text(&object, "generateName").is_empty();
     if !generated {
         return create_once(server, served, object, false, checks).await;
@@ -193,17 +190,17 @@ async fn create_once(
     generated: bool,
     checks: &Checks<'_>,
 ) -> Result<Outcome, Status> {
-    let strategy = served.resource.strategy;
+    let strategy = &served.resource.strategy;
     meta::fill(&mut object)?;
-    (strategy.prepare_create)(&mut object);
-    schema::normalize(&served.resource.types, served.resource.type_id, &mut object);
+    strategy.prepare_create(&mut object);
+    served.resource.normalize(&mut object);
     if generated {
         let name = meta::generate_name(meta::text(&object, "generateName"));
         meta::of(&mut object)?.insert("name".to_owned(), name.into());
     }
     let name = meta::text(&object, "name").to_owned();
     // What was filled in just now has defaults of its own, as a reader of the stored object would give it.
-    (strategy.default)(&mut object);
+    strategy.default(&mut object);
     let special = special::of(served.group(), served.plural());
     let mut undo = special::Undo::default();
     if let Some(begin) = special.begin_create {
@@ -211,14 +208,14 @@ async fn create_once(
     }
     let written = async {
         let mut errors = meta::validate(served, &object);
-        errors.extend((strategy.validate)(&object));
+        errors.extend(strategy.validate(&object));
         if !errors.is_empty() {
             return Err(invalid(served, &name, &errors));
         }
-        checks.warn((strategy.warnings)(&object, None));
+        checks.warn(strategy.warnings(&object, None));
         checks.validate(served, Operation::Create, &object, None).await?;
         let key = served.key(meta::text(&object, "namespace"), &name);
-        let stored_value = to_stored(served, object);
+        let stored_value = served.store(object).await?;
         if checks.dry_run {
             if server.registry.get(served, &key).await?.is_some() {
                 return Err(Status::already_exists(served.group(), served.plural(), &name));
@@ -264,7 +261,7 @@ pub struct Update<'a> {
 }
 
 /// Makes the new object from the present one (none: it is to be created).
-pub type Make<'a> = dyn Fn(Option<&Value>) -> BoxFuture<'a, Result<Value, Status>> + Send + Sync + 'a;
+pub type Make<'a> = dyn Fn(Option<Arc<Value>>) -> BoxFuture<'a, Result<Value, Status>> + Send + Sync + 'a;
 
 /// Reads, changes and writes an object until nothing came between.
 pub async fn update(
@@ -312,13 +309,13 @@ async fn update_once(
     make: &Make<'_>,
     checks: &Checks<'_>,
 ) -> Result<Result<Outcome, Option<Arc<Object>>>, Status> {
-    let strategy = served.resource.strategy;
-    let old = served.value(current)?;
-    let mut new = make(Some(&old)).await?;
+    let strategy = &served.resource.strategy;
+    let old = Arc::new(served.read(current).await?);
+    let mut new = make(Some(old.clone())).await?;
     let version = meta::text(&new, "resourceVersion").to_owned();
     let unconditional = version.is_empty() || version == "0";
     if unconditional {
-        if !strategy.unconditional_update {
+        if !strategy.unconditional_update() {
             return Err(Status::invalid_field(
                 (served.group(), served.plural(), update.name),
                 crate::FieldErrorKind::Invalid,
@@ -336,12 +333,12 @@ async fn update_once(
     }
     meta::namespace(served, update.namespace, &mut new)?;
     if update.managed {
-        crate::managed::updated(served, &mut new, &old, update.part, checks);
+        crate::managed::updated(served, &mut new, &old, update.part, checks).await?;
     }
     checks.mutate(served, Operation::Update, &mut new, Some(&old)).await?;
     meta::carry(&mut new, &old)?;
     update.part.prepare(served, &mut new, &old);
-    schema::normalize(&served.resource.types, served.resource.type_id, &mut new);
+    served.resource.normalize(&mut new);
     let special = special::of(served.group(), served.plural());
     let mut undo = special::Undo::default();
     if let (Part::Main, Some(begin)) = (update.part, special.begin_update) {
@@ -368,7 +365,7 @@ async fn finish_update(
     if !errors.is_empty() {
         return Err(invalid(served, update.name, &errors));
     }
-    checks.warn((served.resource.strategy.warnings)(&new, Some(old)));
+    checks.warn(served.resource.strategy.warnings(&new, Some(old)));
     checks.validate(served, Operation::Update, &new, Some(old)).await?;
     let gone = vanishes(served, &new);
     let retry = update.retry || {
@@ -378,8 +375,12 @@ async fn finish_update(
     let mut new = new;
     meta::of(&mut new)?.insert("resourceVersion".to_owned(), current.revision.to_string().into());
     let new = crate::managed::settle(new, old);
-    let same = new == *old;
-    let stored_value = to_stored(served, new);
+    let mut same = new == *old;
+    let stored_value = served.store(new).await?;
+    if same && !served.selects_stored() {
+        // What lies in the store may be of an older version or schema; a write brings it up to date.
+        same = encode(&stored_value)? == encode(&current.value()?)?;
+    }
     if checks.dry_run || (same && !gone) {
         let object =
             if same { current.clone() } else { unwritten(update.key, &stored_value, current.revision)? };

@@ -88,11 +88,27 @@ pub fn decode_value(
 
 /// Decodes JSON of no particular type (a patch); only duplicate fields are found fault with.
 pub fn decode_any(body: &[u8], validation: FieldValidation) -> Result<Decoded, DecodeError> {
+    let (value, errors) = decode_tree(body, validation)?;
+    finish(value, errors, validation)
+}
+
+/// Reads JSON of no particular type and tells its duplicate fields, for a caller that goes on looking for faults.
+pub fn decode_tree(body: &[u8], validation: FieldValidation) -> Result<(Value, Vec<String>), DecodeError> {
     let mut lexer = Lexer::new(body);
     let mut findings = typed::Findings::new(validation != FieldValidation::Ignore);
     let value = lexer.any(&mut |step| findings.step(step))?;
     lexer.end()?;
-    finish(value, findings.errors, validation)
+    Ok((value, findings.errors))
+}
+
+/// Reads YAML of no particular type and tells its duplicate fields.
+pub fn decode_tree_yaml(
+    body: &[u8],
+    validation: FieldValidation,
+) -> Result<(Value, Vec<String>), DecodeError> {
+    let parsed = yaml::parse(body)?;
+    let wanted = validation != FieldValidation::Ignore;
+    Ok((parsed.value, if wanted { parsed.duplicates } else { Vec::new() }))
 }
 
 /// Decodes YAML of no particular type (an apply configuration).

@@ -32,7 +32,7 @@ fn every_kind_with_columns_has_as_many_cells() {
     for resource in crate::resources().iter().filter(|r| !r.columns.is_empty()) {
         let object = json!({"apiVersion": resource.api_version(), "kind": resource.kind,
             "metadata": {"name": "a", "creationTimestamp": "2024-01-01T00:00:00Z"}, "spec": {}});
-        let row = (resource.strategy.row)(&object, now());
+        let row = resource.strategy.row(&object, now());
         assert_eq!(row.len(), resource.columns.len(), "{}", resource.plural);
     }
 }
