@@ -388,19 +388,19 @@ impl Cluster for View {
         &'a self,
         from: &'a Gvr,
         to: &'a Gvr,
-        mut object: Value,
+        object: Value,
     ) -> BoxFuture<'a, Result<Value, Status>> {
         async move {
             let server = self.server()?;
             let row = |gvr: &Gvr| exact(&server, &gvr.group, &gvr.version, &gvr.resource);
             let (from, to) = (row(from)?, row(to)?);
-            if let Some(conversion) = from.conversion {
-                (conversion.to_storage)(&mut object);
+            let wanted = to.resource.api_version();
+            if from.resource.api_version() == wanted {
+                return Ok(object);
             }
-            if let Some(conversion) = to.conversion {
-                (conversion.from_storage)(&mut object);
-            }
-            Ok(object)
+            let converted = from.other(&object, &wanted).await?;
+            let unknown = || Status::internal(format!("no conversion to {wanted}"));
+            converted.map(|(_, object)| object).ok_or_else(unknown)
         }
         .boxed()
     }
