@@ -6,6 +6,8 @@ pub mod fields;
 pub mod kinds;
 pub mod labels;
 pub mod names;
+pub mod quota;
+pub mod read;
 mod resource;
 mod strategy;
 mod table;

@@ -1,4 +1,4 @@
-//! What the server does by itself: it forgets old revisions and expired Events.
+//! What the server does by itself: it forgets old revisions and expired Events, and repairs what is told of addresses.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,11 +11,13 @@ use crate::verbs::meta;
 
 const COMPACTION: Duration = Duration::from_secs(300);
 const EXPIRY: Duration = Duration::from_secs(60);
+const REPAIR: Duration = Duration::from_secs(180);
 
 /// Runs until it is dropped.
 pub async fn run(server: Arc<Server>) {
     let mut compaction = tokio::time::interval(COMPACTION);
     let mut expiry = tokio::time::interval(EXPIRY);
+    let mut repair = tokio::time::interval(REPAIR);
     let mut keep = None;
     loop {
         tokio::select! {
@@ -29,6 +31,10 @@ pub async fn run(server: Arc<Server>) {
                 }
             }
             _ = expiry.tick() => expire_events(&server).await,
+            _ = repair.tick() => {
+                let _turn = server.allocators.turn().await;
+                crate::special::repair_addresses(&server).await;
+            }
             () = server.shutdown.cancelled() => return,
         }
     }

@@ -1,10 +1,12 @@
 //! The controllers: each watches what it needs through shared informers and makes the cluster as its objects
 //! say. They know only the Kubernetes API through `kube::Client`.
 
+mod autoscaling;
 mod clusterroles;
 mod cronjob;
 mod daemonset;
 mod deployment;
+mod devices;
 mod disruption;
 mod endpoints;
 mod garbage;
@@ -15,7 +17,9 @@ mod node;
 mod quota;
 mod replicaset;
 mod serviceaccount;
+mod servicecidrs;
 mod statefulset;
+mod volume;
 
 use std::sync::Arc;
 
@@ -77,6 +81,7 @@ async fn control(client: Client, clients: Clients, config: Config, shutdown: Can
         informers,
         config: Arc::new(config),
         changed: informer::Queue::new(),
+        tally: Arc::default(),
         shutdown,
     };
     tokio::join!(
@@ -102,5 +107,17 @@ async fn control(client: Client, clients: Clients, config: Config, shutdown: Can
         disruption::run(context.named("disruption-controller")),
         statefulset::run(context.named("statefulset-controller")),
         job::ttl(context.named("ttl-after-finished-controller")),
+        autoscaling::run(context.named("horizontal-pod-autoscaler")),
+        devices::claims(context.named("resource-claim-controller")),
+        devices::taints(context.named("device-taint-eviction-controller")),
+        node::ttl(context.named("ttl-controller")),
+        servicecidrs::run(context.named("service-cidrs-controller")),
+        volume::binder(context.named("persistent-volume-binder")),
+        volume::attach(context.named("attachdetach-controller")),
+        volume::expand(context.named("expand-controller")),
+        volume::ephemeral(context.named("ephemeral-volume-controller")),
+        volume::protect_claims(context.named("pvc-protection-controller")),
+        volume::protect_volumes(context.named("pv-protection-controller")),
+        volume::protect_classes(context.named("volumeattributesclass-protection-controller")),
     );
 }

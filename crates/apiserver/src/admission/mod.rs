@@ -1,7 +1,6 @@
 //! Admission: what is filled into an object, and what is refused, between authorization and validation. The plug-ins run in
 //! upstream's order (`pkg/kubeapiserver/options/plugins.go`); a row of the table is one plug-in.
 
-pub(crate) mod amounts;
 mod certificates;
 mod classes;
 pub(crate) mod dynamic;
@@ -19,6 +18,7 @@ mod tolerations;
 
 use std::sync::Arc;
 
+pub(crate) use api::quota::amounts;
 use futures::future::{BoxFuture, FutureExt};
 use parking_lot::Mutex;
 use serde_json::Value;

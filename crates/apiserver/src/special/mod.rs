@@ -11,6 +11,7 @@ use crate::verbs::write::{self, Checks};
 use crate::verbs::{Answered, Call, meta};
 use crate::{FieldError, Status, render};
 
+mod addresses;
 mod connect;
 mod namespaces;
 mod pods;
@@ -20,6 +21,7 @@ mod services;
 pub use connect::Connector;
 pub use proxy::{Connection, connect};
 
+pub use addresses::repair as repair_addresses;
 pub use services::Allocators;
 
 /// What completes a write when it has succeeded. The guard keeps other writes of the kind waiting until then.
@@ -54,7 +56,7 @@ impl Task {
             match self {
                 Self::TakeAddresses(addresses, owner) => {
                     for ip in addresses {
-                        let object = services::address_object(&ip, &owner);
+                        let object = addresses::object(&ip, &owner);
                         let created = match crate::server::complete(&row, object) {
                             Ok(object) => {
                                 write::create(server, &row, "", object, &Checks::OWN).await.map(drop)

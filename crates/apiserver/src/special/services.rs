@@ -10,9 +10,10 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use ipnet::IpNet;
 use rand::Rng;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::sync::Mutex;
 
+use super::addresses::{self, family_of};
 use super::{Special, Task, Undo};
 use crate::server::Server;
 use crate::verbs::meta;
@@ -46,13 +47,14 @@ impl Allocators {
         self.ranges.iter().find(|range| family_of(range.addr()) == family)
     }
 
+    /// Keeps writes of Services waiting while it is held.
+    pub async fn turn(&self) -> tokio::sync::OwnedMutexGuard<()> {
+        self.turn.clone().lock_owned().await
+    }
+
     fn primary(&self) -> &'static str {
         self.ranges.first().map_or("IPv4", |range| family_of(range.addr()))
     }
-}
-
-fn family_of(address: IpAddr) -> &'static str {
-    if address.is_ipv4() { "IPv4" } else { "IPv6" }
 }
 
 fn other(family: &str) -> &'static str {
@@ -343,14 +345,17 @@ fn addresses(server: &Server, service: &mut Value, was: &[String]) -> Result<(),
         row.is_some_and(|row| row.cache.get(&ip.to_string()).is_some())
     };
     for (i, family) in families.iter().enumerate() {
-        let Some(range) = server.allocators.range(family) else { continue };
+        let ranges = addresses::ranges(server, &server.allocators.ranges, family);
+        if server.allocators.range(family).is_none() && ranges.is_empty() {
+            continue;
+        }
         match ips.get(i) {
             Some(given) if was.contains(given) => {}
             Some(given) => {
                 let why = match given.parse::<IpAddr>() {
                     // The form of the address is validated with the rest of the object.
                     Err(_) => continue,
-                    Ok(ip) if !usable(range, ip) => {
+                    Ok(ip) if !ranges.iter().any(|range| usable(range, ip)) => {
                         format!(
                             "failed to allocate IP {given}: the provided network does not match the current range or IP is not in the valid range"
                         )
@@ -363,8 +368,9 @@ fn addresses(server: &Server, service: &mut Value, was: &[String]) -> Result<(),
                 return Err(invalid(service, &[error("spec.clusterIPs", ips.clone(), why)]));
             }
             None => {
-                let ip = choose(range, &taken)
-                    .ok_or_else(|| Status::internal("failed to allocate a serviceIP: range is full"))?;
+                let free = ranges.iter().find_map(|range| choose(range, &taken));
+                let ip =
+                    free.ok_or_else(|| Status::internal("failed to allocate a serviceIP: range is full"))?;
                 ips.push(ip.to_string());
             }
         }
@@ -497,21 +503,4 @@ fn after_delete<'a>(server: &'a Server, service: &'a Value) -> BoxFuture<'a, ()>
         Task::ReleaseAddresses(ips).run(server).await;
     }
     .boxed()
-}
-
-/// The IPAddress that says whose an address is.
-pub fn address_object(ip: &str, (namespace, name): &(String, String)) -> Value {
-    let family = ip.parse().map_or("IPv4", family_of);
-    json!({
-        "apiVersion": "networking.k8s.io/v1",
-        "kind": "IPAddress",
-        "metadata": {
-            "name": ip,
-            "labels": {
-                "ipaddress.kubernetes.io/ip-family": family,
-                "ipaddress.kubernetes.io/managed-by": "ipallocator.k8s.io",
-            },
-        },
-        "spec": {"parentRef": {"group": "", "resource": "services", "namespace": namespace, "name": name}},
-    })
 }

@@ -8,6 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::ObjectMeta;
 
 use crate::kit::discovery::Kind;
+use crate::kit::tally::Tally;
 
 pub(super) const FOREGROUND: &str = "foregroundDeletion";
 pub(super) const ORPHAN: &str = "orphan";
@@ -34,9 +35,14 @@ fn blocks(owner: &OwnerReference) -> bool {
 pub(super) struct Graph {
     nodes: HashMap<String, Node>,
     dependents: HashMap<String, HashSet<String>>,
+    tally: Arc<Tally>,
 }
 
 impl Graph {
+    pub(super) fn new(tally: Arc<Tally>) -> Self {
+        Self { tally, ..Self::default() }
+    }
+
     pub(super) fn get(&self, uid: &str) -> Option<&Node> {
         self.nodes.get(uid)
     }
@@ -71,6 +77,9 @@ impl Graph {
             orphaning: deleting && has(ORPHAN),
         };
         let old = self.nodes.insert(uid.clone(), new.clone());
+        if old.is_none() {
+            self.tally.note(kind, &new.key.namespace, true);
+        }
         let before = old.as_ref().map(|old| old.owners.as_slice()).unwrap_or_default();
         for owner in before {
             let now = new.owners.iter().find(|one| one.uid == owner.uid);
@@ -114,6 +123,7 @@ impl Graph {
     pub(super) fn remove(&mut self, uid: &str) -> Vec<String> {
         let mut look = self.dependents(uid);
         if let Some(node) = self.nodes.remove(uid) {
+            self.tally.note(&node.kind, &node.key.namespace, false);
             for owner in &node.owners {
                 self.unlink(&owner.uid, uid);
                 if self.nodes.get(&owner.uid).is_some_and(|owner| owner.foreground) {

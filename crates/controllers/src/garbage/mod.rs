@@ -16,6 +16,7 @@ use tokio::sync::Notify;
 
 use crate::kit::Context;
 use crate::kit::discovery::Kind;
+use crate::kit::tally::Tally;
 use graph::Graph;
 
 /// After a failure, or if a change of kinds was not seen, discovery is repeated.
@@ -28,6 +29,7 @@ pub(crate) struct Collector {
     kinds: Mutex<Vec<Arc<Kind>>>,
     queue: Arc<Queue<String>>,
     changed: Arc<Queue<Key>>,
+    tally: Arc<Tally>,
     /// The kinds that the server has may have changed.
     rediscover: Notify,
 }
@@ -37,10 +39,11 @@ pub(crate) async fn run(context: Context) {
     let this = Arc::new(Collector {
         client: context.client.clone(),
         recorder: context.recorder("garbage-collector-controller"),
-        graph: Mutex::default(),
+        graph: Mutex::new(Graph::new(context.tally.clone())),
         kinds: Mutex::default(),
         queue: Queue::new(),
         changed: context.changed.clone(),
+        tally: context.tally.clone(),
         rediscover: Notify::new(),
     });
     let mut monitors = monitor::Monitors::new(this.clone(), context.shutdown.clone());

@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use api::quota::Charge;
 use futures::{StreamExt, pin_mut};
 use informer::Key;
 use kube::Api;
@@ -112,6 +113,8 @@ async fn follow(
     for uid in known {
         collector.remove(&uid);
     }
+    collector.tally.forget(&kind);
+    collector.changed.add(Key::default());
 }
 
 /// Runs until stopped (false) or until the server turns out not to stream lists (true).
@@ -148,7 +151,10 @@ async fn follow_with(
                             known.remove(&uid);
                             collector.remove(&uid);
                         }
-                        synced.send_replace(true);
+                        collector.tally.know(kind);
+                        if !synced.send_replace(true) {
+                            collector.changed.add(Key::default());
+                        }
                     }
                     Event::Apply(object) => apply(collector, kind, known, &object),
                     Event::Delete(object) => {
@@ -156,7 +162,9 @@ async fn follow_with(
                             known.remove(uid);
                             collector.remove(uid);
                         }
-                        if let Some(namespace) = &object.metadata.namespace {
+                        let counted =
+                            Charge::of(&kind.resource.group, &kind.resource.plural) == Charge::Count;
+                        if let Some(namespace) = object.metadata.namespace.as_ref().filter(|_| counted) {
                             collector.changed.add(Key::new("", namespace.clone()));
                         }
                         collector.note_kind(kind);
@@ -180,10 +188,7 @@ async fn follow_with(
 }
 
 fn apply(collector: &Collector, kind: &Arc<Kind>, known: &mut HashSet<String>, object: &Meta) {
-    let is_new = object.metadata.uid.clone().is_some_and(|uid| known.insert(uid));
-    if let Some(namespace) = object.metadata.namespace.as_ref().filter(|_| is_new) {
-        collector.changed.add(Key::new("", namespace.clone()));
-    }
+    known.extend(object.metadata.uid.clone());
     let look = collector.graph.lock().apply(kind, &object.metadata);
     look.into_iter().for_each(|uid| collector.queue.add(uid));
     collector.note_kind(kind);

@@ -1,5 +1,7 @@
 //! The resources that the server has, each in its preferred version.
 
+use std::time::{Duration, Instant};
+
 use kube::Client;
 use kube::core::ApiResource;
 use kube::discovery::{Discovery, Scope};
@@ -41,4 +43,38 @@ pub(crate) async fn kinds(client: &Client) -> Result<Vec<Kind>> {
             verbs: able.operations,
         })
         .collect())
+}
+
+/// Discovery that is asked for single kinds, and remembers the answer for a while.
+pub(crate) struct Known {
+    client: Client,
+    found: tokio::sync::Mutex<Option<(Instant, Vec<Kind>)>>,
+}
+
+/// For how long an answer of discovery is taken to hold.
+const FRESH: Duration = Duration::from_secs(30);
+
+impl Known {
+    pub(crate) fn new(client: Client) -> Self {
+        Self { client, found: tokio::sync::Mutex::default() }
+    }
+
+    /// The kind of this name in a group. One that is not known may be new: the server is asked once more.
+    pub(crate) async fn find(&self, group: &str, kind: &str) -> Result<Option<Kind>> {
+        let mut found = self.found.lock().await;
+        let look = |all: &[Kind]| {
+            let is = |one: &&Kind| one.resource.group == group && one.resource.kind == kind;
+            all.iter().find(is).cloned()
+        };
+        if let Some((at, all)) = found.as_ref()
+            && at.elapsed() < FRESH
+            && let Some(kind) = look(all)
+        {
+            return Ok(Some(kind));
+        }
+        let all = kinds(&self.client).await?;
+        let kind = look(&all);
+        *found = Some((Instant::now(), all));
+        Ok(kind)
+    }
 }

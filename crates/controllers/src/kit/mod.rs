@@ -7,6 +7,7 @@ pub(crate) mod history;
 pub(crate) mod intstr;
 pub(crate) mod pods;
 pub(crate) mod refs;
+pub(crate) mod tally;
 pub(crate) mod written;
 
 use std::future::Future;
@@ -29,8 +30,11 @@ pub(crate) struct Context {
     pub(crate) clients: Clients,
     pub(crate) informers: Factory,
     pub(crate) config: Arc<Config>,
-    /// Namespaces in which something was made or deleted, of whatever kind; the garbage collector sees that.
+    /// Namespaces in which something was deleted that is only counted; the garbage collector sees that. The empty
+    /// name stands for all namespaces: another kind has become known.
     pub(crate) changed: Arc<Queue<Key>>,
+    /// The numbers of objects, kept by the garbage collector.
+    pub(crate) tally: Arc<tally::Tally>,
     pub(crate) shutdown: CancellationToken,
 }
 

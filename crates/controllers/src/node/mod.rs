@@ -6,12 +6,14 @@ mod gc;
 mod health;
 mod ipam;
 mod taints;
+mod ttl;
 
 pub(crate) use evict::run as evict;
 pub(crate) use gc::run as gc;
 pub(crate) use health::run as health;
 pub use ipam::Range;
 pub(crate) use ipam::run as ipam;
+pub(crate) use ttl::run as ttl;
 
 use k8s_openapi::api::core::v1::{Node, NodeCondition, Pod, PodCondition};
 use kube::Client;
@@ -32,7 +34,13 @@ fn readiness(node: &Node) -> &str {
 }
 
 /// Marks a pod as disrupted, and as failed if it should be, and deletes it.
-async fn disrupt(client: &Client, pod: &Pod, reason: &str, message: &str, force: bool) -> Result<()> {
+pub(crate) async fn disrupt(
+    client: &Client,
+    pod: &Pod,
+    reason: &str,
+    message: &str,
+    force: bool,
+) -> Result<()> {
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
     let name = pod.metadata.name.as_deref().unwrap_or_default();
     let api = Api::<Pod>::namespaced(client.clone(), namespace);

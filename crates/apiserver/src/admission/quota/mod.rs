@@ -1,38 +1,21 @@
 //! ResourceQuota: what a namespace may use altogether. A request is checked against what the quotas say is used, and charged
 //! to them before it goes on; a controller counts again what is really there (upstream: `admission/plugin/resourcequota`).
 
-mod usage;
-
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Weak};
 
+use api::quota::amounts::{self, Amounts};
+use api::quota::{Charge, compute, in_scope, is_ignored, terminating};
 use futures::future::{BoxFuture, FutureExt};
 use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 
 use super::Scene;
-use super::amounts::{self, Amounts};
-use crate::authz::references::containers;
 use crate::read::{Read, object_mut};
 use crate::{Operation, Status};
-use usage::Charge;
 
 /// How often a charge is tried again when somebody else has written the quota meanwhile.
 const TRIES: usize = 8;
-
-/// Resources that are not stored, and events.
-const IGNORED: [(&str, &str); 10] = [
-    ("", "bindings"),
-    ("", "componentstatuses"),
-    ("", "events"),
-    ("events.k8s.io", "events"),
-    ("authentication.k8s.io", "tokenreviews"),
-    ("authentication.k8s.io", "selfsubjectreviews"),
-    ("authorization.k8s.io", "subjectaccessreviews"),
-    ("authorization.k8s.io", "selfsubjectaccessreviews"),
-    ("authorization.k8s.io", "localsubjectaccessreviews"),
-    ("authorization.k8s.io", "selfsubjectrulesreviews"),
-];
 
 /// One lock per namespace that is being charged, so that requests queue up rather than collide.
 #[derive(Default)]
@@ -62,8 +45,7 @@ pub(super) fn validate<'a>(
         let namespace = scene.namespace();
         let charge = Charge::of(group, resource);
         if namespace.is_empty()
-            || (group, resource) == ("", "namespaces")
-            || IGNORED.contains(&(group, resource))
+            || is_ignored(group, resource)
             || !handles(&scene, charge, object, old)
             || scene.cluster.list("", "resourcequotas", Some(namespace)).items.is_empty()
         {
@@ -97,7 +79,7 @@ fn handles(scene: &Scene<'_>, charge: Charge, object: &Value, old: Option<&Value
     match (charge, scene.request.attributes.subresource.as_str()) {
         (Charge::Pod, "") => create || old.is_some_and(|old| terminating(old) != terminating(object)),
         (Charge::Pod, "resize") => update,
-        (Charge::Service | Charge::Claim, "") => create || update,
+        (Charge::Service | Charge::Claim | Charge::Devices, "") => create || update,
         (Charge::Claim, "status") => old
             .is_some_and(|old| old.at("status.allocatedResources") != object.at("status.allocatedResources")),
         (Charge::Count, "") => create,
@@ -115,7 +97,8 @@ fn check(
 ) -> Result<Vec<Value>, Status> {
     let attributes = scene.request.attributes;
     let (group, resource) = (attributes.group.as_str(), attributes.resource.as_str());
-    let used_by = |object: &Value| charge.usage(group, resource, object);
+    let now = jiff::Timestamp::now();
+    let used_by = |object: &Value| charge.usage(group, resource, object, now);
     let usage = used_by(object);
     let negative: Vec<&str> =
         usage.iter().filter(|(_, amount)| amount.is_negative()).map(|(name, _)| name.as_str()).collect();
@@ -211,7 +194,7 @@ fn required(pod: &Value, concerned: &BTreeSet<&str>) -> Result<(), String> {
     for container in spec.items("containers").iter().chain(spec.items("initContainers")) {
         let requests = amounts::read(container.at("resources.requests"));
         let limits = amounts::read(container.at("resources.limits"));
-        let own = usage::compute(&requests, &limits);
+        let own = compute(&requests, &limits);
         for name in DEMANDED.iter().filter(|name| concerned.contains(*name)) {
             if !own.contains_key(*name) {
                 missing.entry(name).or_default().insert(container.text("name"));
@@ -226,80 +209,4 @@ fn required(pod: &Value, concerned: &BTreeSet<&str>) -> Result<(), String> {
         .map(|(name, who)| format!("{name} for: {}", who.into_iter().collect::<Vec<_>>().join(",")))
         .collect();
     Err(format!("must specify {}", parts.join("; ")))
-}
-
-fn terminating(pod: &Value) -> bool {
-    pod.at("spec.activeDeadlineSeconds").as_i64().is_some_and(|seconds| seconds >= 0)
-}
-
-fn best_effort(pod: &Value) -> bool {
-    let says = |holder: &Value| {
-        ["requests", "limits"].iter().any(|which| {
-            let amounts = amounts::read(holder.at("resources").at(which));
-            ["cpu", "memory"].iter().any(|name| amounts.get(*name).is_some_and(|a| !a.is_zero()))
-        })
-    };
-    let spec = pod.at("spec");
-    !says(spec) && !containers(spec).any(says)
-}
-
-/// Whether all scopes of the quota hold for the object.
-fn in_scope(quota: &Value, charge: Charge, object: &Value) -> bool {
-    let plain = quota.texts("spec.scopes").map(|scope| json!({"scopeName": scope, "operator": "Exists"}));
-    let selected = quota.items("spec.scopeSelector.matchExpressions").iter().cloned();
-    plain.chain(selected).all(|requirement| match charge {
-        Charge::Pod => pod_in_scope(&requirement, object),
-        Charge::Claim => claim_in_scope(&requirement, object),
-        Charge::Service | Charge::Count => false,
-    })
-}
-
-fn pod_in_scope(requirement: &Value, pod: &Value) -> bool {
-    match requirement.text("scopeName") {
-        "Terminating" => terminating(pod),
-        "NotTerminating" => !terminating(pod),
-        "BestEffort" => best_effort(pod),
-        "NotBestEffort" => !best_effort(pod),
-        "PriorityClass" => {
-            let class = pod.text("spec.priorityClassName");
-            selected(requirement, if class.is_empty() { vec![] } else { vec![class] })
-        }
-        "CrossNamespacePodAffinity" => crosses_namespaces(pod),
-        _ => false,
-    }
-}
-
-fn claim_in_scope(requirement: &Value, claim: &Value) -> bool {
-    if requirement.text("scopeName") != "VolumeAttributesClass" {
-        return false;
-    }
-    let paths = [
-        "spec.volumeAttributesClassName",
-        "status.currentVolumeAttributesClassName",
-        "status.modifyVolumeStatus.targetVolumeAttributesClassName",
-    ];
-    selected(requirement, paths.map(|path| claim.text(path)).into_iter().filter(|n| !n.is_empty()).collect())
-}
-
-fn selected(requirement: &Value, names: Vec<&str>) -> bool {
-    let listed = |name: &str| requirement.texts("values").any(|value| value == name);
-    match requirement.text("operator") {
-        "Exists" => !names.is_empty(),
-        "DoesNotExist" => names.is_empty(),
-        "In" => names.into_iter().any(listed),
-        "NotIn" => names.is_empty() || names.into_iter().any(|name| !listed(name)),
-        _ => false,
-    }
-}
-
-fn crosses_namespaces(pod: &Value) -> bool {
-    let crosses = |term: &Value| !term.items("namespaces").is_empty() || term.has("namespaceSelector");
-    ["spec.affinity.podAffinity", "spec.affinity.podAntiAffinity"].iter().any(|path| {
-        let affinity = pod.at(path);
-        affinity.items("requiredDuringSchedulingIgnoredDuringExecution").iter().any(crosses)
-            || affinity
-                .items("preferredDuringSchedulingIgnoredDuringExecution")
-                .iter()
-                .any(|weighted| crosses(weighted.at("podAffinityTerm")))
-    })
 }

@@ -2,22 +2,22 @@
 
 use std::collections::BTreeMap;
 
-use api::quantity::Quantity;
 use serde_json::Value;
 
+use crate::quantity::Quantity;
 use crate::read::Read;
 
 /// Amounts by resource name.
-pub(crate) type Amounts = BTreeMap<String, Quantity>;
+pub type Amounts = BTreeMap<String, Quantity>;
 
 /// Reads a map of quantities; what is none is left to validation.
-pub(crate) fn read(map: &Value) -> Amounts {
+pub fn read(map: &Value) -> Amounts {
     let entries = map.as_object().into_iter().flatten();
     entries.filter_map(|(name, value)| Some((name.clone(), parse(value)?))).collect()
 }
 
 /// One quantity, given as text or number.
-pub(crate) fn parse(value: &Value) -> Option<Quantity> {
+pub fn parse(value: &Value) -> Option<Quantity> {
     match value {
         Value::String(text) => text.parse().ok(),
         Value::Number(number) => number.to_string().parse().ok(),
@@ -26,7 +26,7 @@ pub(crate) fn parse(value: &Value) -> Option<Quantity> {
 }
 
 /// Adds every amount of `more`.
-pub(crate) fn add(to: &mut Amounts, more: &Amounts) {
+pub fn add(to: &mut Amounts, more: &Amounts) {
     for (name, amount) in more {
         let sum = to.get(name).map_or_else(|| amount.clone(), |own| own.add(amount));
         to.insert(name.clone(), sum);
@@ -44,7 +44,7 @@ fn raise(to: &mut Amounts, other: &Amounts) {
 
 /// The pod's requests (`requests`) or limits (`limits`): the sum of the containers and sidecars, or what the largest init
 /// container needs beside the sidecars before it, if that is more; then what is said of the pod as a whole.
-pub(crate) fn of_pod(spec: &Value, which: &str) -> Amounts {
+pub fn of_pod(spec: &Value, which: &str) -> Amounts {
     let own = |container: &Value| read(container.at("resources").at(which));
     let mut total = Amounts::new();
     for container in spec.items("containers") {
