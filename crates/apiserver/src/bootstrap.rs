@@ -82,6 +82,8 @@ pub async fn ensure(cluster: &ClusterRef, pki: &pki::ClusterPki, server: &str) -
         const MAPS: Kind = kind("", "", "v1", "configmaps", "ConfigMap", data);
         writes.push(apply(cluster, &MAPS, map));
     }
+    const NOTES: Kind = kind("", "", "v1", "configmaps", "ConfigMap", keep);
+    writes.push(apply(cluster, &NOTES, tracking()));
     join_all(writes).await.into_iter().collect()
 }
 
@@ -198,6 +200,17 @@ fn data(existing: &Value, wanted: &Value) -> Option<Value> {
         object_mut(&mut new, "data").insert(key.clone(), value.clone());
     }
     (new != *existing).then_some(new)
+}
+
+/// Since when the use of tokens out of Secrets is told on them: whoever cleans them up must know.
+fn tracking() -> Value {
+    let today = jiff::Timestamp::now().strftime("%Y-%m-%d").to_string();
+    json!({
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": "kube-apiserver-legacy-service-account-token-tracking", "namespace": "kube-system"},
+        "data": {"since": today},
+    })
 }
 
 fn config_maps(pki: &pki::ClusterPki, server: &str) -> Vec<Value> {

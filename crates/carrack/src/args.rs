@@ -36,7 +36,7 @@ pub enum Command {
     /// The API server alone, without controllers, scheduler or node
     Apiserver(Apiserver),
     /// The controllers alone
-    Controllers(Client),
+    Controllers(Controllers),
     /// The scheduler alone
     Scheduler(Client),
     /// The kubelet alone
@@ -188,6 +188,15 @@ pub struct Client {
     /// The node's name, for parts that run on each node; the host name unless given
     #[arg(long)]
     pub node_name: Option<String>,
+}
+
+#[derive(clap::Args)]
+pub struct Controllers {
+    #[command(flatten)]
+    pub client: Client,
+    /// Let each controller act as its own service account in kube-system, with the rights of its role alone
+    #[arg(long)]
+    pub use_service_account_credentials: bool,
 }
 
 #[derive(clap::Args)]

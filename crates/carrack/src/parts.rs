@@ -16,7 +16,7 @@ use tracing_subscriber::EnvFilter;
 use crate::args;
 use crate::paths::Paths;
 use crate::up::spawn;
-use crate::{lock, node};
+use crate::{accounts, lock, node};
 
 /// Where cluster DNS is asked.
 pub const CLUSTER_DNS: [&str; 2] = ["10.96.0.10", "fd00:10:96::a"];
@@ -176,16 +176,24 @@ pub async fn apiserver(args: args::Apiserver) -> anyhow::Result<()> {
 }
 
 /// `carrack controllers`: beside any API server.
-pub async fn controllers(args: args::Client) -> anyhow::Result<()> {
+pub async fn controllers(args: args::Controllers) -> anyhow::Result<()> {
     log_to_terminal();
-    let (client, root_ca) = connect(&args.kubeconfig).await?;
+    let config = client_config(&args.client.kubeconfig).await?;
+    let (client, root_ca) = (Client::try_from(config.clone())?, root_of(&config));
+    let clients: controllers::Clients = if args.use_service_account_credentials {
+        let root = client.clone();
+        // A configuration that made one client makes another.
+        Arc::new(move |name: &str| accounts::client(&config, &root, name).unwrap_or_else(|_| root.clone()))
+    } else {
+        let own = client.clone();
+        Arc::new(move |_: &str| own.clone())
+    };
     let config = controllers::Config {
         root_ca,
         leader_election: Some(election("kube-controller-manager")?),
         ..Default::default()
     };
-    let own = client.clone();
-    Ok(controllers::run(client, Arc::new(move |_: &str| own.clone()), config, until_signal()?).await?)
+    Ok(controllers::run(client, clients, config, until_signal()?).await?)
 }
 
 /// `carrack scheduler`: beside any API server.
@@ -244,13 +252,23 @@ fn election(name: &str) -> anyhow::Result<informer::LeaderElection> {
     Ok(informer::LeaderElection { namespace: "kube-system".to_owned(), name: name.to_owned(), identity })
 }
 
-/// A client out of a kubeconfig, and the authority that it trusts in PEM.
-async fn connect(path: &Path) -> anyhow::Result<(Client, String)> {
+async fn client_config(path: &Path) -> anyhow::Result<kube::Config> {
     let kubeconfig = Kubeconfig::read_from(path).with_context(|| format!("reading {}", path.display()))?;
     let mut config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
     config.read_timeout = None;
+    Ok(config)
+}
+
+/// The authority that a client trusts, in PEM.
+fn root_of(config: &kube::Config) -> String {
     let root = config.root_cert.clone().unwrap_or_default();
-    let root = root.iter().map(|der| pki::pem_block("CERTIFICATE", der)).collect();
+    root.iter().map(|der| pki::pem_block("CERTIFICATE", der)).collect()
+}
+
+/// A client out of a kubeconfig, and the authority that it trusts in PEM.
+async fn connect(path: &Path) -> anyhow::Result<(Client, String)> {
+    let config = client_config(path).await?;
+    let root = root_of(&config);
     Ok((Client::try_from(config)?, root))
 }
 

@@ -1,5 +1,5 @@
 //! The status of ResourceQuotas: what is used of each resource that has a limit. Admission counts up when objects are
-//! made; this counts anew when they go or change, by the same rules ([`api::quota`]).
+//! made; this counts anew when they come, go or change, by the same rules ([`api::quota`]).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -83,7 +83,7 @@ fn namespace_key(namespace: &Option<String>) -> Key {
     Key::new("", namespace.clone().unwrap_or_default())
 }
 
-/// Looks at the namespace again when one of the kind goes or changes what it uses.
+/// Looks at the namespace again when one of the kind comes, goes or changes what it uses.
 fn replenish<K: Object>(
     queue: &Arc<Queue<Key>>,
     informer: &Informer<K>,
@@ -91,7 +91,6 @@ fn replenish<K: Object>(
 ) {
     let to = queue.clone();
     informer.on_change(move |change| match change {
-        Change::Applied { old: None, .. } => {}
         Change::Applied { old: Some(old), new } if !differs(old, new) => {}
         _ => to.add(namespace_key(&change.latest().meta().namespace)),
     });

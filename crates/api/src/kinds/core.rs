@@ -219,39 +219,34 @@ fn default_limit(limit: &mut Value) {
     }
 }
 
+/// By the names of both groups: one stored event is served in both.
 fn event_fields(event: &Value) -> Vec<(&'static str, String)> {
-    let new = event.has("regarding") || event.text("apiVersion").starts_with("events.k8s.io/");
-    let object = event.at(if new { "regarding" } else { "involvedObject" });
-    let names = if new {
-        [
-            "regarding.kind",
-            "regarding.namespace",
-            "regarding.name",
-            "regarding.uid",
-            "regarding.apiVersion",
-            "regarding.resourceVersion",
-            "regarding.fieldPath",
-        ]
-    } else {
-        [
-            "involvedObject.kind",
-            "involvedObject.namespace",
-            "involvedObject.name",
-            "involvedObject.uid",
-            "involvedObject.apiVersion",
-            "involvedObject.resourceVersion",
-            "involvedObject.fieldPath",
-        ]
+    let pick = |core: &'static str, new: &'static str| {
+        let value = event.at(core);
+        if value.is_null() { event.at(new) } else { value }
     };
-    let keys = ["kind", "namespace", "name", "uid", "apiVersion", "resourceVersion", "fieldPath"];
-    let mut fields: Vec<_> =
-        names.into_iter().zip(keys).map(|(name, key)| (name, object.text(key).to_owned())).collect();
-    let controller = event.text(if new { "reportingController" } else { "reportingComponent" });
-    let source = event.at(if new { "deprecatedSource" } else { "source" }).text("component");
-    let source = if source.is_empty() { controller } else { source };
+    let object = pick("involvedObject", "regarding");
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let controller = text(pick("reportingComponent", "reportingController"));
+    let source = pick("source", "deprecatedSource").text("component").to_owned();
+    let of_object = [
+        ("kind", "involvedObject.kind", "regarding.kind"),
+        ("namespace", "involvedObject.namespace", "regarding.namespace"),
+        ("name", "involvedObject.name", "regarding.name"),
+        ("uid", "involvedObject.uid", "regarding.uid"),
+        ("apiVersion", "involvedObject.apiVersion", "regarding.apiVersion"),
+        ("resourceVersion", "involvedObject.resourceVersion", "regarding.resourceVersion"),
+        ("fieldPath", "involvedObject.fieldPath", "regarding.fieldPath"),
+    ];
+    let mut fields = Vec::with_capacity(2 * of_object.len() + 5);
+    for (key, core, new) in of_object {
+        fields.push((core, object.text(key).to_owned()));
+        fields.push((new, object.text(key).to_owned()));
+    }
     fields.push(("reason", event.text("reason").to_owned()));
-    fields.push((if new { "reportingController" } else { "reportingComponent" }, controller.to_owned()));
-    fields.push(("source", source.to_owned()));
+    fields.push(("source", if source.is_empty() { controller.clone() } else { source }));
+    fields.push(("reportingComponent", controller.clone()));
+    fields.push(("reportingController", controller));
     fields.push(("type", event.text("type").to_owned()));
     fields
 }

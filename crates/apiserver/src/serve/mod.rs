@@ -58,7 +58,9 @@ pub fn path(server: &Arc<Server>, parts: &Parts, query: &Query, info: &RequestIn
         }
         ["version"] => {
             only_get()?;
-            answer(parts, query, &version())
+            // As JSON whatever is asked for: clients of every form read it before they know the server.
+            let body = serde_json::to_vec(&version()).map_err(Status::internal)?;
+            Ok(render::response(StatusCode::OK, "application/json", Body::Full(body.into())))
         }
         ["healthz" | "livez" | "readyz", rest @ ..] => {
             only_get()?;

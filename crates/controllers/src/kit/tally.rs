@@ -6,9 +6,15 @@ use parking_lot::Mutex;
 
 use super::discovery::Kind;
 
-type Counts = HashMap<String, usize>;
+/// The objects of one kind.
+#[derive(Default)]
+struct Counts {
+    /// All of them have been listed once.
+    known: bool,
+    by_namespace: HashMap<String, usize>,
+}
 
-/// Counts by group and plural, then by namespace. A kind is in it once all of its objects have been listed.
+/// Counts by group and plural, then by namespace.
 #[derive(Default)]
 pub(crate) struct Tally(Mutex<HashMap<(String, String), Counts>>);
 
@@ -20,13 +26,19 @@ impl Tally {
     /// One more (or fewer) of the kind.
     pub(crate) fn note(&self, kind: &Kind, namespace: &str, more: bool) {
         let mut all = self.0.lock();
-        let count = all.entry(id(kind)).or_default().entry(namespace.to_owned()).or_default();
+        let counts = all.entry(id(kind)).or_default();
+        let count = counts.by_namespace.entry(namespace.to_owned()).or_default();
         *count = if more { count.saturating_add(1) } else { count.saturating_sub(1) };
     }
 
     /// The kind's objects are all known.
     pub(crate) fn know(&self, kind: &Kind) {
-        self.0.lock().entry(id(kind)).or_default();
+        self.0.lock().entry(id(kind)).or_default().known = true;
+    }
+
+    /// Whether the kind's objects are all known.
+    pub(crate) fn knows(&self, kind: &Kind) -> bool {
+        self.0.lock().get(&id(kind)).is_some_and(|counts| counts.known)
     }
 
     /// The kind is gone.
@@ -36,13 +48,13 @@ impl Tally {
 
     /// The resources known, as group and plural.
     pub(crate) fn known(&self) -> Vec<(String, String)> {
-        self.0.lock().keys().cloned().collect()
+        self.0.lock().iter().filter(|(_, counts)| counts.known).map(|(id, _)| id.clone()).collect()
     }
 
     /// How many objects of a resource a namespace holds.
     pub(crate) fn count(&self, group: &str, plural: &str, namespace: &str) -> usize {
         let all = self.0.lock();
         let counts = all.get(&(group.to_owned(), plural.to_owned()));
-        counts.and_then(|counts| counts.get(namespace)).copied().unwrap_or_default()
+        counts.and_then(|counts| counts.by_namespace.get(namespace)).copied().unwrap_or_default()
     }
 }

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use informer::{Change, Informer, Key, Object, Queue};
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::storage::v1::VolumeAttributesClass;
-use kube::api::{Api, ListParams, ObjectMeta, Patch, PatchParams};
+use kube::api::{Api, ListParams, ObjectMeta, PostParams};
 use kube::{Client, Resource};
-use serde_json::json;
+use serde::Serialize;
 
 use super::{claim_name, volumes_of};
 use crate::kit::error::found;
@@ -38,17 +38,15 @@ fn step(meta: &ObjectMeta, finalizer: &str) -> Step {
     }
 }
 
-async fn write<K: Object>(api: Api<K>, meta: &ObjectMeta, finalizer: &str, add: bool) -> Result<()> {
-    let mut finalizers = meta.finalizers.clone().unwrap_or_default();
+async fn write<K: Object + Serialize>(api: Api<K>, object: &K, finalizer: &str, add: bool) -> Result<()> {
+    let mut new = object.clone();
+    let finalizers = new.meta_mut().finalizers.get_or_insert_default();
     finalizers.retain(|one| one != finalizer);
     if add {
         finalizers.push(finalizer.to_owned());
     }
-    let patch = json!({"metadata": {
-        "uid": meta.uid, "resourceVersion": meta.resource_version, "finalizers": finalizers,
-    }});
-    let name = meta.name.as_deref().unwrap_or_default();
-    found(api.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await).map(drop)
+    let name = object.meta().name.clone().unwrap_or_default();
+    found(api.replace(&name, &PostParams::default(), &new).await).map(drop)
 }
 
 /// Adds each object of a kind to a queue when it may need something done.
@@ -128,7 +126,7 @@ async fn sync_claim(
     }
     if step != Step::Nothing {
         let api = Api::<PersistentVolumeClaim>::namespaced(client, &key.namespace);
-        write(api, &claim.metadata, CLAIM, step == Step::Add).await?;
+        write(api, claim.as_ref(), CLAIM, step == Step::Add).await?;
     }
     Ok(())
 }
@@ -147,7 +145,7 @@ pub(crate) async fn volumes(context: Context) {
             let step = step(&volume.metadata, VOLUME);
             let phase = volume.status.as_ref().and_then(|status| status.phase.as_deref());
             if step == Step::Add || (step == Step::MayGo && phase != Some("Bound")) {
-                write(Api::<PersistentVolume>::all(client), &volume.metadata, VOLUME, step == Step::Add)
+                write(Api::all(client), volume.as_ref(), VOLUME, step == Step::Add)
                     .await?;
             }
             Ok(None)
@@ -214,7 +212,7 @@ pub(crate) async fn classes(context: Context) {
                     || claims.list().iter().any(|claim| classes_of_claim(claim).contains(&name))
             };
             if step == Step::Add || (step == Step::MayGo && !used()) {
-                write(Api::<VolumeAttributesClass>::all(client), &class.metadata, CLASS, step == Step::Add)
+                write(Api::all(client), class.as_ref(), CLASS, step == Step::Add)
                     .await?;
             }
             Ok(None)
@@ -226,6 +224,7 @@ pub(crate) async fn classes(context: Context) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     #[test]
     fn only_pods_with_a_node_use_a_claim() {
