@@ -177,6 +177,9 @@ pub struct Apiserver {
     /// Ranges of Service addresses, one of each family at most; the first is the primary family
     #[arg(long, value_delimiter = ',', default_value = "10.96.0.0/16")]
     pub service_cluster_ip_range: Vec<ipnet::IpNet>,
+    /// Addresses at which others reach this server: the endpoints of the Service `kubernetes`, and names of its certificate
+    #[arg(long, value_delimiter = ',')]
+    pub advertise_address: Vec<IpAddr>,
 }
 
 /// A part that is a client of the API.
@@ -197,6 +200,9 @@ pub struct Controllers {
     /// Let each controller act as its own service account in kube-system, with the rights of its role alone
     #[arg(long)]
     pub use_service_account_credentials: bool,
+    /// Ranges of pod addresses, one of each family at most, of which every node gets a part; none if something else does that
+    #[arg(long, value_delimiter = ',')]
+    pub cluster_cidr: Vec<ipnet::IpNet>,
 }
 
 #[derive(clap::Args)]

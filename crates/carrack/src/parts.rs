@@ -169,6 +169,7 @@ pub async fn apiserver(args: args::Apiserver) -> anyhow::Result<()> {
     let mut config = apiserver::Config::new(paths.data());
     config.bind = (args.bind_address, args.port).into();
     config.service_cidrs = args.service_cluster_ip_range;
+    config.advertise.extend(args.advertise_address);
     let server = apiserver::start(config, store).await?;
     eprintln!("serving on {}; kubeconfig {}", server.address(), paths.admin_kubeconfig().display());
     server.serve(shutdown).await;
@@ -188,8 +189,13 @@ pub async fn controllers(args: args::Controllers) -> anyhow::Result<()> {
         let own = client.clone();
         Arc::new(move |_: &str| own.clone())
     };
+    let part = |range: &ipnet::IpNet| {
+        let prefix = NODE_PREFIXES[usize::from(range.addr().is_ipv6())];
+        controllers::Range::new(&range.to_string(), prefix)
+    };
     let config = controllers::Config {
         root_ca,
+        pod_ranges: args.cluster_cidr.iter().map(part).collect::<Result<_, _>>()?,
         leader_election: Some(election("kube-controller-manager")?),
         ..Default::default()
     };

@@ -231,7 +231,10 @@ async fn a_deployment_runs_rolls_scales_and_goes() {
 
     cluster.patch(deployment("web", 3, "two")).await;
     eventually("the second revision", || is_rolled_out(&cluster, "web", 3)).await;
-    let images: Vec<_> = cluster.pods("app=web").await.into_iter().filter_map(|pod| pod.spec).collect();
+    // Those of before may still be ending.
+    let stays = |pod: &Pod| pod.metadata.deletion_timestamp.is_none();
+    let pods = cluster.pods("app=web").await.into_iter().filter(stays);
+    let images: Vec<_> = pods.filter_map(|pod| pod.spec).collect();
     assert!(images.iter().all(|spec| spec.containers[0].image.as_deref() == Some("two")));
     let found = cluster.get(DEPLOYMENT, "web").await.expect("a deployment");
     assert_eq!(found["metadata"]["annotations"]["deployment.kubernetes.io/revision"], "2");

@@ -137,5 +137,5 @@ fn refused(error: &watcher::Error) -> bool {
         watcher::Error::WatchError(status) => status,
         _ => return false,
     };
-    matches!(status.code, 400 | 422)
+    matches!(status.code, 400 | 406 | 422 | 500 | 501)
 }

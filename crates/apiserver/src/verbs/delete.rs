@@ -208,7 +208,11 @@ pub async fn delete_with(
             // Watchers see the end of a graceful delete before the object goes.
             Plan::MarkAndRemove => {
                 match registry.put(served, key, encode(&stored_value)?, current.revision).await? {
-                    Written::At(revision) => (registry.remove(served, key, revision).await?, true),
+                    Written::At(revision) => match registry.remove(served, key, revision).await? {
+                        // Somebody saw the mark and was quicker.
+                        Written::Conflict(None) => (Written::At(revision), true),
+                        removed => (removed, true),
+                    },
                     conflict => (conflict, true),
                 }
             }
