@@ -55,11 +55,13 @@ pub(crate) async fn run(context: Context) {
     this.devices.synced().await;
     let to = this.queue.clone();
     this.quotas.on_change(move |change| {
-        // Charges by admission change the status alone, and come before their object is in any cache.
-        if let Change::Applied { old: Some(old), new } = change
-            && old.spec == new.spec
-        {
-            return;
+        // Charges by admission change what is used alone, and come before their object is in any cache.
+        if let Change::Applied { old: Some(old), new } = change {
+            let hard = new.spec.as_ref().and_then(|spec| spec.hard.as_ref());
+            let told = new.status.as_ref().and_then(|status| status.hard.as_ref());
+            if old.spec == new.spec && hard == told {
+                return;
+            }
         }
         to.add(namespace_key(&change.latest().metadata.namespace));
     });
