@@ -464,14 +464,15 @@ async fn a_claim_gets_the_volume_that_suits_and_keeps_it_while_it_is_used() {
     assert_eq!(phase(cluster.get(pv, "large").await), "Available");
 
     // The node's volume is attached, and the claim stays for as long as the pod does.
-    cluster.patch(json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-1", "annotations":
-        {"volumes.kubernetes.io/controller-managed-attach-detach": "true"}}})).await;
+    cluster
+        .patch(json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-1", "annotations":
+        {"volumes.kubernetes.io/controller-managed-attach-detach": "true"}}}))
+        .await;
     let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "user"},
         "spec": {"containers": [{"name": "c", "image": "i"}],
             "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "data"}}]}});
     cluster.create(pod.clone()).await;
-    let attachments =
-        Api::<k8s_openapi::api::storage::v1::VolumeAttachment>::all(cluster.client.clone());
+    let attachments = Api::<k8s_openapi::api::storage::v1::VolumeAttachment>::all(cluster.client.clone());
     let count = || async { attachments.list(&ListParams::default()).await.expect("a list").items.len() };
     eventually("an attachment", || async { count().await == 1 }).await;
     cluster.delete(claim("data"), DeleteParams::default()).await;
@@ -480,7 +481,8 @@ async fn a_claim_gets_the_volume_that_suits_and_keeps_it_while_it_is_used() {
     cluster.delete(pod, DeleteParams::default()).await;
     eventually("the claim's end", || async { cluster.get(pvc, "data").await.is_none() }).await;
     eventually("its detachment", || async { count().await == 0 }).await;
-    eventually("the volume's release", || async { phase(cluster.get(pv, "small").await) == "Released" }).await;
+    eventually("the volume's release", || async { phase(cluster.get(pv, "small").await) == "Released" })
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -492,15 +494,16 @@ async fn a_pod_gets_claims_of_its_own_that_go_with_it() {
                 {"name": "one", "exactly": {"deviceClassName": "gpu.example.com"}}]}}}}))
         .await;
     let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "own"},
-        "spec": {
-            "containers": [{"name": "c", "image": "i"}],
-            "resourceClaims": [{"name": "gpu", "resourceClaimTemplateName": "gpu"}],
-            "volumes": [{"name": "scratch", "ephemeral": {"volumeClaimTemplate": {"spec": {
-                "accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}}}}],
-        }});
+    "spec": {
+        "containers": [{"name": "c", "image": "i"}],
+        "resourceClaims": [{"name": "gpu", "resourceClaimTemplateName": "gpu"}],
+        "volumes": [{"name": "scratch", "ephemeral": {"volumeClaimTemplate": {"spec": {
+            "accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}}}}],
+    }});
     cluster.create(pod.clone()).await;
     let scratch = ("v1", "PersistentVolumeClaim");
-    eventually("a claim for the volume", || async { cluster.get(scratch, "own-scratch").await.is_some() }).await;
+    eventually("a claim for the volume", || async { cluster.get(scratch, "own-scratch").await.is_some() })
+        .await;
     let claim = || async {
         let pod = cluster.get(("v1", "Pod"), "own").await.unwrap_or_default();
         let name = pod["status"]["resourceClaimStatuses"][0]["resourceClaimName"].as_str()?.to_owned();
@@ -545,8 +548,10 @@ async fn an_autoscaler_holds_its_bounds_and_says_what_it_lacks() {
     assert_eq!(condition(&found, "AbleToScale"), ("True".into(), "SucceededRescale".into()));
     assert_eq!(found["status"]["desiredReplicas"], 2);
     // A change is looked at at once. There is nobody here who measures.
-    cluster.patch(json!({"apiVersion": kind.0, "kind": kind.1, "metadata": {"name": "web"},
-        "spec": {"maxReplicas": 5}})).await;
+    cluster
+        .patch(json!({"apiVersion": kind.0, "kind": kind.1, "metadata": {"name": "web"},
+        "spec": {"maxReplicas": 5}}))
+        .await;
     eventually("the missing metrics", || async {
         let found = cluster.get(kind, "web").await.unwrap_or_default();
         condition(&found, "ScalingActive") == ("False".into(), "FailedGetResourceMetric".into())

@@ -145,8 +145,7 @@ pub(crate) async fn volumes(context: Context) {
             let step = step(&volume.metadata, VOLUME);
             let phase = volume.status.as_ref().and_then(|status| status.phase.as_deref());
             if step == Step::Add || (step == Step::MayGo && phase != Some("Bound")) {
-                write(Api::all(client), volume.as_ref(), VOLUME, step == Step::Add)
-                    .await?;
+                write(Api::all(client), volume.as_ref(), VOLUME, step == Step::Add).await?;
             }
             Ok(None)
         }
@@ -212,8 +211,7 @@ pub(crate) async fn classes(context: Context) {
                     || claims.list().iter().any(|claim| classes_of_claim(claim).contains(&name))
             };
             if step == Step::Add || (step == Step::MayGo && !used()) {
-                write(Api::all(client), class.as_ref(), CLASS, step == Step::Add)
-                    .await?;
+                write(Api::all(client), class.as_ref(), CLASS, step == Step::Add).await?;
             }
             Ok(None)
         }
