@@ -60,23 +60,40 @@ pub fn node_rules() -> Vec<Rule> {
     roles.iter().find(|role| role.name() == "system:node").map(Rule::list).unwrap_or_default()
 }
 
+/// Keeps the objects of priority and fairness: those that are missing come back, those whose owner lets them be updated are.
+pub async fn ensure_flow_control(cluster: &ClusterRef) -> Result<(), Status> {
+    ensure_flow(cluster, |_| true).await
+}
+
+/// Keeps the objects without which priority and fairness cannot work.
+pub async fn ensure_mandatory_flow_control(cluster: &ClusterRef) -> Result<(), Status> {
+    ensure_flow(cluster, mandatory).await
+}
+
+async fn ensure_flow(cluster: &ClusterRef, which: fn(&str) -> bool) -> Result<(), Status> {
+    let objects = objects();
+    let kinds = KINDS.iter().filter(|kind| kind.group == FLOW);
+    let wanted = kinds.flat_map(|kind| objects.items(kind.list).iter().map(move |object| (kind, object)));
+    let wanted = wanted.filter(|(_, object)| which(object.name()));
+    join_all(wanted.map(|(kind, object)| apply(cluster, kind, whole(kind, object))))
+        .await
+        .into_iter()
+        .collect()
+}
+
+/// Whether nobody may change the spec of this schema or level.
+fn mandatory(name: &str) -> bool {
+    matches!(name, "exempt" | "catch-all")
+}
+
 /// Makes and updates the built-in objects, and the ConfigMaps that tell others whom to trust. Writes go out at once and
 /// share the store's commits.
 pub async fn ensure(cluster: &ClusterRef, pki: &pki::ClusterPki, server: &str) -> Result<(), Status> {
     let objects = objects();
     let mut writes = Vec::new();
     for kind in &KINDS {
-        let api_version = match kind.group {
-            "" => kind.version.to_owned(),
-            group => format!("{group}/{}", kind.version),
-        };
-        for object in objects.items(kind.list) {
-            let mut wanted = json!({"apiVersion": api_version, "kind": kind.kind});
-            for (key, value) in object.as_object().into_iter().flatten() {
-                wanted[key] = value.clone();
-            }
-            writes.push(apply(cluster, kind, wanted));
-        }
+        writes
+            .extend(objects.items(kind.list).iter().map(|object| apply(cluster, kind, whole(kind, object))));
     }
     for map in config_maps(pki, server) {
         const MAPS: Kind = kind("", "", "v1", "configmaps", "ConfigMap", data);
@@ -85,6 +102,19 @@ pub async fn ensure(cluster: &ClusterRef, pki: &pki::ClusterPki, server: &str) -
     const NOTES: Kind = kind("", "", "v1", "configmaps", "ConfigMap", keep);
     writes.push(apply(cluster, &NOTES, tracking()));
     join_all(writes).await.into_iter().collect()
+}
+
+/// An object of the data with its kind.
+fn whole(kind: &Kind, object: &Value) -> Value {
+    let api_version = match kind.group {
+        "" => kind.version.to_owned(),
+        group => format!("{group}/{}", kind.version),
+    };
+    let mut wanted = json!({"apiVersion": api_version, "kind": kind.kind});
+    for (key, value) in object.as_object().into_iter().flatten() {
+        wanted[key] = value.clone();
+    }
+    wanted
 }
 
 async fn apply(cluster: &ClusterRef, kind: &Kind, wanted: Value) -> Result<(), Status> {
@@ -171,13 +201,25 @@ fn binding(existing: &Value, wanted: &Value) -> Option<Value> {
     (new != *existing).then_some(new)
 }
 
-/// Restores the spec while the object says that it may be.
+/// Restores the spec while the object says that it may be; that of a mandatory object always, and that it says so.
 fn flow(existing: &Value, wanted: &Value) -> Option<Value> {
-    if existing.annotation(FLOW_UPDATE) != Some("true") || covers(existing.at("spec"), wanted.at("spec")) {
+    let (own, mandatory) = (existing.annotation(FLOW_UPDATE) == Some("true"), mandatory(wanted.name()));
+    let mut wanted = wanted.clone();
+    // How many seats exempt requests lend is for the owner to say.
+    if existing.at("spec").at("exempt").is_object() && wanted.at("spec").at("exempt").is_object() {
+        wanted["spec"]["exempt"] = existing["spec"]["exempt"].clone();
+    }
+    let same = covers(existing.at("spec"), wanted.at("spec"));
+    if (same && (own || !mandatory)) || !(own || mandatory) {
         return None;
     }
     let mut new = existing.clone();
-    new["spec"] = wanted["spec"].clone();
+    if !same {
+        new["spec"] = wanted["spec"].clone();
+    }
+    if mandatory {
+        object_mut(&mut new, "metadata.annotations").insert(FLOW_UPDATE.to_owned(), "true".into());
+    }
     Some(new)
 }
 
@@ -294,6 +336,13 @@ mod tests {
         existing["spec"]["matchingPrecedence"] = 77.into();
         assert_eq!(flow(&existing, &wanted).expect("changed")["spec"], wanted["spec"]);
         existing["metadata"]["annotations"][FLOW_UPDATE] = "false".into();
-        assert_eq!(flow(&existing, &wanted), None);
+        let back = flow(&existing, &wanted).expect("it is mandatory");
+        assert_eq!(back["spec"], wanted["spec"]);
+        assert_eq!(back.annotation(FLOW_UPDATE), Some("true"));
+        let wanted = expected("flowschemas", "probes");
+        let mut existing = wanted.clone();
+        existing["spec"]["matchingPrecedence"] = 77.into();
+        existing["metadata"]["annotations"][FLOW_UPDATE] = "false".into();
+        assert_eq!(flow(&existing, &wanted), None, "its owner has taken it over");
     }
 }

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use ipnet::IpNet;
 
@@ -30,6 +31,40 @@ pub struct Config {
     pub event_ttl: u64,
     /// Whether kubelets are reached with `InsecureSkipVerify` because their certificates are self-signed.
     pub kubelet_insecure: bool,
+    pub protection: Protection,
+}
+
+/// What keeps the server well whatever its clients do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Protection {
+    /// How long a request that is not long-running may take; clients may ask for less.
+    pub request_timeout: Duration,
+    /// A watch without a time limit of its own ends after once to twice this time.
+    pub min_request_timeout: Duration,
+    /// Reads served at once; with priority and fairness this and the next are the seats of all levels together.
+    pub max_requests_inflight: usize,
+    /// Writes served at once.
+    pub max_mutating_requests_inflight: usize,
+    /// Whether priority levels and fair queues decide who is served (KEP-1040); else only the two numbers do.
+    pub priority_and_fairness: bool,
+    /// How long a server that is to stop says at `/readyz` that it is not ready and goes on serving.
+    pub shutdown_delay: Duration,
+    /// Whether requests that come after that are told to go elsewhere (429) until open ones have ended.
+    pub shutdown_send_retry_after: bool,
+}
+
+impl Default for Protection {
+    fn default() -> Self {
+        Self {
+            request_timeout: Duration::from_secs(60),
+            min_request_timeout: Duration::from_secs(1800),
+            max_requests_inflight: 400,
+            max_mutating_requests_inflight: 200,
+            priority_and_fairness: true,
+            shutdown_delay: Duration::ZERO,
+            shutdown_send_retry_after: false,
+        }
+    }
 }
 
 impl Config {
@@ -47,6 +82,7 @@ impl Config {
             max_connections: 20_000,
             event_ttl: 3600,
             kubelet_insecure: false,
+            protection: Protection::default(),
         }
     }
 }

@@ -10,8 +10,11 @@ pub mod authz;
 pub mod bootstrap;
 mod config;
 mod discovery;
+mod duration;
+mod flow;
 mod hooks;
 mod http;
+mod lifecycle;
 mod managed;
 mod metrics;
 mod openapi;
@@ -40,7 +43,7 @@ pub use crate::http::body::Body;
 pub use access::{Access, AccessError, Assembled};
 pub use api::{FieldError, FieldErrorKind};
 pub use attributes::{Attributes, Decision, Gvk, Gvr, Operation, UserInfo, Verdict};
-pub use config::Config;
+pub use config::{Config, Protection};
 pub use hooks::{
     AdmissionRequest, Admit, Answer, Authenticate, Authorize, Cluster, ClusterRef, Hooks, Rotation, Snapshot,
     Transform,

@@ -1,9 +1,9 @@
 //! A request's way: identity, authorization, verb, answer. Every error becomes a Status here.
 
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures::FutureExt;
 use http::header::{ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_ENCODING, HeaderValue, VARY, WWW_AUTHENTICATE};
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode};
@@ -12,6 +12,8 @@ use crate::audit::Record;
 use crate::http::body::{self, Body};
 use crate::http::listen::Peer;
 use crate::http::negotiate::{self, Output};
+use crate::lifecycle::{self, Track};
+use crate::metrics::request::Labels;
 use crate::query::Query;
 use crate::registry::Served;
 use crate::request::RequestInfo;
@@ -28,9 +30,6 @@ pub enum Caller {
     User(Arc<UserInfo>),
 }
 
-/// How long a request that does not stream may take.
-const TIME_LIMIT: Duration = Duration::from_secs(60);
-
 /// Answers a request.
 pub async fn handle<B>(server: Arc<Server>, request: Request<B>, caller: Caller) -> Response<Body>
 where
@@ -38,24 +37,46 @@ where
     B::Data: Send,
     B::Error: std::fmt::Display + Send,
 {
-    let started = Instant::now();
     let (mut parts, body) = request.into_parts();
     let query = Query::parse(parts.uri.query().unwrap_or_default());
     let info = RequestInfo::parse(&parts.method, parts.uri.path(), &query);
     let upgrade = parts.extensions.remove::<hyper::upgrade::OnUpgrade>();
     let output = negotiate::output(&parts.headers, &query, info.is_resource).unwrap_or(Output::JSON);
-    let label = (info.verb.clone(), info.group.clone(), info.version.clone(), info.resource.clone());
     let gzip = accepts_gzip(&parts);
     let head = parts.method == Method::HEAD;
-    let subresource = info.subresource.clone();
     let long = info.long_running();
-    let job = answer(server.clone(), parts, body, query, info, caller, upgrade);
-    let result = if long {
-        job.await
-    } else {
-        match tokio::time::timeout(TIME_LIMIT, job).await {
-            Ok(result) => result,
-            Err(_) => Err(Status::timeout("request did not complete within the allotted timeout")),
+    let labels = Labels::new(&parts.method, &parts.headers, &query, &info, |info| {
+        server.registry.find(&info.group, &info.version, &info.resource).is_some()
+    });
+    let (limit, refused) = match lifecycle::time_limit(&server.config.protection, &query) {
+        _ if long => (None, None),
+        Ok(limit) => (Some(limit), None),
+        Err(status) => (Some(server.config.protection.request_timeout), Some(status)),
+    };
+    let track = Arc::new(Track::new(&server, labels, limit));
+    let job = async {
+        match refused {
+            Some(status) => Err(status),
+            None => answer(server.clone(), parts, body, query, info, caller, upgrade, &track).await,
+        }
+    };
+    // A fault in one request must not take the connection's other requests along.
+    let job = std::panic::AssertUnwindSafe(job).catch_unwind();
+    let result = match limit {
+        None => Ok(job.await),
+        Some(limit) => tokio::time::timeout(limit, job).await,
+    };
+    track.worked();
+    let result = match result {
+        Ok(Ok(result)) => result,
+        Ok(Err(_)) => {
+            tracing::error!("a request ended in a panic");
+            Err(Status::internal("the server failed while it served the request"))
+        }
+        Err(_) => {
+            track.labels.terminated(504);
+            track.labels.aborted();
+            Err(Status::timeout("request did not complete within the allotted timeout"))
         }
     };
     let mut response = result.unwrap_or_else(|status| {
@@ -74,16 +95,11 @@ where
             response.headers_mut().insert(VARY, HeaderValue::from_static("Accept-Encoding"));
         }
     }
+    response.headers_mut().entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-cache, private"));
+    let mut response = track.answered(response);
     if head {
         *response.body_mut() = Body::Empty;
     }
-    response.headers_mut().entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-cache, private"));
-    let (verb, group, version, resource) = label;
-    server.metrics.request(
-        (&verb, &group, &version, &resource, &subresource),
-        response.status().as_u16(),
-        started.elapsed(),
-    );
     response
 }
 
@@ -92,6 +108,7 @@ fn accepts_gzip(parts: &Parts) -> bool {
     header.split(',').any(|e| e.split(';').next().unwrap_or_default().trim() == "gzip")
 }
 
+#[allow(clippy::too_many_arguments, reason = "the parts of one request, taken apart once")]
 async fn answer<B>(
     server: Arc<Server>,
     parts: Parts,
@@ -100,6 +117,7 @@ async fn answer<B>(
     info: RequestInfo,
     caller: Caller,
     upgrade: Option<hyper::upgrade::OnUpgrade>,
+    track: &Arc<Track>,
 ) -> Answered
 where
     B: http_body::Body + Send + Unpin + 'static,
@@ -118,6 +136,9 @@ where
     let attributes = Attributes { user, ..info.attributes(&query) };
     let user = server.impersonation.apply(&*server.hooks.authorize, &attributes, &parts.headers).await?;
     let attributes = Attributes { user, ..attributes };
+    if let Some(refused) = track.admit(&server, &info, &query, &attributes).await {
+        return Ok(refused);
+    }
     let decision = server.hooks.authorize.authorize(&attributes).await;
     if !decision.allowed() {
         return Err(authz::forbidden(&attributes, &decision.reason));
@@ -153,6 +174,7 @@ where
         Method::GET | Method::HEAD => Bytes::new(),
         _ => body::read(body).await?,
     };
+    track.labels.body(body.len());
     if let Some(warning) = special::deprecation(served.group(), served.plural()) {
         call.warn(warning);
     }

@@ -13,9 +13,10 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use crate::authn::Tokens;
+use crate::flow::{self, Fairness};
 use crate::http::body::Body;
 use crate::http::listen::{self, Peer};
-use crate::metrics::Metrics;
+use crate::lifecycle::InFlight;
 use crate::pipeline::{self, Caller};
 use crate::registry::feed::{self, Codec};
 use crate::registry::{Registry, Served};
@@ -54,7 +55,9 @@ pub struct Server {
     pub connector: Option<Arc<Connector>>,
     /// Publishes the keys of ServiceAccount tokens.
     pub issuer: Option<Arc<Tokens>>,
-    pub metrics: Metrics,
+    pub in_flight: InFlight,
+    /// Absent: only the number of requests is limited.
+    pub fairness: Option<Arc<Fairness>>,
     pub shutdown: CancellationToken,
     pub allocators: crate::special::Allocators,
     pub discovery: crate::discovery::Documents,
@@ -100,6 +103,12 @@ impl ApiServer {
         let address = listener
             .local_addr()
             .map_err(|source| Error::Io { what: "the listener has no address".to_owned(), source })?;
+        let protection = &config.protection;
+        let seats = protection.max_requests_inflight + protection.max_mutating_requests_inflight;
+        let fairness = protection.priority_and_fairness.then(|| Arc::new(Fairness::new(seats)));
+        if let Some(fairness) = &fairness {
+            flow::read(fairness, &registry);
+        }
         let server = Arc::new(Server {
             allocators: crate::special::Allocators::new(&config),
             discovery: crate::discovery::Documents::default(),
@@ -110,7 +119,8 @@ impl ApiServer {
             impersonation: crate::authn::Impersonation::default(),
             connector,
             issuer,
-            metrics: Metrics::new(),
+            in_flight: InFlight::default(),
+            fairness,
             shutdown,
         });
         drop(view.registry.set(registry));
@@ -147,7 +157,11 @@ impl ApiServer {
     pub async fn serve(&self, shutdown: CancellationToken) {
         let Some(listener) = self.listener.lock().take() else { return };
         let server = self.server.clone();
-        let upkeep = tokio::spawn(crate::upkeep::run(server.clone()));
+        let mut upkeep = tokio::task::JoinSet::new();
+        upkeep.spawn(crate::upkeep::run(server.clone()));
+        if let Some(fairness) = &server.fairness {
+            upkeep.spawn(flow::run(fairness.clone(), server.registry.clone(), self.cluster()));
+        }
         let handle = move |request: Request<hyper::body::Incoming>, peer: Peer| {
             pipeline::handle(server.clone(), request, Caller::Peer(peer))
         };
@@ -159,7 +173,7 @@ impl ApiServer {
             ends.cancel();
         });
         listen::serve(listener, tls, self.server.config.max_connections, handle, shutdown).await;
-        upkeep.abort();
+        upkeep.shutdown().await;
     }
 }
 

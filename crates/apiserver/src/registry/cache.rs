@@ -29,6 +29,8 @@ struct State {
     objects: BTreeMap<Arc<str>, Arc<Object>>,
     events: VecDeque<CacheEvent>,
     bytes: usize,
+    /// The size of all objects.
+    total: usize,
     /// Events after this revision are all in the window.
     window_from: u64,
     /// The revision of the last change.
@@ -59,7 +61,10 @@ impl Cache {
     pub fn load(&self, object: Object) {
         let mut state = self.state.write();
         state.changed = state.changed.max(object.revision);
-        state.objects.insert(object.key.clone(), Arc::new(object));
+        state.total += object.size();
+        if let Some(old) = state.objects.insert(object.key.clone(), Arc::new(object)) {
+            state.total -= old.size();
+        }
     }
 
     /// Applies the changes of one commit, in order.
@@ -69,12 +74,15 @@ impl Cache {
             let event = match current {
                 Some(object) => {
                     let object = Arc::new(object);
+                    state.total += object.size();
                     let previous = state.objects.insert(key, object.clone());
+                    state.total -= previous.as_ref().map_or(0, |p| p.size());
                     let change = if previous.is_some() { Change::Modified } else { Change::Added };
                     CacheEvent { revision, change, object, previous }
                 }
                 None => {
                     let Some(previous) = state.objects.remove(&key) else { continue };
+                    state.total -= previous.size();
                     let object = Arc::new(previous.at(revision, Change::Deleted));
                     CacheEvent { revision, change: Change::Deleted, object, previous: Some(previous) }
                 }
@@ -109,6 +117,12 @@ impl Cache {
     /// How many objects there are, under a prefix.
     pub fn count(&self) -> usize {
         self.state.read().objects.len()
+    }
+
+    /// The mean size of an object in bytes.
+    pub fn mean_size(&self) -> usize {
+        let state = self.state.read();
+        state.total / state.objects.len().max(1)
     }
 
     /// The revision of the last change.

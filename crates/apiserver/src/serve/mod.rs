@@ -17,6 +17,7 @@ use crate::verbs::Answered;
 use crate::{Status, discovery, openapi, render};
 
 mod health;
+mod metrics;
 
 /// Answers a plain path.
 pub fn path(server: &Arc<Server>, parts: &Parts, query: &Query, info: &RequestInfo) -> Answered {
@@ -68,21 +69,12 @@ pub fn path(server: &Arc<Server>, parts: &Parts, query: &Query, info: &RequestIn
         }
         ["metrics"] => {
             only_get()?;
-            let rows = server.registry.rows();
-            let objects: Vec<(String, usize)> = rows
-                .iter()
-                .filter(|r| r.primary && r.resource.has_verb("watch"))
-                .map(|r| {
-                    let group = r.group();
-                    let name = if group.is_empty() {
-                        r.plural().to_owned()
-                    } else {
-                        format!("{}.{group}", r.plural())
-                    };
-                    (name, r.cache.count())
-                })
-                .collect();
-            Ok(text(StatusCode::OK, server.metrics.text(&objects)))
+            metrics::show(server);
+            Ok(text(StatusCode::OK, crate::metrics::text()))
+        }
+        ["metrics", "slis"] => {
+            only_get()?;
+            Ok(text(StatusCode::OK, crate::metrics::slis()))
         }
         ["openapi", ..] => {
             only_get()?;

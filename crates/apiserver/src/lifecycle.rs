@@ -1,0 +1,311 @@
+//! What surrounds every request: its time limit, its seats, and what is counted of it from arrival to the last byte.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures::Stream;
+use futures::stream::BoxStream;
+use http::header::{HeaderName, RETRY_AFTER};
+use http::{HeaderMap, Response, StatusCode};
+use parking_lot::Mutex;
+
+use crate::http::body::Body;
+use crate::metrics::metrics;
+use crate::metrics::request::{Labels, Open};
+use crate::query::Query;
+use crate::request::RequestInfo;
+use crate::server::Server;
+use crate::{Attributes, Protection, Status, duration, flow};
+
+const SCHEMA_UID: HeaderName = HeaderName::from_static("x-kubernetes-pf-flowschema-uid");
+const LEVEL_UID: HeaderName = HeaderName::from_static("x-kubernetes-pf-prioritylevel-uid");
+
+/// A watch that has much to send at its beginning keeps its seats no longer than this.
+const LONGEST_START: Duration = Duration::from_secs(10);
+
+/// How long a request may take: what the client asks for, at most the server's own limit.
+pub fn time_limit(protection: &Protection, query: &Query) -> Result<Duration, Status> {
+    let most = protection.request_timeout;
+    let text = query.text("timeout");
+    if text.is_empty() {
+        return Ok(most);
+    }
+    let bad = |why| Status::bad_request(format!("invalid timeout specified in the request URL - {why}"));
+    let asked = duration::parse(text).map_err(bad)?;
+    Ok(if asked.is_zero() { most } else { asked.min(most) })
+}
+
+/// Requests that are served or wait at this moment, and the most that were since this was last asked.
+#[derive(Default)]
+pub struct Watermark {
+    now: AtomicUsize,
+    most: AtomicUsize,
+}
+
+impl Watermark {
+    fn enter(self: &Arc<Self>) -> Inside {
+        let now = self.now.fetch_add(1, Ordering::Relaxed) + 1;
+        self.most.fetch_max(now, Ordering::Relaxed);
+        Inside(self.clone())
+    }
+
+    fn take(&self) -> f64 {
+        let now = self.now.load(Ordering::Relaxed);
+        self.most.swap(now, Ordering::Relaxed).max(now) as f64
+    }
+}
+
+/// Counts as long as it lives.
+struct Inside(Arc<Watermark>);
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        self.0.now.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The requests in flight.
+#[derive(Default)]
+pub struct InFlight {
+    reading: Arc<Watermark>,
+    writing: Arc<Watermark>,
+    reading_waits: Arc<Watermark>,
+    writing_waits: Arc<Watermark>,
+    /// Everything that is not long-running, for the end of the server.
+    all: Arc<Watermark>,
+}
+
+impl InFlight {
+    fn served(&self, labels: &Labels) -> &Arc<Watermark> {
+        if labels.kind() == "mutating" { &self.writing } else { &self.reading }
+    }
+
+    fn waits(&self, labels: &Labels) -> &Arc<Watermark> {
+        if labels.kind() == "mutating" { &self.writing_waits } else { &self.reading_waits }
+    }
+
+    /// Puts the marks into the metrics.
+    pub fn show(&self) {
+        let m = metrics();
+        m.current_inflight.with(&["readOnly"]).set(self.reading.take());
+        m.current_inflight.with(&["mutating"]).set(self.writing.take());
+        m.current_inqueue.with(&["readOnly"]).set(self.reading_waits.take());
+        m.current_inqueue.with(&["mutating"]).set(self.writing_waits.take());
+    }
+}
+
+/// One request from its arrival to the last byte of its answer.
+pub struct Track {
+    pub labels: Labels,
+    pub started: Instant,
+    limit: Option<Duration>,
+    /// Nanoseconds that were spent waiting for seats and webhooks.
+    waited: AtomicU64,
+    headers: Mutex<HeaderMap>,
+    held: Mutex<Held>,
+    /// Whether the request counts among those that the server's end waits for.
+    _inside: Option<Inside>,
+}
+
+/// What lives as long as the body of the answer.
+#[derive(Default)]
+struct Held {
+    permit: Option<flow::Permit>,
+    watching: Option<flow::Watching>,
+    open: Option<Open>,
+    served: Option<Inside>,
+}
+
+impl Track {
+    /// `limit` is absent for a request that stays open.
+    pub fn new(server: &Server, labels: Labels, limit: Option<Duration>) -> Self {
+        let open = limit.is_none().then(|| labels.open());
+        Self {
+            labels,
+            started: Instant::now(),
+            limit,
+            waited: AtomicU64::new(0),
+            headers: Mutex::default(),
+            held: Mutex::new(Held { open, ..Held::default() }),
+            _inside: limit.is_some().then(|| server.in_flight.all.enter()),
+        }
+    }
+
+    /// Notes time that is not the server's own.
+    pub fn wait(&self, time: Duration) {
+        let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        self.waited.fetch_add(nanos, Ordering::Relaxed);
+    }
+
+    /// Waits for the seats of a request. An answer instead of `None` says that it is not served.
+    pub async fn admit(
+        &self,
+        server: &Server,
+        info: &RequestInfo,
+        query: &Query,
+        attributes: &Attributes,
+    ) -> Option<Response<Body>> {
+        let watch = info.verb == "watch";
+        // Streams that are no watches take no seats: they are limited by the number of connections.
+        if self.limit.is_none() && !watch {
+            return None;
+        }
+        let Some(fairness) = &server.fairness else { return self.admit_by_number(server, attributes) };
+        let entry = fairness.classify(attributes);
+        {
+            let mut headers = self.headers.lock();
+            headers.insert(SCHEMA_UID, entry.schema_uid.clone());
+            headers.insert(LEVEL_UID, entry.level_uid.clone());
+        }
+        let mutating = matches!(info.verb.as_str(), "create" | "update" | "patch" | "delete");
+        let watchers = mutating.then(|| fairness.watches.interested(info));
+        let work = flow::estimate(info, query, entry.level(), watchers.unwrap_or(0), || {
+            let served = server.registry.find(&info.group, &info.version, &info.resource)?;
+            Some(flow::Stored::of(&served))
+        });
+        entry.estimated(&work, watchers);
+        let limit = self.limit.unwrap_or(server.config.protection.request_timeout);
+        let waits = server.in_flight.waits(&self.labels).enter();
+        let before = Instant::now();
+        let admitted = fairness.admit(&entry, attributes, work, limit).await;
+        self.wait(before.elapsed());
+        drop(waits);
+        match admitted {
+            Ok(permit) => {
+                let mut held = self.held.lock();
+                held.permit = Some(permit);
+                held.served = Some(server.in_flight.served(&self.labels).enter());
+                if watch {
+                    held.watching = fairness.watches.open(info, query);
+                }
+                None
+            }
+            Err(refused) => {
+                tracing::debug!(user = attributes.user.name, refused.why, "a request finds no seat");
+                Some(self.too_many(refused.retry_after))
+            }
+        }
+    }
+
+    /// Without priority and fairness reads and writes are counted, each against its own number.
+    fn admit_by_number(&self, server: &Server, attributes: &Attributes) -> Option<Response<Body>> {
+        if self.limit.is_none() {
+            return None;
+        }
+        let protection = &server.config.protection;
+        let most = match self.labels.kind() {
+            "mutating" => protection.max_mutating_requests_inflight,
+            _ => protection.max_requests_inflight,
+        };
+        let served = server.in_flight.served(&self.labels).enter();
+        let now = served.0.now.load(Ordering::Relaxed);
+        // The administrator must be able to look after a server that is flooded.
+        if most > 0 && now > most && !attributes.user.in_group("system:masters") {
+            return Some(self.too_many(1));
+        }
+        self.held.lock().served = Some(served);
+        None
+    }
+
+    fn too_many(&self, retry_after: u64) -> Response<Body> {
+        self.labels.terminated(429);
+        let mut response = crate::pipeline::text(
+            StatusCode::TOO_MANY_REQUESTS,
+            "Too many requests, please try again later.\n",
+        );
+        response.headers_mut().insert(RETRY_AFTER, retry_after.into());
+        response
+    }
+
+    /// Gives seats back: all that was to be done for the answer is done. A watch keeps them until it has begun.
+    pub fn worked(&self) {
+        if self.limit.is_some() {
+            let mut held = self.held.lock();
+            held.permit = None;
+            held.served = None;
+        }
+    }
+
+    /// Counts the answer, and holds on to what lives as long as its body.
+    pub fn answered(self: &Arc<Self>, mut response: Response<Body>) -> Response<Body> {
+        response.headers_mut().extend(std::mem::take(&mut *self.headers.lock()));
+        let size = http_body::Body::size_hint(response.body()).exact();
+        let waited = Duration::from_nanos(self.waited.load(Ordering::Relaxed));
+        let count = {
+            let (track, code) = (self.clone(), response.status().as_u16());
+            move || track.labels.answered(code, track.started.elapsed(), waited, size)
+        };
+        if self.limit.is_some() {
+            count();
+            return response;
+        }
+        response.map(|body| match body {
+            Body::Stream(stream) => {
+                let mut held = std::mem::take(&mut *self.held.lock());
+                let start = held.permit.take().map(|permit| (permit, held.served.take()));
+                let start = start.map(|start| Arc::new(Mutex::new(Some(start))));
+                let end: Box<dyn FnOnce() + Send> = Box::new(count);
+                Body::Stream(Box::pin(Streaming { stream, _held: held, start, timed: false, end: Some(end) }))
+            }
+            other => {
+                count();
+                other
+            }
+        })
+    }
+}
+
+/// The seats of a watch while it begins.
+type Start = Arc<Mutex<Option<(flow::Permit, Option<Inside>)>>>;
+
+/// The body of a long-running answer with what must live as long as it.
+struct Streaming {
+    stream: BoxStream<'static, Bytes>,
+    _held: Held,
+    start: Option<Start>,
+    /// Whether the seats will be given back after a while, should the client not read.
+    timed: bool,
+    end: Option<Box<dyn FnOnce() + Send>>,
+}
+
+impl Stream for Streaming {
+    type Item = Bytes;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        let polled = self.stream.as_mut().poll_next(context);
+        if let Some(start) = &self.start {
+            match &polled {
+                // What was there at the beginning has been sent: from here on the watch only waits.
+                Poll::Pending | Poll::Ready(None) => {
+                    drop(start.lock().take());
+                    self.start = None;
+                }
+                Poll::Ready(Some(_)) if !self.timed => {
+                    let start = start.clone();
+                    tokio::spawn(async move {
+                        tokio::time::sleep(LONGEST_START).await;
+                        drop(start.lock().take());
+                    });
+                    self.timed = true;
+                }
+                Poll::Ready(Some(_)) => {}
+            }
+        }
+        polled
+    }
+}
+
+impl Drop for Streaming {
+    fn drop(&mut self) {
+        if let Some(start) = &self.start {
+            drop(start.lock().take());
+        }
+        if let Some(end) = self.end.take() {
+            end();
+        }
+    }
+}
