@@ -124,6 +124,11 @@ fn syntax() {
 fn yaml() {
     let (types, id) = table();
     let read = |text: &str| decode_yaml(&types, id, text.as_bytes(), FieldValidation::Warn);
+    let commented = "# first\n---\n# second\nspec: # third\n  # fourth\n  containers: []\n# last\n";
+    assert_eq!(
+        read(commented).expect("comments are no content").value,
+        read("spec: {}").expect("plain").value
+    );
     let text = "metadata: &m\n  name: x\n  labels: {a: 'yes'}\nspec:\n  paused: yes\n  replicas: 0x10\n  containers:\n  - name: |\n      l1\n    image: >-\n      a\n      b\n---\nkind: [\n";
     let got = read(text).expect("YAML");
     assert_eq!(got.value["spec"]["replicas"], 16);

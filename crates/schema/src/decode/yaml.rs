@@ -54,12 +54,18 @@ fn fail(span: Option<&Span>, reason: &str) -> DecodeError {
 }
 
 impl<'i> Reader<'i> {
+    /// The next event that is no comment.
     fn next(&mut self) -> Result<Option<(Event<'i>, Span)>, DecodeError> {
-        self.events.next_event().transpose().map_err(|error| {
-            let at = error.marker();
-            let place = format!("yaml: line {}, column {}: ", at.line(), at.col() + 1);
-            DecodeError::Yaml(format!("{place}{}", error.info()))
-        })
+        loop {
+            let event = self.events.next_event().transpose().map_err(|error| {
+                let at = error.marker();
+                let place = format!("yaml: line {}, column {}: ", at.line(), at.col() + 1);
+                DecodeError::Yaml(format!("{place}{}", error.info()))
+            })?;
+            if !matches!(event, Some((Event::Comment(..), _))) {
+                return Ok(event);
+            }
+        }
     }
 
     fn document(&mut self) -> Result<Value, DecodeError> {
