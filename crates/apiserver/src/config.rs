@@ -1,11 +1,14 @@
 //! What an API server is started with.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
+
+use crate::audit::AuditConfig;
 
 /// How a server is set up. `Config::new` fills in what a single machine needs.
 #[derive(Clone, Debug)]
@@ -32,6 +35,14 @@ pub struct Config {
     /// Whether kubelets are reached with `InsecureSkipVerify` because their certificates are self-signed.
     pub kubelet_insecure: bool,
     pub protection: Protection,
+    pub audit: AuditConfig,
+    /// A file that says how resources are sealed in the store, and whether its changes are followed; without one Secrets
+    /// are sealed with the server's own key.
+    pub encryption: Option<(PathBuf, bool)>,
+    /// A file that says which requests are traced and where their spans go.
+    pub tracing: Option<PathBuf>,
+    /// What the server was started with, by flag, for `/flagz`.
+    pub flags: BTreeMap<String, String>,
 }
 
 /// What keeps the server well whatever its clients do.
@@ -47,6 +58,8 @@ pub struct Protection {
     pub max_mutating_requests_inflight: usize,
     /// Whether priority levels and fair queues decide who is served (KEP-1040); else only the two numbers do.
     pub priority_and_fairness: bool,
+    /// How long a client may take for its TLS handshake and for the header of a request.
+    pub header_timeout: Duration,
     /// How long a server that is to stop says at `/readyz` that it is not ready and goes on serving.
     pub shutdown_delay: Duration,
     /// Whether requests that come after that are told to go elsewhere (429) until open ones have ended.
@@ -61,6 +74,7 @@ impl Default for Protection {
             max_requests_inflight: 400,
             max_mutating_requests_inflight: 200,
             priority_and_fairness: true,
+            header_timeout: Duration::from_secs(32),
             shutdown_delay: Duration::ZERO,
             shutdown_send_retry_after: false,
         }
@@ -83,6 +97,10 @@ impl Config {
             event_ttl: 3600,
             kubelet_insecure: false,
             protection: Protection::default(),
+            audit: AuditConfig::default(),
+            encryption: None,
+            tracing: None,
+            flags: BTreeMap::new(),
         }
     }
 }

@@ -94,6 +94,31 @@ pub trait Answer: Send + Sync + 'static {
 pub trait Transform: Send + Sync + 'static {
     fn seal(&self, group: &str, resource: &str, context: &[u8], plain: Bytes) -> Result<Bytes, Status>;
     fn open(&self, group: &str, resource: &str, context: &[u8], sealed: Bytes) -> Result<Bytes, Status>;
+
+    /// Whether a value can only be opened after [`Transform::prepare`].
+    fn unprepared(&self, _value: &[u8]) -> bool {
+        false
+    }
+
+    /// Fetches the keys of values. What fails shows when they are opened.
+    fn prepare<'a>(&'a self, _values: &'a [Bytes]) -> BoxFuture<'a, ()> {
+        Box::pin(std::future::ready(()))
+    }
+
+    /// Whether a value would be sealed otherwise today, so that a write must not be left out although nothing changes.
+    fn stale(&self, _group: &str, _resource: &str, _sealed: &[u8]) -> bool {
+        false
+    }
+
+    /// Whether values of a resource can be stale at all.
+    fn covers(&self, _group: &str, _resource: &str) -> bool {
+        false
+    }
+
+    /// The plug-ins that keys lie with, and what is wrong with each.
+    fn providers(&self) -> Vec<(String, Result<(), String>)> {
+        Vec::new()
+    }
 }
 
 /// A certificate and key that the server presents, exchanged while it runs.

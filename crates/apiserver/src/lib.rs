@@ -9,6 +9,7 @@ pub mod authn;
 pub mod authz;
 pub mod bootstrap;
 mod config;
+mod config_file;
 mod discovery;
 mod duration;
 mod flow;
@@ -33,6 +34,7 @@ mod start;
 mod status;
 #[cfg(test)]
 mod testing;
+mod trace;
 pub mod transform;
 mod upkeep;
 mod verbs;
@@ -44,6 +46,7 @@ pub use access::{Access, AccessError, Assembled};
 pub use api::{FieldError, FieldErrorKind};
 pub use attributes::{Attributes, Decision, Gvk, Gvr, Operation, UserInfo, Verdict};
 pub use config::{Config, Protection};
+pub use duration::parse as parse_duration;
 pub use hooks::{
     AdmissionRequest, Admit, Answer, Authenticate, Authorize, Cluster, ClusterRef, Hooks, Rotation, Snapshot,
     Transform,

@@ -1,27 +1,34 @@
 //! What surrounds every request: its time limit, its seats, and what is counted of it from arrival to the last byte.
 
+use std::net::IpAddr;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::Stream;
 use futures::stream::BoxStream;
-use http::header::{HeaderName, RETRY_AFTER};
+use http::header::{HeaderName, HeaderValue, RETRY_AFTER};
+use http::request::Parts;
 use http::{HeaderMap, Response, StatusCode};
+use jiff::Timestamp;
 use parking_lot::Mutex;
 
+use crate::audit::{Outcome, Record, Stage, Trail};
 use crate::http::body::Body;
 use crate::metrics::metrics;
 use crate::metrics::request::{Labels, Open};
 use crate::query::Query;
 use crate::request::RequestInfo;
 use crate::server::Server;
-use crate::{Attributes, Protection, Status, duration, flow};
+use crate::trace::Active;
+use crate::{Attributes, Protection, Status, duration, flow, render};
 
 const SCHEMA_UID: HeaderName = HeaderName::from_static("x-kubernetes-pf-flowschema-uid");
+const AUDIT_ID: HeaderName = HeaderName::from_static("audit-id");
+const LONGEST_ID: usize = 256;
 const LEVEL_UID: HeaderName = HeaderName::from_static("x-kubernetes-pf-prioritylevel-uid");
 
 /// A watch that has much to send at its beginning keeps its seats no longer than this.
@@ -37,6 +44,21 @@ pub fn time_limit(protection: &Protection, query: &Query) -> Result<Duration, St
     let bad = |why| Status::bad_request(format!("invalid timeout specified in the request URL - {why}"));
     let asked = duration::parse(text).map_err(bad)?;
     Ok(if asked.is_zero() { most } else { asked.min(most) })
+}
+
+/// Whether a path is answered also by a server that ends.
+pub fn always(info: &RequestInfo) -> bool {
+    ["/readyz", "/livez", "/healthz", "/metrics"].iter().any(|path| info.path.starts_with(path))
+}
+
+/// What a server that ends says to new requests.
+pub fn elsewhere() -> Response<Body> {
+    let mut response = crate::pipeline::text(
+        StatusCode::TOO_MANY_REQUESTS,
+        "The apiserver is shutting down, please try again later.\n",
+    );
+    response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("5"));
+    response
 }
 
 /// Requests that are served or wait at this moment, and the most that were since this was last asked.
@@ -80,6 +102,11 @@ pub struct InFlight {
 }
 
 impl InFlight {
+    /// Requests that are not long-running and not answered yet.
+    pub fn open(&self) -> usize {
+        self.all.now.load(Ordering::Relaxed)
+    }
+
     fn served(&self, labels: &Labels) -> &Arc<Watermark> {
         if labels.kind() == "mutating" { &self.writing } else { &self.reading }
     }
@@ -107,6 +134,16 @@ pub struct Track {
     waited: AtomicU64,
     headers: Mutex<HeaderMap>,
     held: Mutex<Held>,
+    /// What is noted for the audit events, and their name, which the client is told.
+    pub record: Arc<Record>,
+    audit_id: HeaderValue,
+    received: Timestamp,
+    trail: OnceLock<Trail>,
+    /// Whether the last event has been made.
+    ended: AtomicBool,
+    /// The span, and the request's target.
+    span: Mutex<Option<(Active, String)>>,
+    stranger: AtomicBool,
     /// Whether the request counts among those that the server's end waits for.
     _inside: Option<Inside>,
 }
@@ -116,13 +153,13 @@ pub struct Track {
 struct Held {
     permit: Option<flow::Permit>,
     watching: Option<flow::Watching>,
-    open: Option<Open>,
+    _open: Option<Open>,
     served: Option<Inside>,
 }
 
 impl Track {
     /// `limit` is absent for a request that stays open.
-    pub fn new(server: &Server, labels: Labels, limit: Option<Duration>) -> Self {
+    pub fn new(server: &Server, headers: &HeaderMap, labels: Labels, limit: Option<Duration>) -> Self {
         let open = limit.is_none().then(|| labels.open());
         Self {
             labels,
@@ -130,8 +167,96 @@ impl Track {
             limit,
             waited: AtomicU64::new(0),
             headers: Mutex::default(),
-            held: Mutex::new(Held { open, ..Held::default() }),
+            held: Mutex::new(Held { _open: open, ..Held::default() }),
+            record: Arc::new(if server.audit.is_some() { Record::default() } else { Record::off() }),
+            audit_id: audit_id(headers),
+            received: Timestamp::now(),
+            trail: OnceLock::new(),
+            ended: AtomicBool::new(false),
+            span: Mutex::new(None),
+            stranger: AtomicBool::new(false),
             _inside: limit.is_some().then(|| server.in_flight.all.enter()),
+        }
+    }
+
+    /// Traces the request until it is answered.
+    pub fn trace(&self, span: Active, target: String) {
+        *self.span.lock() = Some((span, target));
+    }
+
+    /// Begins the audit of a request whose sender is known.
+    pub fn audit(
+        &self,
+        server: &Server,
+        parts: &Parts,
+        peer: Option<IpAddr>,
+        attributes: &Attributes,
+    ) -> Result<(), Status> {
+        let Some(auditor) = &server.audit else { return Ok(()) };
+        let id = self.audit_id.to_str().unwrap_or_default();
+        let trail = Trail::begin(auditor, &self.record, id, self.received, parts, peer, attributes);
+        let Some(trail) = trail else { return Ok(()) };
+        let kept = trail.emit(Stage::RequestReceived, None);
+        drop(self.trail.set(trail));
+        if kept {
+            return Ok(());
+        }
+        metrics().audit_rejected.with(&[]).increment();
+        Err(Status::internal("failed to store audit event"))
+    }
+
+    /// Begins the audit of a request that nobody is known to have sent.
+    pub fn stranger(&self, server: &Server, parts: &Parts, peer: Option<IpAddr>, attributes: &Attributes) {
+        self.stranger.store(true, Ordering::Relaxed);
+        let Some(auditor) = &server.audit else { return };
+        let id = self.audit_id.to_str().unwrap_or_default();
+        if let Some(trail) = Trail::begin(auditor, &self.record, id, self.received, parts, peer, attributes) {
+            drop(self.trail.set(trail));
+        }
+    }
+
+    /// Ends the audit of a request whose handling broke down.
+    pub fn panicked(&self) {
+        if let Some(trail) = self.trail.get()
+            && !self.ended.swap(true, Ordering::Relaxed)
+        {
+            trail.emit(Stage::Panic, Some(&Outcome::panicked()));
+        }
+    }
+
+    /// What the audit events say of an answer. The body is read only if the policy asks for it.
+    pub fn outcome(
+        &self,
+        response: Response<Body>,
+        failure: Option<&Status>,
+    ) -> (Response<Body>, Option<Outcome>) {
+        let Some(trail) = self.trail.get() else { return (response, None) };
+        let code = response.status().as_u16();
+        let (head, mut body) = response.into_parts();
+        let mut object = None;
+        if trail.wants_response() && !matches!(body, Body::Stream(_)) {
+            let bytes = body.collect_now().unwrap_or_default();
+            object = render::decode(&head.headers, &bytes);
+            body = Body::Full(bytes);
+        }
+        let told = match (failure, &object, &body) {
+            (Some(status), ..) => Some(status.to_value()),
+            (None, Some(object), _) => Some(object.clone()).filter(|o| o["kind"] == "Status"),
+            (None, None, Body::Full(bytes)) if says_status(bytes) => serde_json::from_slice(bytes).ok(),
+            _ => None,
+        };
+        (Response::from_parts(head, body), Some(Outcome::new(code, told.as_ref(), object)))
+    }
+
+    /// Makes the event that ends a request.
+    fn complete(&self, outcome: Option<&Outcome>) {
+        if let Some(trail) = self.trail.get()
+            && !self.ended.swap(true, Ordering::Relaxed)
+        {
+            // Of somebody unknown there is only the refusal.
+            let stranger = self.stranger.load(Ordering::Relaxed);
+            let stage = if stranger { Stage::ResponseStarted } else { Stage::ResponseComplete };
+            trail.emit(stage, outcome);
         }
     }
 
@@ -231,32 +356,69 @@ impl Track {
     }
 
     /// Counts the answer, and holds on to what lives as long as its body.
-    pub fn answered(self: &Arc<Self>, mut response: Response<Body>) -> Response<Body> {
+    pub fn answered(
+        self: &Arc<Self>,
+        mut response: Response<Body>,
+        outcome: Option<Outcome>,
+    ) -> Response<Body> {
+        response.headers_mut().insert(AUDIT_ID, self.audit_id.clone());
         response.headers_mut().extend(std::mem::take(&mut *self.headers.lock()));
         let size = http_body::Body::size_hint(response.body()).exact();
         let waited = Duration::from_nanos(self.waited.load(Ordering::Relaxed));
         let count = {
             let (track, code) = (self.clone(), response.status().as_u16());
-            move || track.labels.answered(code, track.started.elapsed(), waited, size)
+            move |outcome: Option<Outcome>| {
+                track.labels.answered(code, track.started.elapsed(), waited, size);
+                track.complete(outcome.as_ref());
+                if let Some((span, target)) = track.span.lock().take() {
+                    span.end(code, &target, track.audit_id.to_str().unwrap_or_default());
+                }
+            }
         };
         if self.limit.is_some() {
-            count();
+            count(outcome);
             return response;
+        }
+        if let Some(trail) = self.trail.get().filter(|_| !self.stranger.load(Ordering::Relaxed)) {
+            trail.emit(Stage::ResponseStarted, outcome.as_ref());
         }
         response.map(|body| match body {
             Body::Stream(stream) => {
                 let mut held = std::mem::take(&mut *self.held.lock());
                 let start = held.permit.take().map(|permit| (permit, held.served.take()));
                 let start = start.map(|start| Arc::new(Mutex::new(Some(start))));
-                let end: Box<dyn FnOnce() + Send> = Box::new(count);
+                let end: Box<dyn FnOnce() + Send> = Box::new(move || count(outcome));
                 Body::Stream(Box::pin(Streaming { stream, _held: held, start, timed: false, end: Some(end) }))
             }
             other => {
-                count();
+                count(outcome);
                 other
             }
         })
     }
+}
+
+impl Drop for Track {
+    fn drop(&mut self) {
+        // The client has gone before it was answered.
+        self.complete(Some(&Outcome::closed()));
+    }
+}
+
+/// The name of the request's audit events: the client's own choice, if it made one.
+fn audit_id(headers: &HeaderMap) -> HeaderValue {
+    let own =
+        headers.get(AUDIT_ID).filter(|id| !id.is_empty() && id.len() <= LONGEST_ID && id.to_str().is_ok());
+    own.cloned().unwrap_or_else(|| {
+        let id = uuid::Uuid::new_v4().hyphenated().to_string();
+        HeaderValue::try_from(id).expect("a UUID is a header value")
+    })
+}
+
+/// Whether a body is a `Status` object in JSON, going by its beginning.
+fn says_status(body: &[u8]) -> bool {
+    const KIND: &[u8] = b"\"kind\":\"Status\"";
+    body.len() < 16 << 10 && body[..body.len().min(64)].windows(KIND.len()).any(|part| part == KIND)
 }
 
 /// The seats of a watch while it begins.

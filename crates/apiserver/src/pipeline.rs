@@ -1,6 +1,7 @@
 //! A request's way: identity, authorization, verb, answer. Every error becomes a Status here.
 
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use bytes::Bytes;
 use futures::FutureExt;
@@ -8,11 +9,11 @@ use http::header::{ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_ENCODING, HeaderValue
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode};
 
-use crate::audit::Record;
 use crate::http::body::{self, Body};
 use crate::http::listen::Peer;
 use crate::http::negotiate::{self, Output};
 use crate::lifecycle::{self, Track};
+use crate::metrics::metrics;
 use crate::metrics::request::Labels;
 use crate::query::Query;
 use crate::registry::Served;
@@ -20,7 +21,7 @@ use crate::request::RequestInfo;
 use crate::server::Server;
 use crate::verbs::write::Part;
 use crate::verbs::{Answered, Call, create, delete, list, patch, read, scale, update, watch};
-use crate::{Attributes, Status, UserInfo, authz, render, special};
+use crate::{Attributes, Status, UserInfo, Verdict, authz, render, special};
 
 /// How the caller reached the server.
 pub enum Caller {
@@ -53,10 +54,25 @@ where
         Ok(limit) => (Some(limit), None),
         Err(status) => (Some(server.config.protection.request_timeout), Some(status)),
     };
-    let track = Arc::new(Track::new(&server, labels, limit));
+    let ending = server.shutdown.is_cancelled() && server.config.protection.shutdown_send_retry_after;
+    if ending && matches!(caller, Caller::Peer(_)) && !lifecycle::always(&info) {
+        return lifecycle::elsewhere();
+    }
+    let span = server.tracer.as_ref().and_then(|tracer| tracer.begin(&parts.method, &parts.headers, &info));
+    let track = Arc::new(Track::new(&server, &parts.headers, labels, limit));
+    if let Some(span) = span {
+        track.trace(span, parts.uri.path_and_query().map_or_else(String::new, ToString::to_string));
+    }
     let job = async {
         match refused {
-            Some(status) => Err(status),
+            Some(status) => {
+                let address = match &caller {
+                    Caller::Peer(peer) => peer.address,
+                    Caller::User(_) => None,
+                };
+                track.stranger(&server, &parts, address, &info.attributes(&query));
+                Err(status)
+            }
             None => answer(server.clone(), parts, body, query, info, caller, upgrade, &track).await,
         }
     };
@@ -71,6 +87,7 @@ where
         Ok(Ok(result)) => result,
         Ok(Err(_)) => {
             tracing::error!("a request ended in a panic");
+            track.panicked();
             Err(Status::internal("the server failed while it served the request"))
         }
         Err(_) => {
@@ -79,13 +96,18 @@ where
             Err(Status::timeout("request did not complete within the allotted timeout"))
         }
     };
-    let mut response = result.unwrap_or_else(|status| {
-        let mut response = render::status(output, &status);
-        if status.code() == 401 {
-            response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    let (mut response, failure) = match result {
+        Ok(response) => (response, None),
+        Err(status) => {
+            let mut response = render::status(output, &status);
+            if status.code() == 401 {
+                response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            }
+            (response, Some(status))
         }
-        response
-    });
+    };
+    let (seen, outcome) = track.outcome(response, failure.as_ref());
+    response = seen;
     if gzip && !long && !response.headers().contains_key(CONTENT_ENCODING) {
         let (parts, body) = response.into_parts();
         let (body, packed) = body.gzip();
@@ -96,7 +118,7 @@ where
         }
     }
     response.headers_mut().entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-cache, private"));
-    let mut response = track.answered(response);
+    let mut response = track.answered(response, outcome);
     if head {
         *response.body_mut() = Body::Empty;
     }
@@ -124,26 +146,44 @@ where
     B::Data: Send,
     B::Error: std::fmt::Display + Send,
 {
-    let user = match caller {
-        Caller::User(user) => user,
-        Caller::Peer(peer) => match server.hooks.authenticate.authenticate(&parts, &peer.certificates).await?
-        {
-            Some(user) => Arc::new(user),
-            None if server.config.anonymous => Arc::new(UserInfo::anonymous()),
-            None => return Err(Status::unauthorized()),
-        },
+    let attributes = info.attributes(&query);
+    let (user, address) = match caller {
+        Caller::User(user) => (user, None),
+        Caller::Peer(peer) => {
+            let user = authenticate(&server, &parts, &peer).await;
+            let user = user.inspect_err(|_| track.stranger(&server, &parts, peer.address, &attributes))?;
+            (user, peer.address)
+        }
     };
-    let attributes = Attributes { user, ..info.attributes(&query) };
+    let attributes = Attributes { user, ..attributes };
+    track.audit(&server, &parts, address, &attributes)?;
     let user = server.impersonation.apply(&*server.hooks.authorize, &attributes, &parts.headers).await?;
+    if !Arc::ptr_eq(&user, &attributes.user) {
+        track.record.impersonated(&user);
+    }
     let attributes = Attributes { user, ..attributes };
     if let Some(refused) = track.admit(&server, &info, &query, &attributes).await {
         return Ok(refused);
     }
+    let before = Instant::now();
     let decision = server.hooks.authorize.authorize(&attributes).await;
+    let result = match decision.verdict {
+        Verdict::Allow => "allowed",
+        Verdict::Deny => "denied",
+        Verdict::NoOpinion => "no-opinion",
+    };
+    metrics().authorization_attempts.with(&[result]).increment();
+    metrics().authorization_duration.with(&[result]).observe(before.elapsed().as_secs_f64());
+    let verdict = if decision.allowed() { "allow" } else { "forbid" };
+    track.record.annotate("authorization.k8s.io/decision", verdict);
+    track.record.annotate("authorization.k8s.io/reason", decision.reason.as_str());
     if !decision.allowed() {
         return Err(authz::forbidden(&attributes, &decision.reason));
     }
     if !info.is_resource {
+        if let Some(health) = crate::serve::health::answer(&server, &parts.method, &query, &info).await {
+            return Ok(health);
+        }
         return crate::serve::path(&server, &parts, &query, &info);
     }
     let output = negotiate::output(&parts.headers, &query, true);
@@ -162,7 +202,7 @@ where
         attributes,
         output: Output::JSON,
         warnings: Mutex::default(),
-        audit: Arc::new(Record::off()),
+        audit: track.record.clone(),
     };
     if let Some(connect) = special::connect(&call, &served) {
         call.output = output.unwrap_or(Output::JSON);
@@ -186,6 +226,25 @@ where
         }
     }
     Ok(response)
+}
+
+/// Who sends a request over a connection.
+async fn authenticate(server: &Server, parts: &Parts, peer: &Peer) -> Result<Arc<UserInfo>, Status> {
+    let before = Instant::now();
+    let found = server.hooks.authenticate.authenticate(parts, &peer.certificates).await;
+    let result = match &found {
+        Ok(Some(_)) => "success",
+        Ok(None) if server.config.anonymous => "success",
+        Ok(None) => "failure",
+        Err(_) => "error",
+    };
+    metrics().authentication_attempts.with(&[result]).increment();
+    metrics().authentication_duration.with(&[result]).observe(before.elapsed().as_secs_f64());
+    match found? {
+        Some(user) => Ok(Arc::new(user)),
+        None if server.config.anonymous => Ok(Arc::new(UserInfo::anonymous())),
+        None => Err(Status::unauthorized()),
+    }
 }
 
 /// `299 - "text"`, quoted as RFC 7234 wants it.

@@ -90,6 +90,20 @@ pub fn from_protobuf(body: &Bytes, fallback: schema::TypeId) -> Result<Value, St
     decoded.map(|d| d.value).map_err(|e| Status::bad_request(e.to_string()))
 }
 
+/// The tree of a body that was made here, by its content type.
+pub fn decode(headers: &http::HeaderMap, body: &Bytes) -> Option<Value> {
+    let content = headers.get(CONTENT_TYPE)?.to_str().ok()?;
+    if content.starts_with("application/json") {
+        serde_json::from_slice(body).ok()
+    } else if content.starts_with(Format::Protobuf.media_type()) {
+        schema::proto::decode(api::types(), None, body).map(|decoded| decoded.value).ok()
+    } else if content.starts_with(Format::Yaml.media_type()) {
+        schema::decode_any_yaml(body, schema::FieldValidation::Ignore).map(|decoded| decoded.value).ok()
+    } else {
+        None
+    }
+}
+
 /// A stored object.
 pub async fn object(call: &Call, served: &Served, code: StatusCode, object: &Arc<Object>) -> Answered {
     let object = served.view(object).await?;

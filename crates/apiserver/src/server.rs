@@ -12,6 +12,7 @@ use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
+use crate::audit::Auditor;
 use crate::authn::Tokens;
 use crate::flow::{self, Fairness};
 use crate::http::body::Body;
@@ -20,6 +21,7 @@ use crate::lifecycle::InFlight;
 use crate::pipeline::{self, Caller};
 use crate::registry::feed::{self, Codec};
 use crate::registry::{Registry, Served};
+use crate::trace::Tracer;
 use crate::verbs::write::{Checks, Part, Update};
 use crate::verbs::{delete, write};
 use crate::{Cluster, ClusterRef, Config, Gvk, Gvr, Hooks, Snapshot, Status, UserInfo};
@@ -39,6 +41,12 @@ pub enum Error {
     Pki(String),
     #[error(transparent)]
     Access(#[from] crate::AccessError),
+    #[error(transparent)]
+    Encryption(#[from] crate::transform::EncryptionError),
+    #[error(transparent)]
+    Trace(#[from] crate::trace::TraceError),
+    #[error(transparent)]
+    Audit(#[from] crate::audit::AuditError),
     #[error("what every cluster holds could not be written: {0}")]
     Bootstrap(Status),
 }
@@ -56,9 +64,15 @@ pub struct Server {
     /// Publishes the keys of ServiceAccount tokens.
     pub issuer: Option<Arc<Tokens>>,
     pub in_flight: InFlight,
+    pub audit: Option<Arc<Auditor>>,
+    pub tracer: Option<Arc<Tracer>>,
     /// Absent: only the number of requests is limited.
     pub fairness: Option<Arc<Fairness>>,
+    /// The server is to end: it is no longer ready, but still serves.
+    pub stopping: CancellationToken,
+    /// Open watches end.
     pub shutdown: CancellationToken,
+    pub post_start: crate::serve::health::PostStart,
     pub allocators: crate::special::Allocators,
     pub discovery: crate::discovery::Documents,
     pub openapi: crate::openapi::Documents,
@@ -90,6 +104,7 @@ impl ApiServer {
         connector: Option<Arc<Connector>>,
         hooks: impl FnOnce(ClusterRef) -> (Hooks, Option<Arc<Tokens>>),
     ) -> Result<Self, Error> {
+        crate::serve::zpages::started();
         let view = Arc::new(View::default());
         let (hooks, issuer) = hooks(view.clone());
         let codec = Codec { transform: hooks.transform.clone() };
@@ -103,6 +118,8 @@ impl ApiServer {
         let address = listener
             .local_addr()
             .map_err(|source| Error::Io { what: "the listener has no address".to_owned(), source })?;
+        let audit = Auditor::new(&config.audit, &(view.clone() as ClusterRef))?;
+        let tracer = config.tracing.as_deref().map(Tracer::load).transpose()?;
         let protection = &config.protection;
         let seats = protection.max_requests_inflight + protection.max_mutating_requests_inflight;
         let fairness = protection.priority_and_fairness.then(|| Arc::new(Fairness::new(seats)));
@@ -120,8 +137,12 @@ impl ApiServer {
             connector,
             issuer,
             in_flight: InFlight::default(),
+            audit,
+            tracer,
             fairness,
+            stopping: CancellationToken::new(),
             shutdown,
+            post_start: crate::serve::health::PostStart::default(),
         });
         drop(view.registry.set(registry));
         drop(view.server.set(Arc::downgrade(&server)));
@@ -166,15 +187,41 @@ impl ApiServer {
             pipeline::handle(server.clone(), request, Caller::Peer(peer))
         };
         let tls = self.tls.clone().map(TlsAcceptor::from);
-        let ends = self.server.shutdown.clone();
-        let stopping = shutdown.clone();
-        tokio::spawn(async move {
-            stopping.cancelled().await;
-            ends.cancel();
-        });
-        listen::serve(listener, tls, self.server.config.max_connections, handle, shutdown).await;
+        let closing = CancellationToken::new();
+        let end = tokio::spawn(end(self.server.clone(), shutdown, closing.clone()));
+        let limits = listen::Limits {
+            connections: self.server.config.max_connections,
+            headers: self.server.config.protection.header_timeout,
+            drain: self.server.config.protection.request_timeout,
+        };
+        let busy = self.server.clone();
+        let busy = move || busy.in_flight.open() > 0;
+        listen::serve(listener, tls, limits, handle, closing, busy).await;
+        end.abort();
         upkeep.shutdown().await;
+        if let Some(audit) = &self.server.audit {
+            audit.close().await;
+        }
+        if let Some(tracer) = &self.server.tracer {
+            tracer.close().await;
+        }
     }
+}
+
+/// The steps of a server's end: it says that it is not ready, goes on serving for a while so that clients can find another
+/// one, ends its watches, and takes no more connections.
+async fn end(server: Arc<Server>, asked: CancellationToken, closing: CancellationToken) {
+    asked.cancelled().await;
+    server.stopping.cancel();
+    tokio::time::sleep(server.config.protection.shutdown_delay).await;
+    server.shutdown.cancel();
+    if server.config.protection.shutdown_send_retry_after {
+        let deadline = tokio::time::Instant::now() + server.config.protection.request_timeout;
+        while server.in_flight.open() > 0 && tokio::time::Instant::now() < deadline {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    }
+    closing.cancel();
 }
 
 /// Adds the groups that every user of a kind is in.

@@ -12,6 +12,7 @@ use store::Store;
 
 use crate::authn::AnyCertificate;
 use crate::server::{Connector, Error};
+use crate::transform::{AtRest, Encryption, EncryptionError};
 use crate::{Access, ApiServer, Config, bootstrap, publish};
 
 /// Starts a server: certificates and `admin.kubeconfig` are made in the data directory, the built-in objects in the store.
@@ -21,7 +22,15 @@ pub async fn start(config: Config, store: Store) -> Result<ApiServer, Error> {
     let tls = Arc::new(tls(&config, &pki)?);
     let connector = Arc::new(connector(&config, &pki)?);
     let key_file = config.data_dir.join("pki").join("encryption.key");
-    let access = Access::new(pki.clone(), &config.cluster_domain, &key_file)?;
+    let mut access = Access::new(pki.clone(), &config.cluster_domain, &key_file)?;
+    if let Some((path, reload)) = &config.encryption {
+        let own = AtRest::load_or_create(&key_file).map_err(EncryptionError::from)?;
+        let encryption = Arc::new(Encryption::load(path, own).await?);
+        if *reload {
+            tokio::spawn(Encryption::follow(Arc::downgrade(&encryption)));
+        }
+        access = access.with_transform(encryption);
+    }
     let data_dir = config.data_dir.clone();
     let host = config.advertise.first().copied().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
     let server = ApiServer::assemble(config, store, Some(tls), Some(connector), |cluster| {
@@ -30,15 +39,29 @@ pub async fn start(config: Config, store: Store) -> Result<ApiServer, Error> {
     })
     .await?;
     let url = format!("https://{}", std::net::SocketAddr::new(host, server.address().port()));
+    let steps = &server.inner().post_start;
+    BOOTSTRAPPED.iter().for_each(|step| steps.expect(step));
+    steps.expect("bootstrap-controller");
     bootstrap::ensure(&server.cluster(), &pki, &url).await.map_err(Error::Bootstrap)?;
+    BOOTSTRAPPED.iter().for_each(|step| steps.done(step));
     publish::ensure(server.inner(), &server.cluster(), server.address().port())
         .await
         .map_err(Error::Bootstrap)?;
+    steps.done("bootstrap-controller");
     let admin = pki.stored_client("admin", "admin", &["system:masters".to_owned()]).map_err(pki_error)?;
     let kubeconfig = pki.kubeconfig("carrack", &url, &admin);
     pki::files::write(&data_dir.join("admin.kubeconfig"), kubeconfig.as_bytes()).map_err(pki_error)?;
     Ok(server)
 }
+
+/// The reference's names of what is done once the built-in objects are there.
+const BOOTSTRAPPED: [&str; 5] = [
+    "priority-and-fairness-config-producer",
+    "rbac/bootstrap-roles",
+    "scheduling/bootstrap-system-priority-classes",
+    "start-cluster-authentication-info-controller",
+    "start-system-namespaces-controller",
+];
 
 fn pki_error(error: pki::Error) -> Error {
     Error::Pki(error.to_string())

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
+use crate::flags::Flags;
+
 /// A Kubernetes cluster in one binary.
 #[derive(Parser)]
 #[command(
@@ -20,6 +22,7 @@ pub struct Args {
 }
 
 #[derive(Subcommand)]
+#[allow(clippy::large_enum_variant, reason = "made once")]
 pub enum Command {
     /// Bring up a whole cluster on this machine
     Up(Up),
@@ -82,6 +85,8 @@ pub struct Up {
     /// The other end of a pipe that is told the progress (used by --detach)
     #[arg(long, hide = true)]
     pub progress_fd: Option<i32>,
+    #[command(flatten)]
+    pub flags: Flags,
 }
 
 #[derive(clap::Args)]
@@ -180,6 +185,8 @@ pub struct Apiserver {
     /// Addresses at which others reach this server: the endpoints of the Service `kubernetes`, and names of its certificate
     #[arg(long, value_delimiter = ',')]
     pub advertise_address: Vec<IpAddr>,
+    #[command(flatten)]
+    pub flags: Flags,
 }
 
 /// A part that is a client of the API.

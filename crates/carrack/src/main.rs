@@ -13,6 +13,7 @@ mod args;
 mod backup;
 mod control;
 mod down;
+mod flags;
 mod image;
 mod kubeconfig;
 mod lock;

@@ -170,6 +170,7 @@ pub async fn apiserver(args: args::Apiserver) -> anyhow::Result<()> {
     config.bind = (args.bind_address, args.port).into();
     config.service_cidrs = args.service_cluster_ip_range;
     config.advertise.extend(args.advertise_address);
+    args.flags.apply(&mut config, None)?;
     let server = apiserver::start(config, store).await?;
     eprintln!("serving on {}; kubeconfig {}", server.address(), paths.admin_kubeconfig().display());
     server.serve(shutdown).await;

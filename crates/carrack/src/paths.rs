@@ -58,6 +58,9 @@ impl Paths {
     pub fn pod_logs(&self) -> PathBuf {
         self.0.join("log/pods")
     }
+    pub fn audit_log(&self) -> PathBuf {
+        self.0.join("log/audit.log")
+    }
     pub fn log(&self) -> PathBuf {
         self.0.join("log/carrack.log")
     }

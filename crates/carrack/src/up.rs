@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::args::Up;
+use crate::flags::Standard;
 use crate::paths::Paths;
 use crate::progress::Progress;
 use crate::{addons, control, kubeconfig, lock, node, own_binary, parts, preflight};
@@ -89,6 +90,7 @@ async fn start(
     let mut config = apiserver::Config::new(paths.data());
     config.bind = SocketAddr::new(any_address(), args.port);
     config.advertise = addresses.clone();
+    args.flags.apply(&mut config, Some(Standard(&paths.audit_log())))?;
     progress.doing("starting the API server");
     let server = apiserver::start(config, store).await.context("starting the API server")?;
     let serving = server.clone();
@@ -185,12 +187,9 @@ pub fn detach(args: &Up) -> anyhow::Result<()> {
     nix::fcntl::fcntl(&read, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC))?;
     let log = std::fs::File::options().create(true).append(true).open(paths.log())?;
     let mut command = own_binary();
-    command.arg("up").arg("--data-dir").arg(paths.data());
-    command.args(["--port", &args.port.to_string(), "--kubelet-port", &args.kubelet_port.to_string()]);
+    // The same command line, but for what made it go into the background.
+    command.arg("up").args(std::env::args_os().skip(2).filter(|argument| argument != "--detach"));
     command.args(["--progress-fd", &write.as_raw_fd().to_string()]);
-    command.args(args.node_name.iter().flat_map(|name| ["--node-name", name.as_str()]));
-    command.args(args.node_ips.iter().map(|ip| format!("--node-ip={ip}")));
-    command.args(args.kubeconfig_merge.then_some("--kubeconfig-merge"));
     command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
     // The terminal's signals are not for the cluster.
     std::os::unix::process::CommandExt::process_group(&mut command, 0);

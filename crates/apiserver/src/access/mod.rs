@@ -10,7 +10,7 @@ use crate::admission::Admission;
 use crate::authn::{Authenticator, CertificateError, TokenRequests, Tokens};
 use crate::authz::{Authorizer, Reviews};
 use crate::transform::{AtRest, KeyError};
-use crate::{ClusterRef, Hooks, bootstrap, webhook};
+use crate::{ClusterRef, Hooks, Transform, bootstrap, webhook};
 
 /// The audience of tokens that name none: the API server itself.
 const AUDIENCE: &str = "https://kubernetes.default.svc";
@@ -28,7 +28,7 @@ pub enum AccessError {
 pub struct Access {
     pki: pki::ClusterPki,
     issuer: String,
-    transform: Arc<AtRest>,
+    transform: Arc<dyn Transform>,
     authorities: [crate::authn::Authority; 2],
 }
 
@@ -51,6 +51,13 @@ impl Access {
             issuer: format!("https://kubernetes.default.svc.{cluster_domain}"),
             pki,
         })
+    }
+
+    /// Seals and opens in another way than with the key file.
+    #[must_use]
+    pub fn with_transform(mut self, transform: Arc<dyn Transform>) -> Self {
+        self.transform = transform;
+        self
     }
 
     /// The hooks over a view of the cluster, which they read when they are called and not before.

@@ -46,7 +46,7 @@ impl World {
                 for (name, value) in headers {
                     request = request.header(*name, value);
                 }
-                Caller::Peer(Peer { certificates: certificates.clone().into() })
+                Caller::Peer(Peer { certificates: certificates.clone().into(), ..Peer::default() })
             }
         };
         if method == "PATCH" {

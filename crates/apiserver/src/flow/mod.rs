@@ -69,7 +69,6 @@ struct State {
     /// In matching order; the last one is the catch-all.
     entries: Vec<Arc<Entry>>,
     levels: BTreeMap<String, Arc<Level>>,
-    configs: BTreeMap<String, LevelConfig>,
     /// What the levels have together.
     total: usize,
 }
@@ -94,8 +93,7 @@ impl Drop for Fairness {
 impl Fairness {
     /// With the mandatory objects alone.
     pub fn new(seats: usize) -> Self {
-        let state =
-            State { entries: Vec::new(), levels: BTreeMap::new(), configs: BTreeMap::new(), total: 0 };
+        let state = State { entries: Vec::new(), levels: BTreeMap::new(), total: 0 };
         let own = Self {
             state: ArcSwap::from_pointee(state),
             seats: seats.max(1),
@@ -176,7 +174,7 @@ impl Fairness {
                 level.configure(config);
             }
         }
-        self.state.store(Arc::new(State { entries, levels, configs, total }));
+        self.state.store(Arc::new(State { entries, levels, total }));
         self.rebalance();
     }
 

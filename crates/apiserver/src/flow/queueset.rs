@@ -176,11 +176,13 @@ impl<T> QueueSet<T> {
     }
 
     /// Requests that are served, without those that linger.
+    #[cfg(test)]
     pub fn executing(&self) -> usize {
         self.executing
     }
 
     /// Requests that wait.
+    #[cfg(test)]
     pub fn waiting(&self) -> usize {
         self.waiting
     }

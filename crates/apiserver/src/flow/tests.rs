@@ -287,7 +287,7 @@ fn mandatory_levels_can_be_read() {
     assert_eq!(LevelConfig::read(&mandatory_level("catch-all")).expect("a level").queuing, None);
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn a_waiter_is_served_when_a_seat_is_free_and_gives_up_after_its_time() {
     let config = level("l", 1, 0);
     let level = super::Level::new(&config, Instant::now());

@@ -1,8 +1,9 @@
 //! Connections: TLS, HTTP/1.1 and HTTP/2, with limits on their number, on slow clients and on headers, and a graceful end.
 
 use std::future::Future;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use http::{Request, Response};
@@ -19,31 +20,53 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use super::body::Body;
+use super::stall::Unstalled;
+use crate::metrics::metrics;
 
+/// No client is given longer for its handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-const HEADERS: Duration = Duration::from_secs(32);
-const DRAIN: Duration = Duration::from_secs(10);
+/// How long a connection may take no byte of what it is sent.
+const STALL: Duration = Duration::from_secs(60);
+/// How long connections without a request may stay when the server ends.
+const IDLE: Duration = Duration::from_secs(1);
+/// Streams that one connection may have open, and resets of streams that it may have waiting.
+const STREAMS: u32 = 250;
+const RESETS: usize = 20;
+
+/// What is allowed to connections.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Open at once; more wait in the listen queue.
+    pub connections: usize,
+    /// For the handshake and for the header of each request.
+    pub headers: Duration,
+    /// How long requests that are open may take when the server ends.
+    pub drain: Duration,
+}
 
 /// Who is at the other end of a connection.
 #[derive(Clone, Debug, Default)]
 pub struct Peer {
     /// The verified client certificate chain; empty without one.
     pub certificates: Arc<[CertificateDer<'static>]>,
+    /// Where the connection comes from.
+    pub address: Option<IpAddr>,
 }
 
-/// Serves until the token is cancelled, then lets requests end for a while. Without `tls` the connections are plain, which is
-/// for tests alone.
+/// Serves until the token is cancelled, then lets requests end for a while: as long as `busy` says that there are some, but
+/// no longer than the limit. Without `tls` the connections are plain, which is for tests alone.
 pub async fn serve<H, F>(
     listener: TcpListener,
     tls: Option<TlsAcceptor>,
-    max_connections: usize,
+    limits: Limits,
     handle: H,
     shutdown: CancellationToken,
+    busy: impl Fn() -> bool,
 ) where
     H: Fn(Request<Incoming>, Peer) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
 {
-    let permits = Arc::new(Semaphore::new(max_connections));
+    let permits = Arc::new(Semaphore::new(limits.connections));
     let graceful = GracefulShutdown::new();
     loop {
         let Ok(permit) = permits.clone().acquire_owned().await else { break };
@@ -61,18 +84,31 @@ pub async fn serve<H, F>(
         };
         let (tls, handle, watcher) = (tls.clone(), handle.clone(), graceful.watcher());
         tokio::spawn(async move {
-            connection(stream, address, tls, handle, watcher).await;
+            connection(stream, address, tls, limits.headers, handle, watcher).await;
             drop(permit);
         });
     }
     drop(listener);
-    drop(tokio::time::timeout(DRAIN, graceful.shutdown()).await);
+    let idle = async {
+        let deadline = tokio::time::Instant::now() + limits.drain;
+        // Connections whose client sends nothing, or only a part of a header, are not waited for.
+        tokio::time::sleep(IDLE).await;
+        while busy() && tokio::time::Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        tokio::time::sleep(IDLE).await;
+    };
+    tokio::select! {
+        () = graceful.shutdown() => {}
+        () = idle => {}
+    }
 }
 
 async fn connection<H, F>(
     stream: TcpStream,
     address: SocketAddr,
     tls: Option<TlsAcceptor>,
+    headers: Duration,
     handle: H,
     watcher: Watcher,
 ) where
@@ -81,25 +117,37 @@ async fn connection<H, F>(
 {
     drop(stream.set_nodelay(true));
     let Some(acceptor) = tls else {
-        return drive(stream, Peer::default(), None, handle, watcher).await;
+        let peer = Peer { address: Some(address.ip()), ..Peer::default() };
+        return drive(stream, peer, None, headers, handle, watcher).await;
     };
-    let stream = match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
+    let stream = match tokio::time::timeout(HANDSHAKE.min(headers), acceptor.accept(stream)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {
+            metrics().tls_handshake_errors.with(&[]).increment();
             tracing::debug!(%address, %error, "TLS handshake failed");
             return;
         }
-        Err(_) => return,
+        Err(_) => {
+            metrics().tls_handshake_errors.with(&[]).increment();
+            return;
+        }
     };
     let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
     let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
     let certificates = certificates.iter().map(|c| c.clone().into_owned()).collect();
-    drive(stream, Peer { certificates }, Some(http2), handle, watcher).await;
+    let peer = Peer { certificates, address: Some(address.ip()) };
+    drive(stream, peer, Some(http2), headers, handle, watcher).await;
 }
 
 /// `http2` is what the handshake agreed on; the version is then not guessed from bytes that a slow client may never send.
-async fn drive<S, H, F>(stream: S, peer: Peer, http2: Option<bool>, handle: H, watcher: Watcher)
-where
+async fn drive<S, H, F>(
+    stream: S,
+    peer: Peer,
+    http2: Option<bool>,
+    headers: Duration,
+    handle: H,
+    watcher: Watcher,
+) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     H: Fn(Request<Incoming>, Peer) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
@@ -108,13 +156,14 @@ where
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEADERS)
+        .header_read_timeout(headers)
         .max_buf_size(1 << 20)
         .keep_alive(true);
     builder
         .http2()
         .timer(TokioTimer::new())
-        .max_concurrent_streams(250)
+        .max_concurrent_streams(STREAMS)
+        .max_pending_accept_reset_streams(RESETS)
         .max_header_list_size(1 << 20)
         .initial_stream_window_size(256 << 10)
         .initial_connection_window_size(1 << 20)
@@ -126,12 +175,38 @@ where
         Some(false) => builder.http1_only(),
         None => builder,
     };
-    let service = service_fn(move |request| {
-        let answer = handle(request, peer.clone());
-        async move { Ok::<_, std::convert::Infallible>(answer.await) }
-    });
+    let used = Arc::new(AtomicBool::new(false));
+    let upgraded = Arc::new(AtomicBool::new(false));
+    let stream = Unstalled::new(stream, STALL, upgraded.clone());
+    let service = {
+        let used = used.clone();
+        service_fn(move |request| {
+            used.store(true, Ordering::Relaxed);
+            let answer = handle(request, peer.clone());
+            let upgraded = upgraded.clone();
+            async move {
+                let answer = answer.await;
+                if answer.status() == http::StatusCode::SWITCHING_PROTOCOLS {
+                    upgraded.store(true, Ordering::Relaxed);
+                }
+                Ok::<_, std::convert::Infallible>(answer)
+            }
+        })
+    };
     let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
-    if let Err(error) = watcher.watch(connection).await {
+    let mut connection = std::pin::pin!(watcher.watch(connection));
+    let result = tokio::select! {
+        result = &mut connection => result,
+        // HTTP/2 has no limit of its own on how long a client may take to begin.
+        () = tokio::time::sleep(headers) => {
+            if !used.load(Ordering::Relaxed) {
+                tracing::debug!("a connection was closed that sent no request");
+                return;
+            }
+            connection.await
+        }
+    };
+    if let Err(error) = result {
         tracing::debug!(%error, "connection ended");
     }
 }

@@ -3,3 +3,4 @@
 pub mod body;
 pub mod listen;
 pub mod negotiate;
+mod stall;

@@ -77,7 +77,7 @@ impl Gauge {
 fn add(cell: &AtomicU64, by: f64) {
     let sum = |bits| Some((f64::from_bits(bits) + by).to_bits());
     // The closure always answers, so that the update cannot fail.
-    drop(cell.fetch_update(Ordering::Relaxed, Ordering::Relaxed, sum));
+    let _ = cell.fetch_update(Ordering::Relaxed, Ordering::Relaxed, sum);
 }
 
 /// Observations counted in buckets.
@@ -98,10 +98,6 @@ impl Histogram {
         let bucket = self.bounds.iter().position(|bound| value <= *bound).unwrap_or(self.bounds.len());
         self.buckets[bucket].fetch_add(1, Ordering::Relaxed);
         add(&self.sum, value);
-    }
-
-    pub fn count(&self) -> u64 {
-        self.buckets.iter().map(|bucket| bucket.load(Ordering::Relaxed)).sum()
     }
 }
 
@@ -182,7 +178,7 @@ impl Family<Histogram> {
         labels: &'static [&'static str],
         bounds: &'static [f64],
     ) -> Self {
-        Self::with_make(name, stability, help, labels, Box::new(|| Histogram::new(bounds)))
+        Self::with_make(name, stability, help, labels, Box::new(move || Histogram::new(bounds)))
     }
 }
 

@@ -38,6 +38,15 @@ impl Codec {
         }
     }
 
+    /// Fetches the keys that some of these values need; of nearly all of them none do, and nothing is waited for.
+    pub async fn ready<'a>(&self, values: impl Iterator<Item = &'a Bytes>) {
+        let Some(transform) = &self.transform else { return };
+        let missing: Vec<Bytes> = values.filter(|value| transform.unprepared(value)).cloned().collect();
+        if !missing.is_empty() {
+            transform.prepare(&missing).await;
+        }
+    }
+
     /// An object from a store value.
     pub fn object(
         &self,
@@ -73,6 +82,7 @@ pub async fn load(store: &Store, caches: &Caches, codec: &Codec) -> Result<u64, 
     let mut from = None;
     loop {
         let page = store.range(prefix.clone(), from.take(), PAGE, Some(revision)).await?;
+        codec.ready(page.items.iter().map(|kv| &kv.value)).await;
         for kv in &page.items {
             let Some((group, resource, key)) = split(&kv.key) else { continue };
             match codec.object((group, resource, key), &kv.key, &kv.value, kv.mod_revision, Change::Added) {
@@ -120,6 +130,7 @@ pub async fn follow(store: Store, caches: Arc<Caches>, codec: Codec, from: u64, 
             };
             match batch {
                 Some(Ok(events)) => {
+                    codec.ready(values(&events)).await;
                     apply(&caches, &codec, &events);
                     if let Some(last) = events.last() {
                         next = last.revision + 1;
@@ -138,6 +149,11 @@ pub async fn follow(store: Store, caches: Arc<Caches>, codec: Codec, from: u64, 
         }
         seen.abort();
     }
+}
+
+/// All values of events.
+pub fn values(events: &[Event]) -> impl Iterator<Item = &Bytes> {
+    events.iter().flat_map(|e| e.current.iter().chain(&e.previous)).map(|kv| &kv.value)
 }
 
 fn apply(caches: &Caches, codec: &Codec, events: &[Event]) {

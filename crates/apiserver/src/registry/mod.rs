@@ -208,6 +208,16 @@ impl Registry {
         self.write(served, key, store_key, ops, expected).await
     }
 
+    /// Whether what is stored of an object would be sealed otherwise today.
+    pub async fn stale(&self, served: &Served, key: &str) -> Result<bool, Status> {
+        let (group, plural) = (&served.storage.0, &served.storage.1);
+        let Some(transform) = self.codec.transform.as_ref().filter(|t| t.covers(group, plural)) else {
+            return Ok(false);
+        };
+        let (stored, _) = self.store.get(feed::join(group, plural, key), None).await.map_err(store_error)?;
+        Ok(stored.is_some_and(|kv| transform.stale(group, plural, &kv.value)))
+    }
+
     /// Deletes the key if it is at `expected`.
     pub async fn remove(&self, served: &Served, key: &str, expected: u64) -> Result<Written, Status> {
         let store_key = feed::join(&served.storage.0, &served.storage.1, key);
@@ -228,6 +238,7 @@ impl Registry {
             TxnOutcome::Committed { revision } => Ok(Written::At(revision)),
             TxnOutcome::Conflict { current, .. } => {
                 let current = current.into_iter().next().flatten();
+                self.codec.ready(current.iter().map(|kv| &kv.value)).await;
                 let object = current.map(|kv| {
                     let names = (served.storage.0.as_str(), served.storage.1.as_str(), key);
                     self.codec.object(names, &store_key, &kv.value, kv.mod_revision, Change::Modified)

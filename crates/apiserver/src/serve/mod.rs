@@ -16,8 +16,9 @@ use crate::server::Server;
 use crate::verbs::Answered;
 use crate::{Status, discovery, openapi, render};
 
-mod health;
+pub mod health;
 mod metrics;
+pub mod zpages;
 
 /// Answers a plain path.
 pub fn path(server: &Arc<Server>, parts: &Parts, query: &Query, info: &RequestInfo) -> Answered {
@@ -63,9 +64,9 @@ pub fn path(server: &Arc<Server>, parts: &Parts, query: &Query, info: &RequestIn
             let body = serde_json::to_vec(&version()).map_err(Status::internal)?;
             Ok(render::response(StatusCode::OK, "application/json", Body::Full(body.into())))
         }
-        ["healthz" | "livez" | "readyz", rest @ ..] => {
+        ["healthz" | "livez" | "readyz", ..] => {
             only_get()?;
-            Ok(health::answer(server, query, segments[0], rest))
+            Ok(text(StatusCode::NOT_FOUND, "404 page not found\n"))
         }
         ["metrics"] => {
             only_get()?;
@@ -75,6 +76,15 @@ pub fn path(server: &Arc<Server>, parts: &Parts, query: &Query, info: &RequestIn
         ["metrics", "slis"] => {
             only_get()?;
             Ok(text(StatusCode::OK, crate::metrics::slis()))
+        }
+        ["flagz"] => {
+            only_get()?;
+            zpages::flags(server, parts)
+        }
+        ["statusz"] => {
+            only_get()?;
+            let plain = paths(server).into_iter().filter(|path| !path.starts_with("/api"));
+            zpages::status(parts, &plain.collect::<Vec<_>>())
         }
         ["openapi", ..] => {
             only_get()?;
@@ -101,12 +111,15 @@ fn paths(server: &Server) -> Vec<String> {
         "/api",
         "/api/v1",
         "/apis",
+        "/flagz",
         "/healthz",
         "/livez",
         "/metrics",
+        "/metrics/slis",
         "/openapi/v2",
         "/openapi/v3",
         "/readyz",
+        "/statusz",
         "/version",
     ]
     .map(str::to_owned)

@@ -273,6 +273,7 @@ fn body_as(
         .ok_or_else(|| Status::internal(format!("no {} in the type table", gvk.2)))?;
     let mut object = call.decode_as(types, id, gvk, body, validation)?;
     schema::fill_defaults(types, id, &mut object);
+    call.audit.object(&object);
     Ok(object)
 }
 

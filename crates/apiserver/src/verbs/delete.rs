@@ -53,6 +53,7 @@ impl DeleteOptions {
             if kind != "DeleteOptions" {
                 return Err(Status::bad_request(format!("{kind} cannot be handled as DeleteOptions")));
             }
+            call.audit.patch(|| value.clone());
             value
         };
         options["dryRun"] = match call.query.all("dryRun").collect::<Vec<_>>() {

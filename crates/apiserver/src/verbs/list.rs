@@ -190,6 +190,7 @@ async fn history(
         }
         other => store_error(other),
     })?;
+    registry.codec.ready(range.items.iter().map(|kv| &kv.value)).await;
     let mut items = Vec::with_capacity(range.items.len());
     for kv in &range.items {
         let Some((_, _, key)) = feed::split(&kv.key) else { continue };

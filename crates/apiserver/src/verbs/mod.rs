@@ -8,7 +8,7 @@ use http::{HeaderMap, Response};
 use schema::{DecodeError, FieldValidation};
 use serde_json::Value;
 
-use crate::audit::Record;
+use crate::audit::{Level, Record};
 use crate::http::body::Body;
 use crate::http::negotiate::{Format, Output, input};
 use crate::query::{Query, WriteOptions};
@@ -89,6 +89,9 @@ impl Call {
         };
         let mut value = self.checked(decoded, gvk)?;
         resource.complete(&mut value);
+        if self.audit.wants(Level::Request) {
+            self.audit.object(&value);
+        }
         Ok(value)
     }
 
@@ -142,6 +145,7 @@ impl Call {
         }
         map.insert("apiVersion".to_owned(), api_version.into());
         map.insert("kind".to_owned(), kind.into());
+        self.audit.object(&value);
         Ok(value)
     }
 

@@ -58,6 +58,7 @@ pub fn parse(call: &Call, kind: Kind, body: &Bytes, validation: FieldValidation)
     for warning in decoded.warnings {
         call.warn(warning);
     }
+    call.audit.patch(|| decoded.value.clone());
     match (kind, &decoded.value) {
         (Kind::Json, Value::Array(_)) | (Kind::Merge | Kind::Strategic | Kind::Apply, Value::Object(_)) => {
             Ok(decoded.value)

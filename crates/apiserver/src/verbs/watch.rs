@@ -28,8 +28,6 @@ use crate::selector::Selector;
 use crate::{Status, render};
 
 const BOOKMARK: Duration = Duration::from_secs(60);
-/// Without a time limit from the client a watch ends after half an hour to an hour.
-const LIFETIME: u64 = 1800;
 
 /// Everything that a running watch needs; it holds no queue.
 struct Watcher {
@@ -116,7 +114,8 @@ pub async fn run(call: &Call, served: &Arc<Served>) -> Answered {
     };
     let lifetime = match options.timeout {
         Some(seconds) if seconds > 0 => Duration::from_secs(seconds),
-        _ => Duration::from_millis(rand::rng().random_range(LIFETIME * 1000..LIFETIME * 2000)),
+        // Ends spread out, so that not all watches begin again at once.
+        _ => call.server.config.protection.min_request_timeout.mul_f64(rand::rng().random_range(1.0..2.0)),
     };
     let now = Instant::now();
     let watcher = Watcher {
@@ -269,6 +268,7 @@ impl Watcher {
         };
         let registry: &Registry = &self.server.registry;
         let (group, plural) = (self.served.storage.0.as_str(), self.served.storage.1.as_str());
+        registry.codec.ready(feed::values(&events)).await;
         let mut ready = Vec::with_capacity(events.len());
         for event in events.iter() {
             let Some((_, _, key)) = feed::split(&event.key) else { continue };

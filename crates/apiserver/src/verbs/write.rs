@@ -381,7 +381,9 @@ async fn finish_update(
         // What lies in the store may be of an older version or schema; a write brings it up to date.
         same = encode(&stored_value)? == encode(&current.value()?)?;
     }
-    if checks.dry_run || (same && !gone) {
+    // What nothing changes is written all the same if it must be sealed anew.
+    let kept = same && !gone && !(!checks.dry_run && server.registry.stale(served, update.key).await?);
+    if checks.dry_run || kept {
         let object =
             if same { current.clone() } else { unwritten(update.key, &stored_value, current.revision)? };
         return Ok(Ok(Outcome { object, created: false }));

@@ -64,16 +64,14 @@ fn tester(name: &str) -> UserInfo {
     user(name, &["testers"])
 }
 
+/// The frames of a body that comes later.
+type Frames = futures::stream::BoxStream<'static, Result<Frame<Bytes>, String>>;
+
 /// A create whose body comes when it is told to.
-fn held(
-    name: &str,
-) -> (
-    mpsc::Sender<Bytes>,
-    Request<StreamBody<impl futures::Stream<Item = Result<Frame<Bytes>, String>> + Unpin>>,
-) {
+fn held() -> (mpsc::Sender<Bytes>, Request<StreamBody<Frames>>) {
     let (send, receive) = mpsc::channel::<Bytes>(1);
-    let frames = ReceiverStream::new(receive).map(|bytes| Ok(Frame::data(bytes)));
-    let request = Request::post(MAPS).header("content-type", "application/json").header("x-name", name);
+    let frames = ReceiverStream::new(receive).map(|bytes| Ok(Frame::data(bytes))).boxed();
+    let request = Request::post(MAPS).header("content-type", "application/json");
     (send, request.body(StreamBody::new(frames)).expect("a request"))
 }
 
@@ -84,12 +82,13 @@ async fn release(send: mpsc::Sender<Bytes>, name: &str) {
 #[tokio::test]
 async fn a_flood_by_one_user_does_not_keep_another_from_being_served() {
     let running = start(|config| config.protection.max_requests_inflight = 20).await;
-    tight(&running, json!({"queues": 64, "handSize": 6, "queueLengthLimit": 50})).await;
+    // A hand of one queue: the order in which requests are served is then known.
+    tight(&running, json!({"queues": 64, "handSize": 1, "queueLengthLimit": 50})).await;
     let names: Vec<String> = (0..20).map(|i| format!("flood-{i}")).collect();
     let mut flood = FuturesUnordered::new();
     let mut senders = Vec::new();
     for name in &names {
-        let (send, request) = held(name);
+        let (send, request) = held();
         senders.push((send, name));
         flood.push(running.send(tester("flood"), request));
     }
@@ -125,7 +124,7 @@ async fn what_finds_no_room_is_told_when_to_come_back() {
     let mut senders = Vec::new();
     for i in 0..3 {
         let name = format!("held-{i}");
-        let (send, request) = held(&name);
+        let (send, request) = held();
         senders.push((send, name));
         open.push(running.send(tester("flood"), request));
     }

@@ -1,6 +1,15 @@
-//! Encryption at rest: Secrets lie in the store sealed with AES-256-GCM, bound to their store key. Each value has a key of its
-//! own, derived from the file's key and a random salt, so that the number of writes under one file key has no bound.
-//! The file holds one key per line, `<id> <base64>`: the first seals, all open, so that a key can be exchanged.
+//! Encryption at rest. Unless a configuration file says otherwise Secrets lie in the store sealed with AES-256-GCM, bound to
+//! their store key. Each value has a key of its own, derived from the file's key and a random salt, so that the number of
+//! writes under one file key has no bound. The key file holds one key per line, `<id> <base64>`: the first seals, all open, so
+//! that a key can be exchanged.
+
+mod cipher;
+mod config;
+mod configured;
+mod envelope;
+mod kms;
+
+pub use configured::{Encryption, EncryptionError};
 
 use std::path::Path;
 
@@ -76,7 +85,23 @@ impl AtRest {
     }
 }
 
+impl AtRest {
+    /// Whether a value was sealed here.
+    pub fn is_sealed(value: &[u8]) -> bool {
+        value.starts_with(MAGIC)
+    }
+}
+
 impl Transform for AtRest {
+    fn covers(&self, group: &str, resource: &str) -> bool {
+        SEALED.contains(&(group, resource))
+    }
+
+    fn stale(&self, group: &str, resource: &str, sealed: &[u8]) -> bool {
+        let own = [MAGIC, self.keys[0].id.as_bytes(), b":"].concat();
+        self.covers(group, resource) && !sealed.starts_with(&own)
+    }
+
     fn seal(&self, group: &str, resource: &str, context: &[u8], plain: Bytes) -> Result<Bytes, Status> {
         if !SEALED.contains(&(group, resource)) {
             return Ok(plain);
