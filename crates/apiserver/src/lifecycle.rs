@@ -18,6 +18,7 @@ use parking_lot::Mutex;
 
 use crate::audit::{Outcome, Record, Stage, Trail};
 use crate::http::body::Body;
+use crate::metrics::family::{Counter, Histogram};
 use crate::metrics::metrics;
 use crate::metrics::request::{Labels, Open};
 use crate::query::Query;
@@ -388,7 +389,19 @@ impl Track {
                 let start = held.permit.take().map(|permit| (permit, held.served.take()));
                 let start = start.map(|start| Arc::new(Mutex::new(Some(start))));
                 let end: Box<dyn FnOnce() + Send> = Box::new(move || count(outcome));
-                Body::Stream(Box::pin(Streaming { stream, _held: held, start, timed: false, end: Some(end) }))
+                let Labels { group, version, resource, verb, .. } = &self.labels;
+                let events = (*verb == "WATCH").then(|| {
+                    let labels = [group.as_str(), resource, version];
+                    (metrics().watch_events.with(&labels), metrics().watch_events_sizes.with(&labels))
+                });
+                Body::Stream(Box::pin(Streaming {
+                    stream,
+                    _held: held,
+                    start,
+                    timed: false,
+                    end: Some(end),
+                    events,
+                }))
             }
             other => {
                 count(outcome);
@@ -432,6 +445,8 @@ struct Streaming {
     /// Whether the seats will be given back after a while, should the client not read.
     timed: bool,
     end: Option<Box<dyn FnOnce() + Send>>,
+    /// Of a watch: how many events were sent, and of what size.
+    events: Option<(Arc<Counter>, Arc<Histogram>)>,
 }
 
 impl Stream for Streaming {
@@ -439,6 +454,10 @@ impl Stream for Streaming {
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Bytes>> {
         let polled = self.stream.as_mut().poll_next(context);
+        if let (Some((count, sizes)), Poll::Ready(Some(event))) = (&self.events, &polled) {
+            count.increment();
+            sizes.observe(event.len() as f64);
+        }
         if let Some(start) = &self.start {
             match &polled {
                 // What was there at the beginning has been sent: from here on the watch only waits.

@@ -5,16 +5,21 @@ use std::io::{Read, Write};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, CONTENT_ENCODING, ETAG, HeaderValue, IF_NONE_MATCH, VARY};
+use http::header::{
+    ACCEPT, CACHE_CONTROL, CONTENT_ENCODING, ETAG, EXPIRES, HeaderValue, IF_NONE_MATCH, LOCATION, VARY,
+};
 use http::request::Parts;
 use http::{Response, StatusCode};
+use jiff::Timestamp;
 use parking_lot::Mutex;
 use schema::openapi::{Route, SubRoute, document, v2, v2_protobuf, v3, v3_index};
 use schema::{Kind, Str};
 use sha2::{Digest, Sha256};
 
 use crate::http::body::Body;
-use crate::registry::Rows;
+use crate::http::negotiate;
+use crate::query::Query;
+use crate::registry::{Rows, Served};
 use crate::server::Server;
 use crate::{Status, render};
 
@@ -126,7 +131,7 @@ pub fn path(server: &Server, parts: &Parts, path: &str) -> Result<Response<Body>
     let header = |name| parts.headers.get(name).and_then(|h| h.to_str().ok()).unwrap_or_default();
     let accept = header(ACCEPT);
     let (rendered, content_type) = match path {
-        "/openapi/v2" if accept.contains("com.github.proto-openapi.spec.v2@v1.0+protobuf") => {
+        "/openapi/v2" if prefers_protobuf(accept) => {
             let document = server.openapi.get(server, "v2.protobuf")?;
             (document, schema::openapi::V2_PROTOBUF)
         }
@@ -140,10 +145,7 @@ pub fn path(server: &Server, parts: &Parts, path: &str) -> Result<Response<Body>
             let rows = server.registry.rows();
             let mut hashes = Vec::new();
             for name in names(&rows) {
-                // The address changes with the rows; rendering every document for its hash would make the index slow.
-                let seed = format!("{name}@{VERSION}:{}", routes(&rows, Some(&name)).len());
-                let hash: String =
-                    Sha256::digest(seed.as_bytes()).iter().map(|b| format!("{b:02X}")).collect();
+                let hash = identity(server, &rows, &name)?;
                 hashes.push((name, hash));
             }
             let index = v3_index(hashes.iter().map(|(name, hash)| (name.as_str(), hash.as_str())));
@@ -162,7 +164,17 @@ pub fn path(server: &Server, parts: &Parts, path: &str) -> Result<Response<Body>
         Ok(response)
     };
     let Some(rendered) = rendered else { return empty(StatusCode::NOT_FOUND) };
-    let etag = format!("\"{}\"", rendered.hash);
+    let document = path.strip_prefix("/openapi/v3/");
+    let hash = match document {
+        Some(name) => identity(server, &server.registry.rows(), name)?,
+        None => rendered.hash.clone(),
+    };
+    let query = Query::parse(parts.uri.query().unwrap_or_default());
+    let asked = query.get("hash").filter(|hash| !hash.is_empty() && document.is_some());
+    if let Some(name) = document.filter(|_| asked.is_some_and(|asked| asked != hash)) {
+        return Ok(elsewhere(name, &hash));
+    }
+    let etag = format!("\"{hash}\"");
     let mut response = if header(IF_NONE_MATCH) == etag {
         let mut response = Response::new(Body::Empty);
         *response.status_mut() = StatusCode::NOT_MODIFIED;
@@ -181,5 +193,49 @@ pub fn path(server: &Server, parts: &Parts, path: &str) -> Result<Response<Body>
         response.headers_mut().insert(ETAG, etag);
     }
     response.headers_mut().insert(VARY, HeaderValue::from_static("Accept, Accept-Encoding"));
+    if asked.is_some() {
+        // What has this address never changes.
+        let year = Timestamp::now() + std::time::Duration::from_secs(365 * 86_400);
+        let year = year.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string();
+        let headers = response.headers_mut();
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("public, immutable"));
+        headers.extend(HeaderValue::try_from(year).ok().map(|year| (EXPIRES, year)));
+    }
     Ok(response)
+}
+
+/// Whether v2 is wanted in protobuf, under its name of today or the old one, rather than in JSON.
+fn prefers_protobuf(accept: &str) -> bool {
+    const NAMES: [&str; 2] =
+        ["com.github.proto-openapi.spec.v2.v1.0+protobuf", "com.github.proto-openapi.spec.v2@v1.0+protobuf"];
+    let clauses = negotiate::clauses(accept);
+    let first = clauses.iter().find(|clause| {
+        matches!(clause.main, "application" | "*")
+            && (matches!(clause.sub, "json" | "*") || NAMES.contains(&clause.sub))
+    });
+    first.is_some_and(|clause| NAMES.contains(&clause.sub))
+}
+
+/// What a v3 document's address and tag name it by. Of built-in kinds it follows from the version, so that the index needs no
+/// document; of custom resources it is the hash of the content.
+fn identity(server: &Server, rows: &Rows, name: &str) -> Result<String, Status> {
+    let own = |row: &&Arc<Served>| document(row.group(), &row.resource.version) == name;
+    if rows.iter().filter(own).any(|row| row.resource.strategy.is_custom())
+        && let Some(rendered) = server.openapi.get(server, name)?
+    {
+        return Ok(rendered.hash.clone());
+    }
+    let count = rows.iter().filter(own).count();
+    let seed = format!("{name}@{VERSION}:{count}:{}", env!("CARGO_PKG_VERSION"));
+    Ok(Sha256::digest(seed.as_bytes()).iter().map(|b| format!("{b:02X}")).collect())
+}
+
+/// Sends a client with an old address to the new one.
+fn elsewhere(name: &str, hash: &str) -> Response<Body> {
+    let mut response = Response::new(Body::Empty);
+    *response.status_mut() = StatusCode::MOVED_PERMANENTLY;
+    if let Ok(address) = HeaderValue::try_from(format!("/openapi/v3/{name}?hash={hash}")) {
+        response.headers_mut().insert(LOCATION, address);
+    }
+    response
 }

@@ -216,6 +216,10 @@ where
     };
     track.labels.body(body.len());
     if let Some(warning) = special::deprecation(served.group(), served.plural()) {
+        let info = &call.info;
+        let labels = [info.group.as_str(), "", &info.resource, &info.subresource, &info.version];
+        metrics().requested_deprecated_apis.with(&labels).set(1.0);
+        track.record.annotate("k8s.io/deprecated", "true");
         call.warn(warning);
     }
     let mut response = dispatch(&call, &served, body).await?;
@@ -226,6 +230,15 @@ where
         }
     }
     Ok(response)
+}
+
+/// A user's name as it is counted: only a few are worth a series.
+fn known(name: &str) -> &str {
+    match name {
+        "admin" | "client" | "kube_proxy" | "kubelet" | "system:serviceaccount:kube-system:default" => name,
+        name if name.contains('@') => "email_id",
+        _ => "other",
+    }
 }
 
 /// Who sends a request over a connection.
@@ -241,7 +254,10 @@ async fn authenticate(server: &Server, parts: &Parts, peer: &Peer) -> Result<Arc
     metrics().authentication_attempts.with(&[result]).increment();
     metrics().authentication_duration.with(&[result]).observe(before.elapsed().as_secs_f64());
     match found? {
-        Some(user) => Ok(Arc::new(user)),
+        Some(user) => {
+            metrics().authenticated_users.with(&[known(&user.name)]).increment();
+            Ok(Arc::new(user))
+        }
         None if server.config.anonymous => Ok(Arc::new(UserInfo::anonymous())),
         None => Err(Status::unauthorized()),
     }

@@ -17,6 +17,7 @@ mod tests;
 mod tolerations;
 
 use std::sync::Arc;
+use std::time::Instant;
 
 pub(crate) use api::quota::amounts;
 use futures::future::{BoxFuture, FutureExt};
@@ -24,6 +25,7 @@ use parking_lot::Mutex;
 use serde_json::Value;
 
 use crate::authz::Authorizer;
+use crate::metrics::metrics;
 use crate::read::Read;
 use crate::{AdmissionRequest, Admit, ClusterRef, Gvk, Gvr, Operation, Status, webhook};
 use dynamic::Dynamic;
@@ -119,8 +121,15 @@ impl Admission {
     }
 }
 
+fn count(plugin: &Plugin, operation: Operation, kind: &str, before: Instant, rejected: bool) {
+    let rejected = if rejected { "true" } else { "false" };
+    let labels = [plugin.name, operation.name(), rejected, kind];
+    metrics().admission_controller.with(&labels).observe(before.elapsed().as_secs_f64());
+}
+
 /// One run of the mutating plug-ins.
 async fn run(scene: Scene<'_>, object: &mut Value, old: Option<&Value>) -> Result<(), Status> {
+    let mut before = Instant::now();
     for plugin in PLUGINS.iter().filter(|p| p.operations.contains(&scene.request.operation)) {
         for step in plugin.steps {
             let result = match step {
@@ -128,6 +137,8 @@ async fn run(scene: Scene<'_>, object: &mut Value, old: Option<&Value>) -> Resul
                 ML(mutate) => mutate(scene, object, old).await,
                 V(_) | VL(_) => continue,
             };
+            let before = std::mem::replace(&mut before, Instant::now());
+            count(plugin, scene.request.operation, "admit", before, result.is_err());
             result.inspect_err(|status| tracing::debug!(plugin.name, %status, "refused"))?;
         }
     }
@@ -168,6 +179,7 @@ impl Admit for Admission {
         async move {
             let rounds = Mutex::default();
             let scene = self.scene(request, &rounds);
+            let mut before = Instant::now();
             for plugin in PLUGINS.iter().filter(|p| p.operations.contains(&request.operation)) {
                 for step in plugin.steps {
                     let result = match step {
@@ -175,6 +187,8 @@ impl Admit for Admission {
                         VL(validate) => validate(scene, object, old).await,
                         M(_) | ML(_) => continue,
                     };
+                    let before = std::mem::replace(&mut before, Instant::now());
+                    count(plugin, request.operation, "validate", before, result.is_err());
                     result.inspect_err(|status| tracing::debug!(plugin.name, %status, "refused"))?;
                 }
             }

@@ -24,7 +24,7 @@ const MOST_WRITES_A_MINUTE: usize = 6;
 fn objects(registry: &Registry, resource: &str) -> Vec<Value> {
     let Some(row) = registry.any(GROUP, resource) else { return Vec::new() };
     let (objects, _) = row.cache.list("", None);
-    objects.iter().filter_map(|object| row.value(object).ok()).collect()
+    objects.iter().filter_map(|object| row.read_now(object).ok()).collect()
 }
 
 /// The configuration as the objects have it; the schemas' objects as well.

@@ -125,6 +125,8 @@ families! {
             "Stored objects by resource.", &["resource"]);
         resource_objects: Gauge = Family::new("apiserver_resource_objects", Alpha,
             "Stored objects by group and resource.", KIND);
+        storage_size: Gauge = Family::new("apiserver_storage_size_bytes", Stable,
+            "Bytes that the store takes on disk.", &["storage_cluster_id"]);
         store_duration: Histogram = Family::histogram("etcd_request_duration_seconds", Alpha,
             "Time that the store took, by operation.", &["group", "operation", "resource"], STORE_DURATIONS);
         store_requests: Counter = Family::new("etcd_requests_total", Alpha,

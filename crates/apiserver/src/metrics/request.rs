@@ -93,7 +93,12 @@ impl Labels {
 
     fn values(&self) -> [&str; 7] {
         let Self { group, resource, scope, subresource, verb, version, .. } = self;
-        [COMPONENT, group, resource, scope, subresource, verb, version]
+        [self.component(), group, resource, scope, subresource, verb, version]
+    }
+
+    /// Paths that are no resources belong to no component.
+    fn component(&self) -> &'static str {
+        if self.scope.is_empty() { "" } else { COMPONENT }
     }
 
     /// Counts an answered request. `waited` is the time that is not the server's own: queues and webhooks.
@@ -102,10 +107,11 @@ impl Labels {
         let mut digits = [0; 5];
         let code = decimal(code, &mut digits);
         let metrics = metrics();
-        let total = [code, COMPONENT, dry_run, group, resource, scope, subresource, client, verb, version];
+        let component = self.component();
+        let total = [code, component, dry_run, group, resource, scope, subresource, client, verb, version];
         metrics.request_total.with(&total).increment();
         let seconds = took.as_secs_f64();
-        let dry = [COMPONENT, dry_run, group, resource, scope, subresource, verb, version];
+        let dry = [component, dry_run, group, resource, scope, subresource, verb, version];
         metrics.request_duration.with(&dry).observe(seconds);
         if dry_run.is_empty() {
             let own = took.saturating_sub(waited).as_secs_f64();

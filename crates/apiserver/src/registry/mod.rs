@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -11,6 +11,7 @@ use store::{Compare, Op, Store, Txn, TxnOutcome};
 use tokio::sync::watch;
 
 use crate::Status;
+use crate::metrics::metrics;
 
 pub mod cache;
 pub mod convert;
@@ -234,7 +235,15 @@ impl Registry {
         expected: u64,
     ) -> Result<Written, Status> {
         let compare = vec![Compare { key: store_key.clone(), mod_revision: expected }];
-        match self.store.txn(Txn { compare, ops }).await.map_err(store_error)? {
+        let operation = match ops.first() {
+            Some(Op::Delete { .. }) => "delete",
+            _ if expected == 0 => "create",
+            _ => "update",
+        };
+        let before = Instant::now();
+        let done = self.store.txn(Txn { compare, ops }).await;
+        count(served, operation, before, done.is_ok());
+        match done.map_err(store_error)? {
             TxnOutcome::Committed { revision } => Ok(Written::At(revision)),
             TxnOutcome::Conflict { current, .. } => {
                 let current = current.into_iter().next().flatten();
@@ -246,6 +255,17 @@ impl Registry {
                 Ok(Written::Conflict(object.transpose()?.map(Arc::new)))
             }
         }
+    }
+}
+
+/// Counts what the store was asked, under the names that the reference gives etcd's operations.
+pub fn count(served: &Served, operation: &str, before: Instant, done: bool) {
+    let labels = [served.storage.0.as_str(), operation, served.storage.1.as_str()];
+    let metrics = metrics();
+    metrics.store_requests.with(&labels).increment();
+    metrics.store_duration.with(&labels).observe(before.elapsed().as_secs_f64());
+    if !done {
+        metrics.store_errors.with(&labels).increment();
     }
 }
 

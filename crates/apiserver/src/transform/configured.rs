@@ -300,3 +300,56 @@ impl Transform for Encryption {
         plugins.map(|(name, health)| (name, health.map_err(|error| error.to_string()))).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+
+    use super::*;
+
+    fn write(path: &Path, keys: &[u8]) {
+        let key = |key: &u8| format!("{{name: k{key}, secret: {}}}", STANDARD.encode([*key; 32]));
+        let keys: Vec<String> = keys.iter().map(key).collect();
+        let text = format!(
+            "apiVersion: apiserver.config.k8s.io/v1\nkind: EncryptionConfiguration\nresources:\n\
+             - resources: [secrets]\n  providers: [{{aesgcm: {{keys: [{}]}}}}]\n",
+            keys.join(", ")
+        );
+        std::fs::write(path, text).expect("written");
+    }
+
+    #[tokio::test]
+    async fn a_changed_file_is_put_in_force_and_a_faulty_one_is_not() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("encryption.yaml");
+        write(&path, &[1]);
+        let own = AtRest::load_or_create(&dir.path().join("own.key")).expect("a key");
+        let plain = Bytes::from_static(b"{}");
+        let old = own.seal("", "secrets", b"/a", plain.clone()).expect("sealed");
+        let encryption = Encryption::load(&path, own).await.expect("loaded");
+        assert_eq!(encryption.open("", "secrets", b"/a", old.clone()).expect("opened"), plain);
+        assert!(encryption.stale("", "secrets", &old), "it was sealed before there was a file");
+        let one = encryption.seal("", "secrets", b"/a", plain.clone()).expect("sealed");
+        assert!(one.starts_with(b"k8s:enc:aesgcm:v1:k1:") && !encryption.stale("", "secrets", &one));
+        assert_eq!(encryption.seal("", "configmaps", b"/a", plain.clone()).expect("sealed"), plain);
+
+        write(&path, &[2, 1]);
+        encryption.reload().await.expect("reloaded");
+        assert!(encryption.stale("", "secrets", &one));
+        assert_eq!(encryption.open("", "secrets", b"/a", one.clone()).expect("opened"), plain);
+        let two = encryption.seal("", "secrets", b"/a", plain.clone()).expect("sealed");
+        assert!(two.starts_with(b"k8s:enc:aesgcm:v1:k2:"));
+
+        std::fs::write(&path, "kind: Nonsense").expect("written");
+        encryption.reload().await.expect_err("a fault");
+        assert_eq!(encryption.open("", "secrets", b"/a", two.clone()).expect("opened"), plain);
+
+        write(&path, &[2]);
+        encryption.reload().await.expect("reloaded");
+        let lost = encryption.open("", "secrets", b"/a", one).expect_err("its key is gone");
+        assert!(lost.message().contains("no matching prefix found"), "{lost}");
+        let bare = encryption.open("", "secrets", b"/a", plain).expect_err("identity is not configured");
+        assert!(bare.message().contains("no matching prefix found"), "{bare}");
+    }
+}

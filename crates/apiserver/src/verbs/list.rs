@@ -179,7 +179,9 @@ async fn history(
     let (group, plural) = (served.storage.0.as_str(), served.storage.1.as_str());
     let registry = &call.server.registry;
     let from: Option<Bytes> = start.map(|start| feed::join(group, plural, start));
+    let before = std::time::Instant::now();
     let range = registry.store.range(feed::join(group, plural, prefix), from, 0, Some(revision)).await;
+    crate::registry::count(served, "list", before, range.is_ok());
     let range = range.map_err(|error| match error {
         store::Error::Compacted { .. } if continued => Status::expired(
             "The provided continue parameter is too old to display a consistent list result. You can start a new \

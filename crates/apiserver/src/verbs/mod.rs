@@ -2,6 +2,7 @@
 //! special rows.
 
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use bytes::Bytes;
 use http::{HeaderMap, Response};
@@ -161,7 +162,10 @@ impl Call {
     ) -> Result<(), Status> {
         let gvk = (&*served.resource.group, &*served.resource.version, &*served.resource.kind);
         let request = self.admission(gvk, operation, options, dry_run);
-        self.server.hooks.admit.mutate(&request, object, old).await
+        let before = Instant::now();
+        let result = self.server.hooks.admit.mutate(&request, object, old).await;
+        step(operation, "admit", before, result.is_err());
+        result
     }
 
     /// Calls validating admission.
@@ -176,7 +180,10 @@ impl Call {
     ) -> Result<(), Status> {
         let gvk = (&*served.resource.group, &*served.resource.version, &*served.resource.kind);
         let request = self.admission(gvk, operation, options, dry_run);
-        self.server.hooks.admit.validate(&request, object, old).await
+        let before = Instant::now();
+        let result = self.server.hooks.admit.validate(&request, object, old).await;
+        step(operation, "validate", before, result.is_err());
+        result
     }
 
     pub fn admission<'a>(
@@ -198,6 +205,12 @@ impl Call {
             audit: &self.audit,
         }
     }
+}
+
+/// Counts a whole step of admission.
+fn step(operation: Operation, kind: &str, before: Instant, rejected: bool) {
+    let labels = [operation.name(), if rejected { "true" } else { "false" }, kind];
+    crate::metrics::metrics().admission_step.with(&labels).observe(before.elapsed().as_secs_f64());
 }
 
 /// A body that did not decode.

@@ -166,3 +166,57 @@ async fn a_server_that_ends_is_not_ready_lets_requests_end_and_closes_watches_cl
     assert_eq!(write.await.code(), 201);
     (&mut running.done).await.expect("the server ended");
 }
+
+/// The events of a watch as they come.
+struct Events {
+    body: apiserver::Body,
+    rest: Vec<u8>,
+}
+
+impl Events {
+    async fn open(running: &Running, path: &str) -> Self {
+        let request = Request::get(path).body(Full::new(Bytes::new())).expect("a request");
+        let Ok(response) = tower::Service::call(&mut running.server.in_process(admin()), request).await;
+        assert_eq!(response.status(), 200);
+        Self { body: response.into_body(), rest: Vec::new() }
+    }
+
+    async fn next(&mut self) -> Option<serde_json::Value> {
+        loop {
+            if let Some(end) = self.rest.iter().position(|b| *b == b'\n') {
+                let line: Vec<u8> = self.rest.drain(..=end).collect();
+                return Some(serde_json::from_slice(&line).expect("an event"));
+            }
+            let Ok(frame) = self.body.frame().await?;
+            self.rest.extend_from_slice(frame.data_ref().map_or(&[], |data| data));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_watcher_that_does_not_keep_up_is_cut_and_others_do_not_notice() {
+    let running = start(|_| {}).await;
+    let object = |round: usize| {
+        let data = format!("{round:04}").repeat(225_000);
+        json!({"metadata": {"name": "large"}, "data": {"k": data}})
+    };
+    let made = running.create(MAPS, object(0)).await;
+    let version = made["metadata"]["resourceVersion"].as_str().expect("a version");
+    let path = format!("{MAPS}?watch=1&resourceVersion={version}");
+    let mut slow = Events::open(&running, &path).await;
+    let mut quick = Events::open(&running, &path).await;
+    // More than what is kept for watchers that fall behind.
+    for round in 1..=45 {
+        let answer = running.ask(Method::PUT, &format!("{MAPS}/large"), Some(object(round))).await;
+        assert_eq!(answer.code(), 200, "{}", answer.text());
+        let event = quick.next().await.expect("it goes on");
+        assert_eq!(event["type"], "MODIFIED");
+        assert!(event["object"]["data"]["k"].as_str().expect("data").starts_with(&format!("{round:04}")));
+    }
+    let mut last = slow.next().await.expect("it is told");
+    while last["type"] == "MODIFIED" {
+        last = slow.next().await.expect("it is told");
+    }
+    assert_eq!((&last["type"], &last["object"]["code"]), (&json!("ERROR"), &json!(410)));
+    assert_eq!(slow.next().await, None, "and cut");
+}
