@@ -12,6 +12,11 @@ const MAY_USE_STORE: &[&str] = &["apiserver", "carrack"];
 /// What a crate must not depend on, with the invariant behind it (see ARCHITECTURE.md).
 const FORBIDDEN: &[(&str, &[&str], &str)] = &[
     ("schema", &["tokio", "hyper", "kube", "k8s-openapi", "api"], "schema is pure and knows no kind by name"),
+    (
+        "cel",
+        &["tokio", "hyper", "kube", "k8s-openapi", "api", "store"],
+        "cel is pure and knows no kind by name",
+    ),
     ("api", &["tokio", "hyper", "kube", "store"], "api is pure"),
     ("scheduling", &["tokio", "hyper", "kube", "store"], "scheduling is pure"),
     ("ruleset", &["tokio", "hyper", "kube", "rtnetlink"], "ruleset is pure"),

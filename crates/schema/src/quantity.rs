@@ -88,6 +88,12 @@ impl Quantity {
         clamp(self.scaled(-3).0)
     }
 
+    /// The amount as a floating-point number.
+    pub fn approximate(&self) -> f64 {
+        // By text, so that a power of ten is not rounded on its own.
+        format!("{}e{}", self.mantissa, self.exponent).parse().unwrap_or(f64::NAN)
+    }
+
     /// The sum; a zero takes the other's format.
     pub fn add(&self, other: &Self) -> Self {
         let (a, b, exponent) = aligned(self, other);
