@@ -26,6 +26,9 @@ pub(crate) fn run<'p, 'a>(
     result
 }
 
+/// The longest list that a function takes; a request cannot hold a tenth of it.
+const MAX_LIST: usize = 1 << 24;
+
 /// The value of a fold's variable.
 enum Slot<'p, 'a> {
     /// An accumulator that nobody asked for yet.
@@ -147,6 +150,11 @@ impl<'p, 'a> Machine<'_, '_, 'p, 'a> {
         if let Some(why) = fault {
             self.charge(cost::after(call.function.name, call.overload, &args, None))?;
             return Err(why);
+        }
+        // Joining makes lists that are longer than anything could go through.
+        let endless = |value: &Value<'_>| matches!(value, Value::List(list) if list.len() > MAX_LIST);
+        if !matches!(call.function.name, "size" | op::ADD | "dyn" | "type") && args.iter().any(endless) {
+            return Err(EvalError::CostExceeded);
         }
         // What follows from the arguments' sizes is charged before the work is done.
         let before = cost::before(call.function.name, call.overload, &args);
