@@ -14,8 +14,8 @@ use crate::value::{self, Key, Map, Struct, Value};
 type Result<T> = std::result::Result<T, EvalError>;
 
 /// Evaluates a plan; what it costs goes to the budget.
-pub(crate) fn run<'p, 'a>(
-    root: &'p Node,
+pub(crate) fn run<'a>(
+    root: &Node,
     activation: &Activation<'a>,
     budget: &mut Budget<'_>,
 ) -> Result<Value<'a>> {

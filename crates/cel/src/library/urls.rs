@@ -153,7 +153,8 @@ fn authority(text: &str) -> std::result::Result<String, String> {
     } else {
         host.find(':').map_or("", |at| &host[at..])
     };
-    if !port.is_empty() && !(port.starts_with(':') && port[1..].bytes().all(|b| b.is_ascii_digit())) {
+    let digits = |port: &str| port.bytes().all(|b| b.is_ascii_digit());
+    if !port.is_empty() && !port.strip_prefix(':').is_some_and(digits) {
         return Err(format!("invalid port {port:?} after host"));
     }
     if let Some(bad) =
