@@ -1,6 +1,7 @@
 //! Server-side apply: who owns which fields of an object, tracked on every write, and the merge of applied configurations.
 
 mod entries;
+mod overlay;
 mod set;
 mod typed;
 mod update;
@@ -10,6 +11,7 @@ use serde_json::{Map, Value};
 use crate::normalize::zero;
 use crate::types::{TypeId, Types};
 use entries::{Manager, Managers};
+pub use overlay::overlay;
 pub use set::Set;
 use typed::{Ref, Typed};
 

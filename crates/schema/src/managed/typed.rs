@@ -526,6 +526,31 @@ impl<'t> Typed<'t> {
         }
     }
 
+    /// The paths of the lists and maps in a value that are owned as a whole.
+    pub fn atomics(self, place: Ref<'t>, value: &Value, path: &str, out: &mut Vec<String>) {
+        match (self.atom(place, Some(value)), value) {
+            (Atom::Map { owner, atomic, .. }, Value::Object(map)) => {
+                if atomic {
+                    out.push(path.to_owned());
+                }
+                for (key, inner) in map {
+                    if let Some(place) = self.member(owner, None, key) {
+                        self.atomics(place, inner, &format!("{path}.{key}"), out);
+                    }
+                }
+            }
+            (Atom::List { element, list }, Value::Array(items)) => {
+                if matches!(list, Keyed::Atomic) {
+                    out.push(path.to_owned());
+                }
+                for (index, inner) in items.iter().enumerate() {
+                    self.atomics(element, inner, &format!("{path}[{index}]"), out);
+                }
+            }
+            _ => {}
+        }
+    }
+
     fn scalar(self, place: Ref<'t>, value: &Value) -> Result<(), String> {
         let id = match place {
             Ref::Type(id) => id,
