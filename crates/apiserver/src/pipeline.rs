@@ -12,6 +12,7 @@ use http::{Method, Request, Response, StatusCode};
 use crate::http::body::{self, Body};
 use crate::http::listen::Peer;
 use crate::http::negotiate::{self, Output};
+use crate::http::warning;
 use crate::lifecycle::{self, Track};
 use crate::metrics::metrics;
 use crate::metrics::request::Labels;
@@ -222,13 +223,10 @@ where
         track.record.annotate("k8s.io/deprecated", "true");
         call.warn(warning);
     }
-    let mut response = dispatch(&call, &served, body).await?;
+    let answered = dispatch(&call, &served, body).await;
     let warnings = std::mem::take(&mut *call.warnings.lock().unwrap_or_else(|e| e.into_inner()));
-    for warning in warnings {
-        if let Ok(value) = HeaderValue::from_str(&warning_header(&warning)) {
-            response.headers_mut().append(http::header::WARNING, value);
-        }
-    }
+    let mut response = answered.map_err(|status| status.with_warnings(warnings.clone()))?;
+    warning::add(&mut response, &warnings);
     Ok(response)
 }
 
@@ -261,20 +259,6 @@ async fn authenticate(server: &Server, parts: &Parts, peer: &Peer) -> Result<Arc
         None if server.config.anonymous => Ok(Arc::new(UserInfo::anonymous())),
         None => Err(Status::unauthorized()),
     }
-}
-
-/// `299 - "text"`, quoted as RFC 7234 wants it.
-fn warning_header(text: &str) -> String {
-    let mut out = String::from("299 - \"");
-    for c in text.chars() {
-        match c {
-            '"' | '\\' => out.extend(['\\', c]),
-            c if c.is_control() => out.push(' '),
-            c => out.push(c),
-        }
-    }
-    out.push('"');
-    out
 }
 
 async fn dispatch(call: &Call, served: &Arc<Served>, body: Bytes) -> Answered {

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use api::{FieldError, FieldErrorKind};
+use serde_json::{Value, json};
 
 use crate::Status;
 
@@ -75,6 +76,8 @@ pub struct WriteOptions {
     pub dry_run: bool,
     pub field_manager: String,
     pub field_validation: schema::FieldValidation,
+    /// `fieldValidation` as it was given.
+    pub given_validation: String,
     /// Only for apply.
     pub force: Option<bool>,
 }
@@ -117,10 +120,30 @@ impl WriteOptions {
             }
         };
         if errors.is_empty() {
-            Ok(Self { dry_run, field_manager, field_validation, force: query.flag("force") })
+            let given_validation = query.text("fieldValidation").to_owned();
+            let force = query.flag("force");
+            Ok(Self { dry_run, field_manager, field_validation, given_validation, force })
         } else {
             Err(Status::invalid("meta.k8s.io", kind, "", &errors))
         }
+    }
+}
+
+impl WriteOptions {
+    /// As admission sees them: of the kind `CreateOptions` or `UpdateOptions`.
+    pub fn shown(&self, kind: &str) -> Value {
+        let mut options = json!({"kind": kind, "apiVersion": "meta.k8s.io/v1"});
+        if self.dry_run {
+            options["dryRun"] = json!(["All"]);
+        }
+        for (key, value) in
+            [("fieldManager", &self.field_manager), ("fieldValidation", &self.given_validation)]
+        {
+            if !value.is_empty() {
+                options[key] = value.as_str().into();
+            }
+        }
+        options
     }
 }
 

@@ -12,6 +12,7 @@ use serde_json::{Map, Value, json};
 use crate::Status;
 use crate::http::body::{Body, ListBody};
 use crate::http::negotiate::{Convert, Format, Output};
+use crate::http::warning;
 use crate::query::Query;
 use crate::registry::Served;
 use crate::registry::object::{Change, Object};
@@ -38,6 +39,7 @@ pub fn status(output: Output, status: &Status) -> Response<Body> {
     if let Some(seconds) = status.retry_after() {
         response.headers_mut().insert(RETRY_AFTER, seconds.into());
     }
+    warning::add(&mut response, status.warnings());
     response
 }
 

@@ -22,6 +22,8 @@ struct Body {
     causes: Vec<Cause>,
     retry_after: u32,
     details: bool,
+    /// For the caller, beside the failure.
+    warnings: Vec<String>,
 }
 
 /// One entry of `details.causes`.
@@ -59,6 +61,7 @@ impl Status {
             causes: Vec::new(),
             retry_after: 0,
             details: false,
+            warnings: Vec::new(),
         }))
     }
 
@@ -113,6 +116,17 @@ impl Status {
         self.0.retry_after = seconds;
         self.0.details = true;
         self
+    }
+
+    /// Warnings that the caller is given with the failure.
+    #[must_use]
+    pub fn with_warnings(mut self, warnings: Vec<String>) -> Self {
+        self.0.warnings = warnings;
+        self
+    }
+
+    pub fn warnings(&self) -> &[String] {
+        &self.0.warnings
     }
 
     pub fn code(&self) -> u16 {

@@ -170,6 +170,7 @@ async fn refusals_failures_and_warnings_are_told() {
     let head = "admission webhook \"deny.example.com\" denied the request";
     assert_eq!((denied.code, denied.message()), (418, format!("{head}: not this").as_str()));
     assert_eq!(denied.body["reason"], "Teapot");
+    assert_eq!(denied.warnings, ["299 - \"mind\""]);
 
     let warned = running.post(MAPS, map("warn")).await;
     assert_eq!(warned.warnings, ["299 - \"one \\\"quoted\\\"\"", "299 - \"two\""]);

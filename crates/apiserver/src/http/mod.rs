@@ -4,3 +4,4 @@ pub mod body;
 pub mod listen;
 pub mod negotiate;
 mod stall;
+pub mod warning;

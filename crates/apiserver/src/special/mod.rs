@@ -282,10 +282,10 @@ async fn admit(
     call: &Call,
     gvk: (&str, &str, &str),
     object: &mut Value,
-    dry_run: bool,
+    write: &WriteOptions,
 ) -> Result<(), Status> {
-    let options = write::options("CreateOptions", dry_run, "");
-    let request = call.admission(gvk, crate::Operation::Create, &options, dry_run);
+    let options = write.shown("CreateOptions");
+    let request = call.admission(gvk, crate::Operation::Create, &options, write.dry_run);
     call.server.hooks.admit.mutate(&request, object, None).await?;
     call.server.hooks.admit.validate(&request, object, None).await
 }
@@ -313,7 +313,7 @@ async fn binding(call: &Call, body: Bytes) -> Answered {
     if !named.is_empty() && named != name {
         return Err(Status::bad_request("name in URL does not match name in Binding object"));
     }
-    admit(call, gvk, &mut object, write.dry_run).await?;
+    admit(call, gvk, &mut object, &write).await?;
     pods::bind(&call.server, &pods, (&namespace, &name), &object, write.dry_run).await?;
     done(call)
 }
@@ -324,7 +324,8 @@ pub async fn create_part(call: &Call, served: &Served, body: Bytes) -> Answered 
         ("serviceaccounts", "token") => {
             let gvk = ("authentication.k8s.io", "v1", "TokenRequest");
             let mut object = body_as(call, gvk, &body, schema::FieldValidation::Warn)?;
-            admit(call, gvk, &mut object, false).await?;
+            let write = WriteOptions::read(&call.query, "CreateOptions")?;
+            admit(call, gvk, &mut object, &write).await?;
             let answer = call.server.hooks.tokens.create(&call.attributes, object).await?;
             render::value(call, http::StatusCode::CREATED, answer)
         }
@@ -332,7 +333,8 @@ pub async fn create_part(call: &Call, served: &Served, body: Bytes) -> Answered 
         ("pods", "eviction") => {
             let gvk = ("policy", "v1", "Eviction");
             let mut object = body_as(call, gvk, &body, schema::FieldValidation::Warn)?;
-            admit(call, gvk, &mut object, false).await?;
+            let write = WriteOptions::read(&call.query, "CreateOptions")?;
+            admit(call, gvk, &mut object, &write).await?;
             pods::evict(call, served, &object).await?;
             done(call)
         }

@@ -18,7 +18,7 @@ use crate::http::body::{self, Body};
 use crate::query::Query;
 use crate::registry::Served;
 use crate::server::Server;
-use crate::verbs::{Answered, Call, meta, write};
+use crate::verbs::{Answered, Call, meta};
 use crate::{Operation, Status};
 
 /// A connection that a handler takes over.
@@ -84,6 +84,13 @@ impl Connect {
             )
             .with_causes(Vec::new()));
         }
+        if self != Self::Log {
+            let kind = row.map_or("", |r| &*r.kind);
+            let mut object = self.options(call, kind);
+            let request = call.admission(("", "v1", kind), Operation::Connect, &Value::Null, false);
+            call.server.hooks.admit.mutate(&request, &mut object, None).await?;
+            call.server.hooks.admit.validate(&request, &object, None).await?;
+        }
         let target = match self {
             Self::Log => log(call, served).await?,
             Self::Proxy => Some(proxy(call, served, &connection.uri).await?),
@@ -94,14 +101,6 @@ impl Connect {
             *response.status_mut() = StatusCode::NO_CONTENT;
             return Ok(response);
         };
-        if self != Self::Log {
-            let kind = row.map_or("", |r| &*r.kind);
-            let options = write::options(kind, false, "");
-            let request = call.admission(("", "v1", kind), Operation::Connect, &options, false);
-            let mut object = json!({"kind": kind, "apiVersion": "v1"});
-            call.server.hooks.admit.mutate(&request, &mut object, None).await?;
-            call.server.hooks.admit.validate(&request, &object, None).await?;
-        }
         let mut request = Request::new(Full::new(body::read(body).await?));
         *request.method_mut() = method;
         *request.uri_mut() = target.path.parse().map_err(|e| Status::bad_request(format!("path: {e}")))?;
@@ -123,6 +122,44 @@ impl Connect {
             })?;
             exchange(stream, request, connection.upgrade).await
         }
+    }
+}
+
+impl Connect {
+    /// The options of the connection, out of the query, as admission sees them.
+    fn options(self, call: &Call, kind: &str) -> Value {
+        let mut options = json!({"kind": kind, "apiVersion": "v1"});
+        let query = &call.query;
+        let mut put = |key: &str, value: Value| options[key] = value;
+        match self {
+            Self::Exec | Self::Attach => {
+                for key in ["stdin", "stdout", "stderr", "tty"] {
+                    let usual = matches!(key, "stdout" | "stderr");
+                    if query.flag(key).unwrap_or(usual) {
+                        put(key, true.into());
+                    }
+                }
+                if let Some(container) = query.get("container").filter(|c| !c.is_empty()) {
+                    put("container", container.into());
+                }
+                let command: Vec<&str> = query.all("command").collect();
+                if self == Self::Exec && !command.is_empty() {
+                    put("command", command.into());
+                }
+            }
+            Self::PortForward => {
+                let ports = query.all("ports").flat_map(|p| p.split(','));
+                let ports: Vec<i64> = ports.filter_map(|p| p.parse().ok()).collect();
+                if !ports.is_empty() {
+                    put("ports", ports.into());
+                }
+            }
+            Self::Proxy if !call.info.rest.is_empty() => {
+                put("path", format!("/{}", call.info.rest.trim_start_matches('/')).into());
+            }
+            Self::Proxy | Self::Log => {}
+        }
+        options
     }
 }
 

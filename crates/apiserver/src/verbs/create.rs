@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use http::StatusCode;
 
-use super::write::{Checks, create, options};
+use super::write::{Checks, create};
 use super::{Answered, Call};
 use crate::Status;
 use crate::query::WriteOptions;
@@ -18,9 +18,8 @@ pub async fn run(call: &Call, served: &Served, body: Bytes) -> Answered {
     }
     let object = call.decode(served, &body, write.field_validation)?;
     let manager = call.manager(&write);
-    let admission_options = options("CreateOptions", write.dry_run, &write.field_manager);
-    let checks =
-        Checks { call: Some(call), options: &admission_options, dry_run: write.dry_run, manager: &manager };
+    let admission_options = write.shown("CreateOptions");
+    let checks = Checks::of(call, &admission_options, write.dry_run, &manager);
     let outcome = create(&call.server, served, namespace, object, &checks).await?;
     render::object(call, served, StatusCode::CREATED, &outcome.object).await
 }

@@ -168,7 +168,7 @@ pub async fn delete(
     name: &str,
     options: &DeleteOptions,
 ) -> Result<Deleted, Status> {
-    let checks = Checks { call: Some(call), options: &options.value, dry_run: options.dry_run, manager: "" };
+    let checks = Checks::of(call, &options.value, options.dry_run, "");
     delete_with(&call.server, served, key, name, options, &checks).await
 }
 

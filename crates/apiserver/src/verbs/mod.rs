@@ -153,14 +153,13 @@ impl Call {
     /// Calls mutating admission.
     pub async fn mutate(
         &self,
-        served: &Served,
+        gvk: (&str, &str, &str),
         operation: Operation,
         options: &Value,
         dry_run: bool,
         object: &mut Value,
         old: Option<&Value>,
     ) -> Result<(), Status> {
-        let gvk = (&*served.resource.group, &*served.resource.version, &*served.resource.kind);
         let request = self.admission(gvk, operation, options, dry_run);
         let before = Instant::now();
         let result = self.server.hooks.admit.mutate(&request, object, old).await;
@@ -171,14 +170,13 @@ impl Call {
     /// Calls validating admission.
     pub async fn validate(
         &self,
-        served: &Served,
+        gvk: (&str, &str, &str),
         operation: Operation,
         options: &Value,
         dry_run: bool,
         object: &Value,
         old: Option<&Value>,
     ) -> Result<(), Status> {
-        let gvk = (&*served.resource.group, &*served.resource.version, &*served.resource.kind);
         let request = self.admission(gvk, operation, options, dry_run);
         let before = Instant::now();
         let result = self.server.hooks.admit.validate(&request, object, old).await;
@@ -186,6 +184,14 @@ impl Call {
         result
     }
 
+    /// An update that would create asks for the right to do that as well.
+    pub async fn may_create(&self) -> Result<(), Status> {
+        let asked = Attributes { verb: "create".to_owned(), ..self.attributes.clone() };
+        let decision = self.server.hooks.authorize.authorize(&asked).await;
+        if decision.allowed() { Ok(()) } else { Err(crate::authz::forbidden(&asked, &decision.reason)) }
+    }
+
+    /// What admission is asked about an object of a kind.
     pub fn admission<'a>(
         &'a self,
         (group, version, kind): (&'a str, &'a str, &'a str),

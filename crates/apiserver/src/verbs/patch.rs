@@ -9,7 +9,7 @@ use http::header::CONTENT_TYPE;
 use schema::{FieldValidation, PatchError};
 use serde_json::Value;
 
-use super::write::{Checks, Part, Update, options, update};
+use super::write::{Checks, Part, Update, update};
 use super::{Answered, Call, meta};
 use crate::query::WriteOptions;
 use crate::registry::Served;
@@ -151,9 +151,8 @@ pub async fn run(call: &Call, served: &Served, part: Part, body: Bytes) -> Answe
     }
     let patch = parse(call, kind, &body, write.field_validation)?;
     let manager = call.manager(&write);
-    let admission_options = options("UpdateOptions", write.dry_run, &write.field_manager);
-    let checks =
-        Checks { call: Some(call), options: &admission_options, dry_run: write.dry_run, manager: &manager };
+    let admission_options = write.shown("UpdateOptions");
+    let checks = Checks::of(call, &admission_options, write.dry_run, &manager);
     let key = served.key(&call.info.namespace, &call.info.name);
     let how = Update {
         key: &key,

@@ -8,7 +8,7 @@ use futures::FutureExt;
 use serde_json::{Map, Value, json};
 
 use super::patch::{Kind, parse};
-use super::write::{Checks, Part, Update, options, update};
+use super::write::{Checks, Face, Part, Update, update};
 use super::{Answered, Call, meta};
 use crate::query::WriteOptions;
 use crate::registry::Served;
@@ -48,6 +48,27 @@ fn of(object: &Value, paths: &ScalePaths) -> Value {
     scale
 }
 
+/// Admission sees the Scale.
+struct Shown<'a> {
+    served: &'a Served,
+    paths: &'a ScalePaths,
+    name: &'a str,
+}
+
+impl Face for Shown<'_> {
+    fn kind(&self) -> (&str, &str, &str) {
+        GVK
+    }
+
+    fn show(&self, object: &Value) -> Value {
+        of(object, self.paths)
+    }
+
+    fn take(&self, object: &Value, shown: &Value) -> Result<Value, Status> {
+        set(self.served, object, shown, self.paths, self.name)
+    }
+}
+
 pub async fn run(call: &Call, served: &Served, body: Bytes) -> Answered {
     let Some(paths) = served.resource.strategy.scale() else { return Err(Status::no_such_resource()) };
     let key = served.key(&call.info.namespace, &call.info.name);
@@ -71,9 +92,10 @@ pub async fn run(call: &Call, served: &Served, body: Bytes) -> Answered {
         false => Some(call.decode_as(api::types(), id, GVK, &body, write.field_validation)?),
     };
     let manager = call.manager(&write);
-    let admission_options = options("UpdateOptions", write.dry_run, &write.field_manager);
-    let checks =
-        Checks { call: Some(call), options: &admission_options, dry_run: write.dry_run, manager: &manager };
+    let admission_options = write.shown("UpdateOptions");
+    let face = Shown { served, paths: &paths, name: &call.info.name };
+    let mut checks = Checks::of(call, &admission_options, write.dry_run, &manager);
+    checks.face = Some(&face);
     let how = Update {
         key: &key,
         name: &call.info.name,

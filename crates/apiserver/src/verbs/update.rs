@@ -7,7 +7,7 @@ use futures::FutureExt;
 use http::StatusCode;
 use serde_json::Value;
 
-use super::write::{Checks, Part, Update, options, same_uid, update};
+use super::write::{Checks, Part, Update, same_uid, update};
 use super::{Answered, Call, meta};
 use crate::Status;
 use crate::query::WriteOptions;
@@ -19,9 +19,8 @@ pub async fn run(call: &Call, served: &Served, part: Part, body: Bytes) -> Answe
     let mut object = call.decode(served, &body, write.field_validation)?;
     named(call, served, &mut object)?;
     let manager = call.manager(&write);
-    let admission_options = options("UpdateOptions", write.dry_run, &write.field_manager);
-    let checks =
-        Checks { call: Some(call), options: &admission_options, dry_run: write.dry_run, manager: &manager };
+    let admission_options = write.shown("UpdateOptions");
+    let checks = Checks::of(call, &admission_options, write.dry_run, &manager);
     let key = served.key(&call.info.namespace, &call.info.name);
     let how = Update {
         key: &key,

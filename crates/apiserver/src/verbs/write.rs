@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::{Call, meta};
 use crate::registry::object::{Change, Object, encode};
@@ -75,17 +75,34 @@ fn unwritten(key: &str, value: &Value, revision: u64) -> Result<Arc<Object>, Sta
     Ok(Arc::new(Object::from_stored(key.into(), revision, &stored, Change::Added)?))
 }
 
+/// How admission sees an object through a subresource that speaks a kind of its own.
+pub trait Face: Send + Sync {
+    /// Group, version and kind.
+    fn kind(&self) -> (&str, &str, &str);
+    /// The object as the subresource shows it.
+    fn show(&self, object: &Value) -> Value;
+    /// The object after its form in the subresource was changed.
+    fn take(&self, object: &Value, shown: &Value) -> Result<Value, Status>;
+}
+
 /// Who checks a write: the caller's admission, or nobody for the server's own writes.
 pub struct Checks<'a> {
     pub call: Option<&'a Call>,
     pub options: &'a Value,
     pub dry_run: bool,
     pub manager: &'a str,
+    /// None: admission sees the object itself.
+    pub face: Option<&'a dyn Face>,
 }
 
 impl Checks<'_> {
     pub const OWN: Checks<'static> =
-        Checks { call: None, options: &Value::Null, dry_run: false, manager: "carrack" };
+        Checks { call: None, options: &Value::Null, dry_run: false, manager: "carrack", face: None };
+
+    /// The checks of a caller's request.
+    pub fn of<'c>(call: &'c Call, options: &'c Value, dry_run: bool, manager: &'c str) -> Checks<'c> {
+        Checks { call: Some(call), options, dry_run, manager, face: None }
+    }
 
     pub async fn mutate(
         &self,
@@ -94,11 +111,18 @@ impl Checks<'_> {
         object: &mut Value,
         old: Option<&Value>,
     ) -> Result<(), Status> {
-        let options = self.options(operation);
-        match self.call {
-            Some(call) => call.mutate(served, operation, &options, self.dry_run, object, old).await,
-            None => Ok(()),
+        let Some(call) = self.call else { return Ok(()) };
+        let (kind, options) = (self.kind(served), self.options(operation));
+        let Some(face) = self.face else {
+            return call.mutate(kind, operation, &options, self.dry_run, object, old).await;
+        };
+        let (mut shown, old) = (face.show(object), old.map(|old| face.show(old)));
+        let before = shown.clone();
+        call.mutate(kind, operation, &options, self.dry_run, &mut shown, old.as_ref()).await?;
+        if shown != before {
+            *object = face.take(object, &shown)?;
         }
+        Ok(())
     }
 
     pub async fn validate(
@@ -108,11 +132,21 @@ impl Checks<'_> {
         object: &Value,
         old: Option<&Value>,
     ) -> Result<(), Status> {
-        let options = self.options(operation);
-        match self.call {
-            Some(call) => call.validate(served, operation, &options, self.dry_run, object, old).await,
-            None => Ok(()),
+        let Some(call) = self.call else { return Ok(()) };
+        let (kind, options) = (self.kind(served), self.options(operation));
+        match self.face {
+            None => call.validate(kind, operation, &options, self.dry_run, object, old).await,
+            Some(face) => {
+                let (object, old) = (face.show(object), old.map(|old| face.show(old)));
+                call.validate(kind, operation, &options, self.dry_run, &object, old.as_ref()).await
+            }
         }
+    }
+
+    /// The kind that admission is told of.
+    fn kind<'k>(&'k self, served: &'k Served) -> (&'k str, &'k str, &'k str) {
+        let resource = &served.resource;
+        self.face.map_or((&*resource.group, &*resource.version, &*resource.kind), Face::kind)
     }
 
     /// An update that creates has the options of a create.
@@ -279,6 +313,9 @@ pub async fn update(
                 return Err(served.not_found(update.name));
             }
             let object = make(None).await?;
+            if let Some(call) = checks.call {
+                call.may_create().await?;
+            }
             let namespace = update.namespace;
             return create_managed(server, served, namespace, object, checks, update.managed).await;
         };
@@ -418,16 +455,4 @@ fn vanishes(served: &Served, object: &Value) -> bool {
         return false;
     }
     metadata.get("deletionGracePeriodSeconds").and_then(Value::as_i64).unwrap_or(0) == 0
-}
-
-/// Options as admission sees them.
-pub fn options(kind: &str, dry_run: bool, manager: &str) -> Value {
-    let mut options = json!({"kind": kind, "apiVersion": "meta.k8s.io/v1"});
-    if dry_run {
-        options["dryRun"] = json!(["All"]);
-    }
-    if !manager.is_empty() {
-        options["fieldManager"] = manager.into();
-    }
-    options
 }
