@@ -1,6 +1,7 @@
 //! The built-in kinds as rows: the type table, the resource table, and for each kind a [`Strategy`]. Pure: no I/O.
 
 mod behavior;
+pub mod expressions;
 pub mod field;
 pub mod fields;
 pub mod kinds;

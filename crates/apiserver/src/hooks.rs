@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use rustls::pki_types::CertificateDer;
+use schema::FieldValidation;
 use serde_json::Value;
 
 use crate::audit::{Level, Record};
@@ -55,9 +56,12 @@ impl AdmissionRequest<'_> {
         self.audit.annotate_at(level, key, value);
     }
 
-    /// Adds a warning for the caller.
+    /// Adds a warning for the caller, once.
     pub fn warn(&self, text: impl Into<String>) {
-        self.warnings.lock().unwrap_or_else(|e| e.into_inner()).push(text.into());
+        let (mut warnings, text) = (self.warnings.lock().unwrap_or_else(|e| e.into_inner()), text.into());
+        if !text.is_empty() && !warnings.contains(&text) {
+            warnings.push(text);
+        }
     }
 }
 
@@ -203,10 +207,19 @@ pub trait Cluster: Send + Sync + 'static {
         object: Value,
     ) -> BoxFuture<'a, Result<Value, Status>>;
 
-    /// Decodes an object of a resource (of a subresource, if it speaks a kind of its own): unknown fields are dropped and
-    /// missing ones defaulted.
-    fn complete(&self, resource: &Gvr, subresource: &str, kind: &Gvk, object: Value)
-    -> Result<Value, Status>;
+    /// Decodes an object of a resource (of a subresource, if it speaks a kind of its own): unknown fields are dropped, or
+    /// refused if the validation is strict, and missing ones defaulted.
+    fn complete(
+        &self,
+        resource: &Gvr,
+        subresource: &str,
+        kind: &Gvk,
+        object: Value,
+        validation: FieldValidation,
+    ) -> Result<Value, Status>;
+
+    /// An object with the fields of a configuration; see [`schema::managed::overlay`].
+    fn overlay(&self, resource: &Gvr, kind: &Gvk, object: &Value, config: &Value) -> Result<Value, String>;
 
     /// The resource of a kind, and whether it is namespaced.
     fn resource_of(&self, kind: &Gvk) -> Option<(Gvr, bool)>;

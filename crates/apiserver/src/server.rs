@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use http::{Request, Response};
+use schema::FieldValidation;
 use serde_json::Value;
 use store::Store;
 use tokio::net::TcpListener;
@@ -472,24 +473,38 @@ impl Cluster for View {
         subresource: &str,
         kind: &Gvk,
         object: Value,
+        validation: FieldValidation,
     ) -> Result<Value, Status> {
         let server = self.server()?;
         let row = exact(&server, &resource.group, &resource.version, &resource.resource)?;
-        let own = kind.group == row.group() && *kind.kind == *row.resource.kind;
-        if subresource.is_empty() || own {
-            return complete(&row, object);
+        let wrong = |e: &schema::DecodeError| crate::verbs::decode_status(e, &kind.version, &kind.kind);
+        if subresource.is_empty() || own_kind(&row, kind) {
+            let mut value = row.resource.decode_value(&object, validation).map_err(|e| wrong(&e))?.value;
+            value["apiVersion"] = row.resource.api_version().into();
+            value["kind"] = (&*row.resource.kind).into();
+            row.resource.complete(&mut value);
+            return Ok(value);
         }
         let types = api::types();
-        let unknown = || Status::internal(format!("no {} in the type table", kind.kind));
-        let id = types.by_gvk(&kind.group, &kind.version, &kind.kind).ok_or_else(unknown)?;
-        let decoded = schema::decode_value(types, id, &object, schema::FieldValidation::Ignore)
-            .map_err(|e| crate::verbs::decode_status(&e, &kind.version, &kind.kind))?;
-        let mut value = decoded.value;
+        let id = part_type(kind)?;
+        let mut value = schema::decode_value(types, id, &object, validation).map_err(|e| wrong(&e))?.value;
         for key in ["apiVersion", "kind"] {
             value[key] = object[key].clone();
         }
         schema::fill_defaults(types, id, &mut value);
         Ok(value)
+    }
+
+    fn overlay(&self, resource: &Gvr, kind: &Gvk, object: &Value, config: &Value) -> Result<Value, String> {
+        let server = self.server().map_err(|e| e.to_string())?;
+        let row = exact(&server, &resource.group, &resource.version, &resource.resource);
+        let row = row.map_err(|e| e.to_string())?;
+        if own_kind(&row, kind) {
+            let resource = &row.resource;
+            return schema::managed::overlay(&resource.types, resource.type_id, object, config);
+        }
+        let id = part_type(kind).map_err(|e| e.to_string())?;
+        schema::managed::overlay(api::types(), id, object, config)
     }
 
     fn resource_of(&self, kind: &Gvk) -> Option<(Gvr, bool)> {
@@ -502,6 +517,17 @@ impl Cluster for View {
         let (group, version) = (kind.group.clone(), kind.version.clone());
         Some((Gvr { group, version, resource: row.plural().to_owned() }, row.resource.namespaced))
     }
+}
+
+/// Whether a resource's requests speak the resource's own kind, not that of a subresource.
+fn own_kind(row: &Served, kind: &Gvk) -> bool {
+    kind.group == row.group() && *kind.kind == *row.resource.kind
+}
+
+/// The type of a subresource's own kind.
+fn part_type(kind: &Gvk) -> Result<schema::TypeId, Status> {
+    let id = api::types().by_gvk(&kind.group, &kind.version, &kind.kind);
+    id.ok_or_else(|| Status::internal(format!("no {} in the type table", kind.kind)))
 }
 
 /// Decodes and defaults an object that a part of the server made.

@@ -158,8 +158,19 @@ impl Cluster for FakeCluster {
         ready(Ok(object)).boxed()
     }
 
-    fn complete(&self, _: &Gvr, _: &str, _: &Gvk, object: Value) -> Result<Value, Status> {
+    fn complete(
+        &self,
+        _: &Gvr,
+        _: &str,
+        _: &Gvk,
+        object: Value,
+        _: schema::FieldValidation,
+    ) -> Result<Value, Status> {
         Ok(object)
+    }
+
+    fn overlay(&self, _: &Gvr, _: &Gvk, object: &Value, config: &Value) -> Result<Value, String> {
+        Ok(schema::merge_patch(object, config))
     }
 
     fn resource_of(&self, kind: &Gvk) -> Option<(Gvr, bool)> {

@@ -21,6 +21,8 @@ pub struct Env {
     /// Functions that not every environment has.
     extra: HashSet<&'static str>,
     bind: bool,
+    /// `Object` and `Object.path.of.fields` are types whose fields can be anything.
+    loose_objects: bool,
     /// The first data that was declared.
     root: Option<Arc<Decl>>,
 }
@@ -82,10 +84,12 @@ impl Env {
         self
     }
 
-    /// Switches on what mutations have: `jsonpatch.escapeKey` and the type `JSONPatch`.
+    /// Switches on what mutations have: `jsonpatch.escapeKey`, the type `JSONPatch`, and the types `Object`,
+    /// `Object.spec.template` and so on, which have any fields.
     #[must_use]
     pub fn with_json_patch(mut self) -> Self {
         self.extra.extend(EXTRA);
+        self.loose_objects = true;
         let patch = Arc::new(Decl::object(
             "JSONPatch",
             [
@@ -124,10 +128,16 @@ impl Env {
     }
 
     pub(crate) fn named_type(&self, name: &str) -> Option<Type> {
-        if self.objects.contains_key(name) {
+        if self.objects.contains_key(name) || self.is_loose(name) {
             return Some(Type::object(name));
         }
         Type::named(name).or_else(|| crate::library::named_type(name))
+    }
+
+    /// Whether an object type is one whose fields can be anything.
+    pub(crate) fn is_loose(&self, name: &str) -> bool {
+        self.loose_objects
+            && name.strip_prefix("Object").is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
     }
 
     pub(crate) fn object(&self, name: &str) -> Option<&Decl> {

@@ -14,6 +14,7 @@ mod job;
 mod kit;
 mod namespace;
 mod node;
+mod policystatus;
 mod quota;
 mod replicaset;
 mod serviceaccount;
@@ -105,6 +106,7 @@ async fn control(client: Client, clients: Clients, config: Config, shutdown: Can
         clusterroles::run(context.named("clusterrole-aggregation-controller")),
         quota::run(context.named("resourcequota-controller")),
         disruption::run(context.named("disruption-controller")),
+        policystatus::run(context.named("validatingadmissionpolicy-status-controller")),
         statefulset::run(context.named("statefulset-controller")),
         job::ttl(context.named("ttl-after-finished-controller")),
         autoscaling::run(context.named("horizontal-pod-autoscaler")),

@@ -36,7 +36,7 @@ use dynamic::rounds::Rounds;
 #[derive(Clone, Copy)]
 pub(super) struct Scene<'a> {
     pub cluster: &'a ClusterRef,
-    pub authorizer: &'a Authorizer,
+    pub authorizer: &'a Arc<Authorizer>,
     pub request: &'a AdmissionRequest<'a>,
     pub locks: &'a quota::Locks,
     pub dynamic: &'a Dynamic,
@@ -89,7 +89,9 @@ const PLUGINS: &[Plugin] = &[
     row("DefaultIngressClass", &[Create], &[M(classes::ingress)]),
     row("PodTopologyLabels", &[Create], &[M(classes::topology)]),
     row("PodResizeValidator", &[Update], &[V(classes::pod_resize)]),
+    row("MutatingAdmissionPolicy", ALL, &[ML(dynamic::policies::mutate)]),
     row("MutatingAdmissionWebhook", ALL, &[ML(dynamic::webhooks::mutate)]),
+    row("ValidatingAdmissionPolicy", ALL, &[VL(dynamic::policies::validate)]),
     row("ValidatingAdmissionWebhook", ALL, &[VL(dynamic::webhooks::validate)]),
     row("ResourceQuota", &[Create, Update], &[VL(quota::validate)]),
 ];

@@ -188,6 +188,9 @@ impl Checker<'_> {
     }
 
     fn object_field(&mut self, id: Id, object: &str, field: &str) -> Option<Type> {
+        if self.env.is_loose(object) {
+            return Some(Type::Dyn);
+        }
         let Some(decl) = self.env.object(object) else {
             self.issue(id, format!("unexpected failed resolution of '{object}'"));
             return None;

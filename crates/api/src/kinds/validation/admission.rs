@@ -1,10 +1,11 @@
-//! The kinds of admissionregistration.k8s.io, but for the soundness of their expressions.
+//! The kinds of admissionregistration.k8s.io, with the soundness of their expressions.
 
 use serde_json::Value;
 
 use super::common::{self, label_selector};
 use super::core::service_reference;
 use crate::FieldError;
+use crate::expressions::{Compiler, Returns, Uses};
 use crate::field::{Errors, Path};
 use crate::kinds::json::Read;
 use crate::names;
@@ -86,7 +87,7 @@ fn webhook(errors: &mut Errors, hook: &Value, at: &Path<'_>) {
         (true, false) => url(errors, config.text("url"), &path.child("url")),
         (false, true) => service_reference(errors, config.at("service"), &path.child("service")),
     }
-    match_conditions(errors, hook.items("matchConditions"), &at.child("matchConditions"));
+    match_conditions(errors, hook.items("matchConditions"), &at.child("matchConditions"), false);
 }
 
 fn choice(errors: &mut Errors, holder: &Value, path: &Path<'_>, key: &str, known: &[&str]) {
@@ -187,27 +188,50 @@ fn resources(errors: &mut Errors, resources: &[String], path: &Path<'_>) {
     }
 }
 
-fn match_conditions(errors: &mut Errors, conditions: &[Value], path: &Path<'_>) {
+fn match_conditions(errors: &mut Errors, conditions: &[Value], path: &Path<'_>, params: bool) {
     if conditions.len() > 64 {
         errors.too_many(path, conditions.len(), 64);
     }
+    let uses = Uses { params, authorizer: true, patch: false };
     for (index, condition) in conditions.iter().enumerate() {
         let at = path.index(index);
+        let expression = condition.text("expression").trim();
+        match expression {
+            "" => errors.required(&at.child("expression"), ""),
+            _ => compiles(
+                errors,
+                &Compiler::plain(),
+                expression,
+                (uses, Returns::Bool),
+                &at.child("expression"),
+            ),
+        }
         let name = condition.text("name");
         match name {
             "" => errors.required(&at.child("name"), ""),
             name => errors.all_invalid(&at.child("name"), name, names::qualified_name(name)),
         }
-        if conditions[..index].iter().any(|other| other.text("name") == name) {
+        if !name.is_empty() && conditions[..index].iter().any(|other| other.text("name") == name) {
             errors.duplicate(&at.child("name"), name);
-        }
-        if condition.text("expression").trim().is_empty() {
-            errors.required(&at.child("expression"), "");
         }
     }
 }
 
-fn policy(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
+/// An expression that does not compile is told in the compiler's words.
+fn compiles(
+    errors: &mut Errors,
+    compiler: &Compiler,
+    expression: &str,
+    (uses, returns): (Uses, Returns),
+    path: &Path<'_>,
+) {
+    if let Err(why) = compiler.compile(expression, uses, returns) {
+        errors.invalid(path, expression, why);
+    }
+}
+
+/// What both kinds of policies have. The compiler knows their variables then.
+fn policy(errors: &mut Errors, spec: &Value, path: &Path<'_>, mutating: bool) -> (Compiler, Uses) {
     match spec.text("failurePolicy") {
         "" => errors.required(&path.child("failurePolicy"), ""),
         "Fail" | "Ignore" => {}
@@ -215,30 +239,121 @@ fn policy(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
     }
     let kind = spec.at("paramKind");
     if kind.is_object() {
-        let at = path.child("paramKind");
-        common::required(errors, kind, &at, "apiVersion");
-        common::required(errors, kind, &at, "kind");
+        param_kind(errors, kind, &path.child("paramKind"));
     }
     let at = path.child("matchConstraints");
     match spec.at("matchConstraints") {
         Value::Null => errors.required(&at, ""),
         constraints => {
+            match_resources(errors, constraints, &at);
             if constraints.items("resourceRules").is_empty() {
                 errors.required(&at.child("resourceRules"), "");
             }
-            match_resources(errors, constraints, &at);
+            if mutating {
+                mutable(errors, constraints, &at);
+            }
         }
     }
-    match_conditions(errors, spec.items("matchConditions"), &path.child("matchConditions"));
+    let params = kind.is_object();
+    match_conditions(errors, spec.items("matchConditions"), &path.child("matchConditions"), params);
+    let uses = Uses { params, authorizer: true, patch: false };
+    let variables = spec.items("variables");
+    let known = mutating || !variables.is_empty();
+    let mut compiler = if known { Compiler::with_variables() } else { Compiler::plain() };
     let list = path.child("variables");
-    for (index, variable) in spec.items("variables").iter().enumerate() {
+    for (index, variable) in variables.iter().enumerate() {
         let at = list.index(index);
-        match variable.text("name") {
-            "" => errors.required(&at.child("name"), "name is not specified"),
-            name => errors.all_invalid(&at.child("name"), name, names::c_identifier(name)),
+        let name = variable.text("name");
+        if name.trim().is_empty() {
+            errors.required(&at.child("name"), "name is not specified");
+        } else if !is_identifier(name) {
+            errors.invalid(&at.child("name"), name, "must be a valid CEL identifier");
         }
-        if variable.text("expression").trim().is_empty() {
+        let expression = variable.text("expression");
+        if expression.trim().is_empty() {
             errors.required(&at.child("expression"), "expression is not specified");
+        } else if let Err(why) = compiler.variable(name, expression, uses) {
+            errors.invalid(&at.child("expression"), expression, why);
+        }
+    }
+    (compiler, uses)
+}
+
+/// Whether CEL takes a name for a variable.
+fn is_identifier(name: &str) -> bool {
+    const RESERVED: [&str; 21] = [
+        "true",
+        "false",
+        "null",
+        "in",
+        "as",
+        "break",
+        "const",
+        "continue",
+        "else",
+        "for",
+        "function",
+        "if",
+        "import",
+        "let",
+        "loop",
+        "package",
+        "namespace",
+        "return",
+        "var",
+        "void",
+        "while",
+    ];
+    names::c_identifier(name).is_empty() && !RESERVED.contains(&name)
+}
+
+fn param_kind(errors: &mut Errors, kind: &Value, path: &Path<'_>) {
+    let (at, api_version) = (path.child("apiVersion"), kind.text("apiVersion"));
+    let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
+    if api_version.is_empty() {
+        errors.required(&at, "");
+    } else if version.contains('/') {
+        errors.invalid(&at, api_version, format!("unexpected GroupVersion string: {api_version}"));
+    } else {
+        if !group.is_empty() {
+            let wrong = names::dns1123_subdomain(group);
+            if !wrong.is_empty() {
+                errors.invalid(&at, group, wrong.join(","));
+            }
+        }
+        if version.is_empty() {
+            errors.invalid(&at, api_version, "version must be specified");
+        } else {
+            let wrong = names::dns1035_label(version);
+            if !wrong.is_empty() {
+                errors.invalid(&at, version, wrong.join(","));
+            }
+        }
+    }
+    let (at, kind) = (path.child("kind"), kind.text("kind"));
+    if kind.is_empty() {
+        errors.required(&at, "");
+    } else {
+        let wrong = names::dns1035_label(&kind.to_lowercase());
+        if !wrong.is_empty() {
+            errors.invalid(
+                &at,
+                kind,
+                format!("may have mixed case, but should otherwise match: {}", wrong.join(",")),
+            );
+        }
+    }
+}
+
+/// Only what is written can be changed.
+fn mutable(errors: &mut Errors, matches: &Value, path: &Path<'_>) {
+    let at = path.child("resourceRules");
+    let at = at.child("operations");
+    for rule in matches.items("resourceRules") {
+        for operation in rule.items("operations").iter().filter_map(Value::as_str) {
+            if !matches!(operation, "*" | "CREATE" | "UPDATE" | "CONNECT") {
+                errors.not_supported(&at, operation, &["*", "CONNECT", "CREATE", "UPDATE"]);
+            }
         }
     }
 }
@@ -256,7 +371,7 @@ fn match_resources(errors: &mut Errors, holder: &Value, path: &Path<'_>) {
 pub(crate) fn validating_policy(object: &Value) -> Vec<FieldError> {
     let mut errors = Errors::new();
     let (spec, path) = (object.at("spec"), Path::new("spec"));
-    policy(&mut errors, spec, &path);
+    let (compiler, uses) = policy(&mut errors, spec, &path, false);
     let (validations, annotations) = (spec.items("validations"), spec.items("auditAnnotations"));
     if validations.is_empty() && annotations.is_empty() {
         const DETAIL: &str = "validations or auditAnnotations must contain at least one item";
@@ -264,49 +379,105 @@ pub(crate) fn validating_policy(object: &Value) -> Vec<FieldError> {
         errors.required(&path.child("auditAnnotations"), DETAIL);
     }
     let list = path.child("validations");
-    for (index, validation) in validations.iter().enumerate() {
-        let at = list.index(index);
-        if validation.text("expression").trim().is_empty() {
-            errors.required(&at.child("expression"), "expression is not specified");
-        }
-        let reasons = ["Forbidden", "Invalid", "RequestEntityTooLarge", "Unauthorized"];
-        choice(&mut errors, validation, &at, "reason", &reasons);
+    for (index, one) in validations.iter().enumerate() {
+        validation(&mut errors, &compiler, uses, one, &list.index(index));
     }
     let list = path.child("auditAnnotations");
+    if annotations.len() > 20 {
+        errors.invalid(&list, annotations.to_vec(), "must not have more than 20 auditAnnotations");
+    }
+    let name = object.at("metadata").text("name");
     for (index, annotation) in annotations.iter().enumerate() {
         let at = list.index(index);
         let key = annotation.text("key");
-        match key {
-            "" => errors.required(&at.child("key"), ""),
-            key => errors.all_invalid(&at.child("key"), key, names::qualified_name(key)),
+        match name {
+            "" => errors.invalid(&at.child("key"), key, "requires metadata.name be non-empty"),
+            name => {
+                let whole = format!("{name}/{key}");
+                errors.all_invalid(&at.child("key"), &whole, names::qualified_name(&whole));
+            }
+        }
+        let (path, expression) = (at.child("valueExpression"), annotation.text("valueExpression"));
+        match expression.trim() {
+            "" => errors.required(&path, "valueExpression is not specified"),
+            long if long.len() > 5 << 10 => errors.required(&path, "must not exceed 5120 bytes in length"),
+            trimmed => {
+                if let Err(why) = compiler.compile(trimmed, uses, Returns::StringOrNull) {
+                    errors.invalid(&path, expression, why);
+                }
+            }
         }
         if annotations[..index].iter().any(|other| other.text("key") == key) {
             errors.duplicate(&at.child("key"), key);
-        }
-        if annotation.text("valueExpression").trim().is_empty() {
-            errors.required(&at.child("valueExpression"), "valueExpression is not specified");
         }
     }
     errors.0
 }
 
+fn validation(errors: &mut Errors, compiler: &Compiler, uses: Uses, one: &Value, at: &Path<'_>) {
+    let expression = one.text("expression");
+    match expression.trim() {
+        "" => errors.required(&at.child("expression"), "expression is not specified"),
+        _ => compiles(errors, compiler, expression, (uses, Returns::Bool), &at.child("expression")),
+    }
+    let (path, expression) = (at.child("messageExpression"), one.text("messageExpression"));
+    if !expression.is_empty() && expression.trim().is_empty() {
+        errors.invalid(&path, expression, "must be non-empty if specified");
+    } else if !expression.is_empty() {
+        let uses = Uses { authorizer: false, ..uses };
+        compiles(errors, compiler, expression, (uses, Returns::String), &path);
+    }
+    let (path, message) = (at.child("message"), one.text("message"));
+    if !message.is_empty() && message.trim().is_empty() {
+        errors.invalid(&path, message, "must be non-empty if specified");
+    } else if message.trim().contains(['\n', '\r']) {
+        errors.invalid(&path, message, "must not contain line breaks");
+    }
+    choice(errors, one, at, "reason", &["Forbidden", "Invalid", "RequestEntityTooLarge"]);
+}
+
 pub(crate) fn mutating_policy(object: &Value) -> Vec<FieldError> {
     let mut errors = Errors::new();
     let (spec, path) = (object.at("spec"), Path::new("spec"));
-    policy(&mut errors, spec, &path);
+    let (compiler, uses) = policy(&mut errors, spec, &path, true);
+    let uses = Uses { patch: true, ..uses };
     let list = path.child("mutations");
     if spec.items("mutations").is_empty() {
         errors.required(&list, "mutations must contain at least one item");
     }
+    const WAYS: [(&str, &str, Returns); 2] = [
+        ("ApplyConfiguration", "applyConfiguration", Returns::Object),
+        ("JSONPatch", "jsonPatch", Returns::Patches),
+    ];
     for (index, mutation) in spec.items("mutations").iter().enumerate() {
         let at = list.index(index);
-        match mutation.text("patchType") {
-            "" => errors.required(&at.child("patchType"), ""),
-            "ApplyConfiguration" => expression(&mut errors, mutation, "applyConfiguration", &at),
-            "JSONPatch" => expression(&mut errors, mutation, "jsonPatch", &at),
-            other => {
-                errors.not_supported(&at.child("patchType"), other, &["ApplyConfiguration", "JSONPatch"]);
+        let patch_type = mutation.text("patchType");
+        let Some((_, own, returns)) = WAYS.iter().find(|way| way.0 == patch_type) else {
+            match patch_type {
+                "" => errors.required(&at.child("patchType"), ""),
+                other => {
+                    let known = ["ApplyConfiguration", "JSONPatch"];
+                    errors.not_supported(&at.child("patchType"), other, &known);
+                }
             }
+            continue;
+        };
+        let part = at.child(own);
+        match mutation.at(own) {
+            Value::Null => {
+                errors.required(&part, format!("must be specified when patchType is {patch_type}"));
+            }
+            given => match given.text("expression").trim() {
+                "" => errors.required(&part.child("expression"), ""),
+                expression => {
+                    let path = part.child("expression");
+                    compiles(&mut errors, &compiler, expression, (uses, *returns), &path);
+                }
+            },
+        }
+        for (_, other, _) in WAYS.iter().filter(|way| way.0 != patch_type && mutation.has(way.1)) {
+            let detail = format!("must not be specified when patchType is {patch_type}");
+            errors.invalid(&at.child(other), format!("{{{other}}}"), detail);
         }
     }
     common::one_of(
@@ -316,17 +487,6 @@ pub(crate) fn mutating_policy(object: &Value) -> Vec<FieldError> {
         &["IfNeeded", "Never"],
     );
     errors.0
-}
-
-fn expression(errors: &mut Errors, mutation: &Value, key: &str, path: &Path<'_>) {
-    let at = path.child(key);
-    match mutation.at(key) {
-        Value::Null => errors.required(&at, ""),
-        part if part.text("expression").trim().is_empty() => {
-            errors.required(&at.child("expression"), "expression is not specified");
-        }
-        _ => {}
-    }
 }
 
 fn binding(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
@@ -346,6 +506,9 @@ fn binding(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
         }
         if selector {
             label_selector(errors, parameter.at("selector"), &at.child("selector"));
+            if !name.is_empty() {
+                errors.forbidden(&at.child("selector"), "name and selector are mutually exclusive");
+            }
         } else if name.is_empty() {
             errors.required(&at, "one of name or selector must be specified");
         }
@@ -383,6 +546,8 @@ pub(crate) fn validating_binding(object: &Value) -> Vec<FieldError> {
 
 pub(crate) fn mutating_binding(object: &Value) -> Vec<FieldError> {
     let mut errors = Errors::new();
-    binding(&mut errors, object.at("spec"), &Path::new("spec"));
+    let (spec, path) = (object.at("spec"), Path::new("spec"));
+    binding(&mut errors, spec, &path);
+    mutable(&mut errors, spec.at("matchResources"), &path.child("matchResources"));
     errors.0
 }

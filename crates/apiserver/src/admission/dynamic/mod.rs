@@ -1,7 +1,10 @@
 //! Admission that users configure: webhooks and policies. Their configurations are compiled when the watch cache shows a
 //! change, never for a request.
 
+pub(crate) mod conditions;
+mod expression;
 pub(crate) mod matching;
+pub(crate) mod policies;
 mod review;
 pub(crate) mod rounds;
 pub(crate) mod webhooks;
@@ -11,11 +14,13 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
+use schema::FieldValidation;
 use serde_json::Value;
 
 use super::Scene;
 use crate::{ClusterRef, Status, webhook};
 use matching::Matched;
+use policies::Policy;
 use webhooks::Hook;
 
 const GROUP: &str = "admissionregistration.k8s.io";
@@ -61,6 +66,8 @@ pub(crate) struct Dynamic {
     client: Arc<webhook::Client>,
     mutating: Compiled<Vec<Hook>>,
     validating: Compiled<Vec<Hook>>,
+    mutating_policies: Compiled<Vec<Policy>>,
+    validating_policies: Compiled<Vec<Policy>>,
 }
 
 impl Dynamic {
@@ -69,6 +76,8 @@ impl Dynamic {
             client,
             mutating: Compiled::new(&[webhooks::MUTATING]),
             validating: Compiled::new(&[webhooks::VALIDATING]),
+            mutating_policies: Compiled::new(&policies::MUTATING),
+            validating_policies: Compiled::new(&policies::VALIDATING),
         }
     }
 }
@@ -111,10 +120,11 @@ pub(crate) async fn take_over(
     before: &Value,
     after: Value,
     object: &mut Value,
+    validation: FieldValidation,
 ) -> Result<bool, Status> {
     let subresource = &scene.request.attributes.subresource;
     let cluster = scene.cluster;
-    let after = cluster.complete(&matched.resource, subresource, &matched.kind, after);
+    let after = cluster.complete(&matched.resource, subresource, &matched.kind, after, validation);
     let after = after.map_err(|e| Status::internal(e.message()))?;
     let changed = after != *before;
     if changed {

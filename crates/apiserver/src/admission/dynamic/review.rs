@@ -18,25 +18,16 @@ fn resource(resource: &Gvr) -> Value {
     json!({"group": resource.group, "version": resource.version, "resource": resource.resource})
 }
 
-/// The review; `version` is `v1` or `v1beta1`.
-pub(super) fn request(
-    version: &str,
-    uid: &str,
-    scene: &Scene<'_>,
-    matched: &Matched,
-    form: &Form<'_>,
-) -> Value {
+/// The request of a review without uid and objects, as expressions see it too.
+pub(super) fn base(scene: &Scene<'_>, matched: &Matched, object: &Value) -> Value {
     let (own, attributes) = (scene.own(), scene.request.attributes);
     let mut request = json!({
-        "uid": uid,
         "kind": kind(&matched.kind),
         "resource": resource(&matched.resource),
         "requestKind": kind(&own.kind),
         "requestResource": resource(&own.resource),
         "operation": scene.operation().name(),
         "userInfo": crate::authz::user_value(&attributes.user),
-        "object": &*form.object,
-        "oldObject": form.old.as_deref(),
         "dryRun": scene.request.dry_run,
         "options": scene.request.options,
     });
@@ -47,8 +38,23 @@ pub(super) fn request(
     };
     put("subResource", &attributes.subresource);
     put("requestSubResource", &attributes.subresource);
-    put("name", scene.object_name(&form.object));
-    put("namespace", scene.namespace_name(&form.object));
+    put("name", scene.object_name(object));
+    put("namespace", scene.namespace_name(object));
+    request
+}
+
+/// The review; `version` is `v1` or `v1beta1`.
+pub(super) fn request(
+    version: &str,
+    uid: &str,
+    scene: &Scene<'_>,
+    matched: &Matched,
+    form: &Form<'_>,
+) -> Value {
+    let mut request = base(scene, matched, &form.object);
+    request["uid"] = uid.into();
+    request["object"] = form.object.clone().into_owned();
+    request["oldObject"] = form.old.as_deref().cloned().unwrap_or_default();
     json!({
         "kind": "AdmissionReview",
         "apiVersion": format!("admission.k8s.io/{version}"),

@@ -13,6 +13,7 @@ pub(crate) struct Rounds {
     /// Whether a second run is wanted.
     pub wanted: bool,
     pub webhooks: Callers,
+    pub policies: Callers,
 }
 
 /// Who was called, of one plug-in.

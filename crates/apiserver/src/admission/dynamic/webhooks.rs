@@ -2,9 +2,13 @@
 
 use std::time::Duration;
 
+use api::expressions::{Compiler, Uses};
 use futures::future::{BoxFuture, FutureExt, join_all, ready};
+use schema::FieldValidation;
 use serde_json::{Value, json};
 
+use super::conditions::Conditions;
+use super::expression::{Facts, request};
 use super::matching::{Matched, Matching, exempt};
 use super::review::{self, Answer};
 use super::{Form, GROUP, take_over};
@@ -24,6 +28,7 @@ pub(crate) struct Hook {
     /// Tells webhooks apart that have one name.
     id: String,
     matching: Matching,
+    conditions: Conditions,
     target: Result<Target, String>,
     /// `v1` or `v1beta1`: the first that the webhook takes; none is a fault.
     version: Option<&'static str>,
@@ -39,6 +44,7 @@ pub(crate) struct Hook {
 fn compile(cluster: &ClusterRef, resource: &str) -> Vec<Hook> {
     let mut configurations = cluster.list(GROUP, resource, None).items;
     configurations.sort_by(|a, b| a.name().cmp(b.name()));
+    let (compiler, uses) = (Compiler::plain(), Uses { authorizer: true, ..Uses::default() });
     let mut hooks = Vec::new();
     for configuration in configurations {
         let all = configuration.items("webhooks");
@@ -55,6 +61,7 @@ fn compile(cluster: &ClusterRef, resource: &str) -> Vec<Hook> {
                 configuration: configuration.name().to_owned(),
                 id: format!("{}/{name}/{count}", configuration.name()),
                 matching: Matching::new(hook, "rules"),
+                conditions: Conditions::new(&compiler, hook.items("matchConditions"), uses),
                 target: Target::from_client_config(hook.at("clientConfig")).map_err(|e| e.to_string()),
                 version,
                 timeout: Duration::from_secs(hook.at("timeoutSeconds").as_u64().unwrap_or(10)),
@@ -76,6 +83,26 @@ enum Failure {
 }
 
 impl Hook {
+    /// As what the webhook is asked about a request, if it is.
+    async fn matches(
+        &self,
+        scene: &Scene<'_>,
+        object: &Value,
+        old: Option<&Value>,
+    ) -> Result<Option<Matched>, Status> {
+        let Some(matched) = self.matching.matches(scene, object, old).await? else { return Ok(None) };
+        if self.conditions.is_empty() {
+            return Ok(Some(matched));
+        }
+        let form = Form::of(scene, &matched, object, old).await?;
+        let request = request(scene, &matched, object);
+        let facts = Facts::of(scene, &form, &request, &Value::Null);
+        match self.conditions.hold(&facts, self.ignore) {
+            Ok(holds) => Ok(holds.then_some(matched)),
+            Err(why) => Err(scene.forbid(object, why)),
+        }
+    }
+
     /// Asks the webhook.
     async fn call(
         &self,
@@ -155,7 +182,7 @@ pub(crate) fn mutate<'a>(
             again
         };
         for (index, hook) in hooks.iter().enumerate() {
-            let Some(matched) = hook.matching.matches(&scene, object, old).await? else { continue };
+            let Some(matched) = hook.matches(&scene, object, old).await? else { continue };
             // Who was not called at first is not called at the second time either.
             if again && !scene.rounds.lock().webhooks.is_due(&hook.id) {
                 continue;
@@ -206,7 +233,9 @@ async fn mutate_by(
     }
     let before = form.object.into_owned();
     let after = schema::json_patch(&before, &patch).map_err(|e| Failure::Final(Status::internal(e)))?;
-    let changed = take_over(scene, matched, &before, after, object).await.map_err(Failure::Final)?;
+    let changed = take_over(scene, matched, &before, after, object, FieldValidation::Ignore)
+        .await
+        .map_err(Failure::Final)?;
     let note = json!({
         "configuration": hook.configuration, "webhook": hook.name, "patch": patch, "patchType": "JSONPatch",
     });
@@ -227,7 +256,7 @@ pub(crate) fn validate<'a>(
     async move {
         let mut relevant = Vec::new();
         for hook in hooks.iter() {
-            if let Some(matched) = hook.matching.matches(&scene, object, old).await? {
+            if let Some(matched) = hook.matches(&scene, object, old).await? {
                 let form = Form::of(&scene, &matched, object, old).await?;
                 relevant.push((hook, matched, form));
             }
