@@ -9,17 +9,18 @@ use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::core::v1::{Pod, ReplicationController};
 use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetStatus};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, OwnerReference, Time};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::Client;
-use kube::api::{Api, PostParams};
+use kube::api::{Api, DynamicObject, PostParams};
 use scheduling::selector::{labels_of, matches};
 
+use crate::kit::discovery::Known;
 use crate::kit::error::found;
 use crate::kit::intstr::scaled;
 use crate::kit::pods::{is_ready, is_terminal};
 use crate::kit::refs::controller_of;
-use crate::kit::{Context, Result, now, plus_seconds, time, until};
+use crate::kit::{Context, Error, Result, now, plus_seconds, time, until};
 
 /// A pod whose eviction was allowed and that is still there after this time was not evicted.
 const EVICTION_SECONDS: i64 = 120;
@@ -33,6 +34,7 @@ struct Controller {
     controllers: Arc<Informer<ReplicationController>>,
     stateful: Arc<Informer<StatefulSet>>,
     deployments: Arc<Informer<Deployment>>,
+    kinds: Known,
 }
 
 /// Runs the controller.
@@ -46,6 +48,7 @@ pub(crate) async fn run(context: Context) {
         controllers: context.informer(),
         stateful: context.informer(),
         deployments: context.informer(),
+        kinds: Known::new(context.client.clone()),
     });
     this.sets.synced().await;
     this.controllers.synced().await;
@@ -79,39 +82,62 @@ fn protects(budget: &PodDisruptionBudget, pod: &Pod) -> bool {
 }
 
 impl Controller {
-    /// How many pods the controllers of these pods want in all; `None` if one has no number.
-    fn expected(&self, pods: &[Arc<Pod>]) -> Option<i32> {
+    /// The UID and the size of what controls a pod, if the caches know its kind.
+    fn known_scale(&self, owner: &OwnerReference, namespace: &str) -> Option<(String, i32)> {
+        let (uid, size) = match (owner.api_version.as_str(), owner.kind.as_str()) {
+            ("apps/v1", "ReplicaSet") => {
+                let set = self.sets.find(namespace, &owner.name)?;
+                let above = controller_of(&set.metadata).filter(|above| above.kind == "Deployment");
+                match above {
+                    Some(above) => {
+                        let deployment = self.deployments.find(namespace, &above.name)?;
+                        (above.uid.clone(), deployment.spec.as_ref()?.replicas)
+                    }
+                    None => (owner.uid.clone(), set.spec.as_ref()?.replicas),
+                }
+            }
+            ("v1", "ReplicationController") => {
+                (owner.uid.clone(), self.controllers.find(namespace, &owner.name)?.spec.as_ref()?.replicas)
+            }
+            ("apps/v1", "StatefulSet") => {
+                (owner.uid.clone(), self.stateful.find(namespace, &owner.name)?.spec.as_ref()?.replicas)
+            }
+            _ => return None,
+        };
+        Some((uid, size.unwrap_or(1)))
+    }
+
+    /// The same of any kind that has a scale.
+    async fn other_scale(&self, owner: &OwnerReference, namespace: &str) -> Result<Option<(String, i32)>> {
+        let group = owner.api_version.split_once('/').map_or("", |(group, _)| group);
+        let Some(kind) = self.kinds.find(group, &owner.kind).await? else {
+            return Err(Error::UnknownKind(format!("{}/{}", owner.api_version, owner.kind)));
+        };
+        let api = Api::<DynamicObject>::namespaced_with(self.client.clone(), namespace, &kind.resource);
+        let Some(scale) = found(api.get_scale(&owner.name).await)? else { return Ok(None) };
+        let size = scale.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or_default();
+        Ok(scale.metadata.uid.filter(|uid| *uid == owner.uid).map(|uid| (uid, size)))
+    }
+
+    /// How many pods the controllers of these pods want in all. A pod without a controller counts for nothing.
+    async fn expected(&self, pods: &[Arc<Pod>]) -> std::result::Result<i32, String> {
+        let mut sizes = BTreeMap::new();
         let mut seen = HashSet::new();
-        let mut sum = 0;
         for pod in pods {
             let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-            let owner = controller_of(&pod.metadata)?;
-            let (uid, size) = match owner.kind.as_str() {
-                "ReplicaSet" => {
-                    let set = self.sets.find(namespace, &owner.name)?;
-                    let above = controller_of(&set.metadata).filter(|above| above.kind == "Deployment");
-                    match above {
-                        Some(above) => {
-                            let deployment = self.deployments.find(namespace, &above.name)?;
-                            (above.uid.clone(), deployment.spec.as_ref()?.replicas)
-                        }
-                        None => (owner.uid.clone(), set.spec.as_ref()?.replicas),
-                    }
-                }
-                "ReplicationController" => (
-                    owner.uid.clone(),
-                    self.controllers.find(namespace, &owner.name)?.spec.as_ref()?.replicas,
-                ),
-                "StatefulSet" => {
-                    (owner.uid.clone(), self.stateful.find(namespace, &owner.name)?.spec.as_ref()?.replicas)
-                }
-                _ => return None,
-            };
-            if seen.insert(uid) {
-                sum += size.unwrap_or(1);
+            let Some(owner) = controller_of(&pod.metadata) else { continue };
+            if !seen.insert(owner.uid.clone()) {
+                continue;
             }
+            let size = match self.known_scale(owner, namespace) {
+                Some(size) => Some(size),
+                None => self.other_scale(owner, namespace).await.map_err(|error| error.message())?,
+            };
+            let name = pod.metadata.name.as_deref().unwrap_or_default();
+            let (uid, size) = size.ok_or_else(|| format!("found no controllers for pod {name:?}"))?;
+            sizes.insert(uid, size);
         }
-        Some(sum)
+        Ok(sizes.values().fold(0, |sum: i32, size| sum.saturating_add(*size)))
     }
 
     async fn sync(&self, key: Key) -> Result<Option<Duration>> {
@@ -122,9 +148,9 @@ impl Controller {
         let count = i32::try_from(pods.len()).unwrap_or(i32::MAX);
         let needs_scale =
             spec.max_unavailable.is_some() || matches!(spec.min_available, Some(IntOrString::String(_)));
-        let expected = if needs_scale { self.expected(&pods) } else { Some(count) };
-        if expected.is_none() {
-            let message = "Failed to calculate the number of expected pods: found no controllers for pods";
+        let expected = if needs_scale { self.expected(&pods).await } else { Ok(count) };
+        if let Err(why) = &expected {
+            let message = format!("Failed to calculate the number of expected pods: {why}");
             self.recorder.event(
                 reference(budget.as_ref()),
                 EventType::Warning,
@@ -132,6 +158,7 @@ impl Controller {
                 message,
             );
         }
+        let expected = expected.ok();
         let desired = match (&spec.max_unavailable, &spec.min_available, expected) {
             (Some(most), _, Some(all)) => (all - scaled(most, all, true).unwrap_or_default()).max(0),
             (_, Some(IntOrString::Int(least)), _) => *least,

@@ -14,6 +14,9 @@ use tokio_util::sync::CancellationToken;
 const LASTS: Duration = Duration::from_secs(15);
 const RENEW_WITHIN: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_secs(2);
+/// How long one attempt may take, and how long the work may take to end: both shorter than the lease lasts beyond the
+/// time in which it must be renewed.
+const ATTEMPT: Duration = Duration::from_secs(4);
 
 /// Which lease, and who we are.
 #[derive(Clone, Debug)]
@@ -27,7 +30,8 @@ pub struct LeaderElection {
 }
 
 /// Waits for the lease, runs `work` while it is held, and gives it up at the end. `work` must end when the
-/// token that it is given is cancelled: at shutdown, or when the lease could not be renewed in time.
+/// token that it is given is cancelled: at shutdown, or when the lease could not be renewed in time. What has not ended
+/// soon after that is dropped, as somebody else may hold the lease by then.
 pub async fn while_leading<F>(
     client: Client,
     election: LeaderElection,
@@ -38,7 +42,11 @@ pub async fn while_leading<F>(
 {
     let mut holder = Holder { api: Api::namespaced(client, &election.namespace), election, seen: None };
     loop {
-        if holder.acquire().await {
+        let acquired = tokio::select! {
+            acquired = holder.acquire_in_time() => acquired,
+            () = shutdown.cancelled() => return,
+        };
+        if acquired {
             break;
         }
         tokio::select! {
@@ -54,7 +62,7 @@ pub async fn while_leading<F>(
                 () = tokio::time::sleep(RETRY) => {}
                 () = leading.cancelled() => return,
             }
-            if holder.acquire().await {
+            if holder.acquire_in_time().await {
                 renewed = Instant::now();
             } else if renewed.elapsed() > RENEW_WITHIN {
                 leading.cancel();
@@ -63,10 +71,18 @@ pub async fn while_leading<F>(
         }
     };
     tokio::join!(renewing, async {
-        work(leading.clone()).await;
+        let over = async {
+            leading.cancelled().await;
+            tokio::time::sleep(ATTEMPT).await;
+        };
+        tokio::select! {
+            () = work(leading.clone()) => {}
+            () = over => tracing::warn!("the work did not end in time"),
+        }
         leading.cancel();
     });
-    holder.release().await;
+    // Without an answer the lease runs out by itself.
+    let _ = tokio::time::timeout(ATTEMPT, holder.release()).await;
 }
 
 struct Holder {
@@ -77,6 +93,10 @@ struct Holder {
 }
 
 impl Holder {
+    async fn acquire_in_time(&mut self) -> bool {
+        tokio::time::timeout(ATTEMPT, self.acquire()).await.unwrap_or(false)
+    }
+
     /// Takes or renews the lease; whether it is ours now.
     async fn acquire(&mut self) -> bool {
         let now = MicroTime(Timestamp::now());

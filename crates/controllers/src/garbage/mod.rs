@@ -21,6 +21,8 @@ use graph::Graph;
 
 /// After a failure, or if a change of kinds was not seen, discovery is repeated.
 const REDISCOVER: Duration = Duration::from_secs(30);
+/// Discovery may come a little after the change of kinds that it follows.
+const SECOND_LOOK: Duration = Duration::from_secs(2);
 
 pub(crate) struct Collector {
     client: Client,
@@ -61,12 +63,13 @@ pub(crate) async fn run(context: Context) {
     let watching = async {
         let mut wait = None;
         loop {
-            tokio::select! {
-                () = this.rediscover.notified() => {}
-                () = async { match wait { Some(wait) => tokio::time::sleep(wait).await, None => std::future::pending().await } } => {}
+            let noted = tokio::select! {
+                () = this.rediscover.notified() => true,
+                () = async { match wait { Some(wait) => tokio::time::sleep(wait).await, None => std::future::pending().await } } => false,
                 () = context.shutdown.cancelled() => return,
-            }
-            wait = (!monitors.update().await).then_some(REDISCOVER);
+            };
+            let told = monitors.update().await;
+            wait = if noted { Some(SECOND_LOOK) } else { (!told).then_some(REDISCOVER) };
         }
     };
     tokio::join!(queue.run("garbagecollector", 16, context.shutdown.clone(), work), watching);
