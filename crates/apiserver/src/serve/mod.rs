@@ -133,10 +133,16 @@ fn paths(server: &Server) -> Vec<String> {
     paths
 }
 
-/// A document in JSON or YAML.
+/// A document in whatever form is accepted. Protobuf needs the version that the JSON form leaves out.
 fn answer(parts: &Parts, query: &Query, value: &Value) -> Answered {
     let output = negotiate::output(&parts.headers, query, false)?;
-    let body = render::encode(output, value)?;
+    let body = if output.format == negotiate::Format::Protobuf && value.get("apiVersion").is_none() {
+        let mut versioned = value.clone();
+        versioned["apiVersion"] = "v1".into();
+        render::encode(output, &versioned)?
+    } else {
+        render::encode(output, value)?
+    };
     Ok(render::response(StatusCode::OK, output.format.media_type(), Body::Full(body)))
 }
 

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use serde_json::Value;
 
+use crate::http::negotiate::{self, Convert};
 use crate::query::WriteOptions;
 use crate::registry::Served;
 use crate::server::Server;
@@ -204,6 +205,10 @@ pub async fn answer_virtual(call: &Call, served: &Served, row: Virtual, body: By
             let errors = served.resource.strategy.validate(&object);
             if !errors.is_empty() {
                 return Err(Status::invalid(served.group(), &served.resource.kind, "", &errors));
+            }
+            if call.output.convert == Convert::Table {
+                // A review has no columns.
+                negotiate::output(&call.headers, &call.query, false)?;
             }
             let answer = call.server.hooks.reviews.create(&call.attributes, object).await?;
             render::value(call, http::StatusCode::CREATED, answer)
