@@ -24,10 +24,11 @@ pub async fn run(server: Arc<Server>) {
             _ = compaction.tick() => {
                 // What was current one interval ago stays readable.
                 let revision = server.registry.store.revision();
-                if let Some(old) = keep.replace(revision)
-                    && let Err(error) = server.registry.store.compact(old).await
-                {
-                    tracing::warn!(%error, "compaction failed");
+                if let Some(old) = keep.replace(revision) {
+                    match server.registry.store.compact(old).await {
+                        Ok(()) => server.registry.caches.forget(old),
+                        Err(error) => tracing::warn!(%error, "compaction failed"),
+                    }
                 }
             }
             _ = expiry.tick() => expire_events(&server).await,

@@ -33,7 +33,7 @@ struct State {
     total: usize,
     /// Events after this revision are all in the window.
     window_from: u64,
-    /// The revision of the last change.
+    /// The revision of the last change, or before which nothing is known any more.
     changed: u64,
 }
 
@@ -125,9 +125,15 @@ impl Cache {
         state.total / state.objects.len().max(1)
     }
 
-    /// The revision of the last change.
+    /// The revision from which on the state is the present one and may be shown.
     pub fn changed(&self) -> u64 {
         self.state.read().changed
+    }
+
+    /// States before this revision are not shown any more, as the store has forgotten them.
+    pub fn forget(&self, revision: u64) {
+        let mut state = self.state.write();
+        state.changed = state.changed.max(revision);
     }
 
     /// The events after a revision.

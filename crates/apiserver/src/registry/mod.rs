@@ -47,6 +47,12 @@ impl Caches {
         self.map.write().entry(key).or_insert_with(|| Arc::new(Cache::new(revision))).clone()
     }
 
+    /// The store was compacted to a revision: a list that began before it expires, changed or not.
+    pub fn forget(&self, revision: u64) {
+        let applied = *self.applied.borrow();
+        self.map.read().values().for_each(|cache| cache.forget(revision.min(applied)));
+    }
+
     /// Everything up to a revision is in the caches.
     pub fn applied(&self, revision: u64) {
         self.applied.send_if_modified(|applied| {
