@@ -160,3 +160,55 @@ impl Holder {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    use kube::client::Body;
+    use parking_lot::Mutex;
+    use serde_json::{Value, json};
+
+    /// A server that holds one lease.
+    fn server(lease: Arc<Mutex<Option<Value>>>) -> Client {
+        let service = tower::service_fn(move |request: http::Request<Body>| {
+            let lease = lease.clone();
+            async move {
+                let method = request.method().clone();
+                let body = request.into_body().collect_bytes().await?;
+                let mut held = lease.lock();
+                if !body.is_empty() {
+                    *held = serde_json::from_slice(&body).ok();
+                }
+                let missing = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+                    "message": "not found", "reason": "NotFound", "code": 404});
+                let (code, answer) = match held.as_ref() {
+                    Some(lease) => (if method == http::Method::POST { 201 } else { 200 }, lease.clone()),
+                    None => (404, missing),
+                };
+                let answer = Body::from(answer.to_string().into_bytes());
+                let response = http::Response::builder().status(code).body(answer);
+                Ok::<_, Box<dyn std::error::Error + Send + Sync>>(response?)
+            }
+        });
+        Client::new(service, "default")
+    }
+
+    #[tokio::test]
+    async fn work_that_does_not_end_is_dropped_and_the_lease_given_up() {
+        let lease = Arc::new(Mutex::new(None));
+        let election =
+            LeaderElection { namespace: "kube-system".into(), name: "part".into(), identity: "one".into() };
+        let shutdown = CancellationToken::new();
+        let end = shutdown.clone();
+        while_leading(server(lease.clone()), election, shutdown, |_| async move {
+            end.cancel();
+            std::future::pending::<()>().await;
+        })
+        .await;
+        let lease = lease.lock().take().expect("a lease");
+        assert_eq!(lease["spec"]["holderIdentity"], "", "{lease}");
+        assert_eq!(lease["spec"]["leaseTransitions"], 1);
+    }
+}
