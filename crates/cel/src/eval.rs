@@ -461,6 +461,9 @@ impl<'p, 'a> Machine<'_, '_, 'p, 'a> {
             Value::Map(map) => map.get(key),
             Value::List(list) => {
                 let Some(at) = key.whole() else {
+                    if let Key::Double(value) = key {
+                        return Err(EvalError::new(format!("unsupported index value {value} in list")));
+                    }
                     return Err(EvalError::new(format!("unsupported index type '{}' in list", kind(key))));
                 };
                 let found = usize::try_from(at).ok().and_then(|at| list.get(at));

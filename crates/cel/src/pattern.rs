@@ -36,8 +36,27 @@ fn translate(pattern: &str) -> Result<String, String> {
     let mut class = false;
     let mut class_start = false;
     let mut counting = false;
+    // Where the repetition began that what comes next would repeat again.
+    let mut repeated: Option<usize> = None;
     while let Some(c) = rest.chars().next() {
         let after = &rest[c.len_utf8()..];
+        let at = pattern.len() - rest.len();
+        let counts = c == '{' && repeat(after).is_some();
+        if !class && (matches!(c, '*' | '+' | '?') || counts) {
+            match repeated {
+                Some(first) if c != '?' || pattern[first..at].ends_with('?') => {
+                    let end = if counts { at + 2 + after.find('}').unwrap_or(0) } else { at + 1 };
+                    let both = &pattern[first..end];
+                    return Err(format!(
+                        "error parsing regexp: invalid nested repetition operator: `{both}`"
+                    ));
+                }
+                Some(_) => {}
+                None => repeated = Some(at),
+            }
+        } else if !counting {
+            repeated = None;
+        }
         if c == '\\' {
             let Some(letter) = after.chars().next() else {
                 return Err("error parsing regexp: trailing backslash at end of expression: ``".into());

@@ -159,7 +159,18 @@ fn misfit<'e>(checked: &Checked, arg: &'e Expr, clause: Clause) -> Option<&'e Ex
 }
 
 fn fault(function: &str, literal: &Literal) -> Option<(u8, &'static str)> {
-    let Literal::String(text) = literal else { return None };
+    let text = match literal {
+        Literal::String(text) => text,
+        Literal::Int(seconds) => {
+            let fine = time::Timestamp::new(*seconds, 0).is_ok();
+            return match function {
+                "duration" => Some((0, "duration")),
+                "timestamp" if !fine => Some((1, "timestamp")),
+                _ => None,
+            };
+        }
+        _ => return None,
+    };
     match function {
         "duration" if time::parse_duration(text).is_none() => Some((0, "duration")),
         "timestamp" if time::Timestamp::parse(text).is_none_or(|at| at.checked().is_err()) => {

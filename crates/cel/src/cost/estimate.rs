@@ -96,9 +96,15 @@ impl<'d> Coster<'d> {
                 Range::ONE
             }
             Kind::Select { operand, field, test } => {
-                if matches!(self.checked.reference(expr), Some(Reference::Variable(_) | Reference::Type(_))) {
+                if let Some(reference @ (Reference::Variable(_) | Reference::Type(_))) =
+                    self.checked.reference(expr)
+                {
                     // A name with dots is one identifier.
-                    self.places.insert(expr.id, Some(None));
+                    let sizes = match reference {
+                        Reference::Variable(name) => self.env.sizes(name),
+                        _ => None,
+                    };
+                    self.places.insert(expr.id, Some(sizes.or_else(|| self.env.root())));
                     return Range::ONE;
                 }
                 let cost = self.cost(operand);

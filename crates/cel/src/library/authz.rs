@@ -84,8 +84,6 @@ pub fn resource_check_type() -> Type {
     Type::object(RESOURCE)
 }
 
-pub(super) const TYPES: [&str; 5] = [AUTHORIZER, PATH, GROUP, RESOURCE, DECISION];
-
 pub(super) const FUNCTIONS: &[Def] = &[
     Def(
         "path",

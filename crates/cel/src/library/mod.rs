@@ -39,10 +39,6 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Def> {
 pub(crate) fn named_type(name: &str) -> Option<Type> {
     match name {
         net::IP | net::CIDR => Some(Type::opaque(name)),
-        "kubernetes.URL" | "kubernetes.Quantity" | "kubernetes.Semver" | "kubernetes.NamedFormat" => {
-            Some(Type::object(name))
-        }
-        _ if authz::TYPES.contains(&name) => Some(Type::object(name)),
         _ => None,
     }
 }

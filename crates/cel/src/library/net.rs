@@ -67,7 +67,8 @@ pub(super) const FUNCTIONS: &[Def] = &[
         |args| {
             let ip = match args.get(1).and_then(Value::downcast::<Ip>) {
                 Some(ip) => ip.0,
-                None => parse(text(args.get(1))?)?,
+                // As the reference has it: what is no address is no argument.
+                None => parse(text(args.get(1))?).map_err(|_| EvalError::no_such_overload())?,
             };
             Ok(Value::Bool(network(args.first())?.contains(ip)))
         },

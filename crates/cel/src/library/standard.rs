@@ -314,7 +314,8 @@ fn uint_overflow() -> EvalError {
 }
 
 fn duration_overflow() -> EvalError {
-    EvalError::new("duration overflow")
+    // As the reference has it.
+    EvalError::new("integer overflow")
 }
 
 fn add<'a>(args: &[Value<'a>]) -> Result<'a> {

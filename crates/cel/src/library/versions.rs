@@ -13,11 +13,11 @@ use crate::value::{Object, Value};
 
 pub(super) const FUNCTIONS: &[Def] = &[
     Def("quantity", &["string_to_quantity: (string) -> kubernetes.Quantity"], |args| {
-        text(args.first())?
-            .parse()
-            .map(Amount)
-            .map(Value::object)
-            .map_err(|why: schema::quantity::QuantityError| EvalError::new(why.to_string()))
+        let given = text(args.first())?;
+        let amount = given.parse::<Quantity>().map_err(|why| EvalError::new(why.to_string()))?;
+        // Upstream keeps a number with a fraction as such, even if there is nothing in it.
+        let whole = !given.contains('.') && !given.ends_with(['n', 'u', 'm']) && amount.is_whole();
+        Ok(Value::object(Amount { amount, whole }))
     }),
     Def("isQuantity", &["is_quantity_string: (string) -> bool"], |args| {
         Ok(Value::Bool(text(args.first())?.parse::<Quantity>().is_ok()))
@@ -60,12 +60,10 @@ pub(super) const FUNCTIONS: &[Def] = &[
         Ok(Value::Double(amount(args.first())?.approximate()))
     }),
     Def("asInteger", &["quantity_get_int: kubernetes.Quantity.() -> int"], |args| {
-        whole(amount(args.first())?)
-            .map(Value::Int)
-            .ok_or_else(|| EvalError::new("cannot convert value to integer"))
+        whole(args)?.map(Value::Int).ok_or_else(|| EvalError::new("cannot convert value to integer"))
     }),
     Def("isInteger", &["quantity_is_integer: kubernetes.Quantity.() -> bool"], |args| {
-        Ok(Value::Bool(whole(amount(args.first())?).is_some()))
+        Ok(Value::Bool(whole(args)?.is_some()))
     }),
     Def(
         "add",
@@ -73,7 +71,7 @@ pub(super) const FUNCTIONS: &[Def] = &[
             "quantity_add: kubernetes.Quantity.(kubernetes.Quantity) -> kubernetes.Quantity",
             "quantity_add_int: kubernetes.Quantity.(int) -> kubernetes.Quantity",
         ],
-        |args| Ok(Value::object(Amount(amount(args.first())?.add(&other(args)?)))),
+        |args| combine(args, Quantity::add),
     ),
     Def(
         "sub",
@@ -81,7 +79,7 @@ pub(super) const FUNCTIONS: &[Def] = &[
             "quantity_sub: kubernetes.Quantity.(kubernetes.Quantity) -> kubernetes.Quantity",
             "quantity_sub_int: kubernetes.Quantity.(int) -> kubernetes.Quantity",
         ],
-        |args| Ok(Value::object(Amount(amount(args.first())?.sub(&other(args)?)))),
+        |args| combine(args, Quantity::sub),
     ),
     Def(
         "semver",
@@ -103,7 +101,11 @@ pub(super) const FUNCTIONS: &[Def] = &[
 
 /// A quantity as a value.
 #[derive(Clone, Debug)]
-pub(crate) struct Amount(pub Quantity);
+pub(crate) struct Amount {
+    amount: Quantity,
+    /// Whether it can be asked for as an integer.
+    whole: bool,
+}
 
 impl Object for Amount {
     fn type_of(&self) -> Type {
@@ -111,7 +113,7 @@ impl Object for Amount {
     }
 
     fn equals(&self, other: &dyn Object) -> bool {
-        other.as_any().downcast_ref::<Self>().is_some_and(|other| self.0 == other.0)
+        other.as_any().downcast_ref::<Self>().is_some_and(|other| self.amount == other.amount)
     }
 
     fn as_any(&self) -> &dyn Any {
@@ -270,7 +272,7 @@ fn number<'a>(args: &[Value<'a>], at: usize) -> Result<'a> {
 }
 
 fn amount<'v>(value: Option<&'v Value<'_>>) -> std::result::Result<&'v Quantity, EvalError> {
-    value.and_then(Value::downcast::<Amount>).map(|amount| &amount.0).ok_or_else(EvalError::no_such_overload)
+    value.and_then(Value::downcast::<Amount>).map(|one| &one.amount).ok_or_else(EvalError::no_such_overload)
 }
 
 fn other(args: &[Value<'_>]) -> std::result::Result<Quantity, EvalError> {
@@ -280,9 +282,19 @@ fn other(args: &[Value<'_>]) -> std::result::Result<Quantity, EvalError> {
     }
 }
 
-fn whole(amount: &Quantity) -> Option<i64> {
-    let value = amount.value();
-    (amount.is_whole() && Quantity::new(value, Format::DecimalSi) == *amount).then_some(value)
+fn combine<'a>(args: &[Value<'a>], by: fn(&Quantity, &Quantity) -> Quantity) -> Result<'a> {
+    let is_whole = |value: &Value<'_>| match value.downcast::<Amount>() {
+        Some(one) => one.whole,
+        None => matches!(value, Value::Int(_)),
+    };
+    let whole = args.iter().all(is_whole);
+    Ok(Value::object(Amount { amount: by(amount(args.first())?, &other(args)?), whole }))
+}
+
+fn whole(args: &[Value<'_>]) -> std::result::Result<Option<i64>, EvalError> {
+    let one = args[0].downcast::<Amount>().ok_or_else(EvalError::no_such_overload)?;
+    let value = one.amount.value();
+    Ok((one.whole && Quantity::new(value, Format::DecimalSi) == one.amount).then_some(value))
 }
 
 fn order(args: &[Value<'_>]) -> std::result::Result<Ordering, EvalError> {

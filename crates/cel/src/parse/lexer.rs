@@ -192,10 +192,10 @@ fn string(rest: &str) -> Option<Result<(Kind, usize), usize>> {
                 end += 1;
             }
             Some(b'\\') if !raw => match escape(&bytes[end..]) {
-                Some(len) => end += len,
-                None => {
-                    // What stands before the bad escape, and its letter, begin no token.
-                    let len = end + 1;
+                Ok(len) => end += len,
+                Err(fine) => {
+                    // What stands before the character that breaks the escape, and that one, begin no token.
+                    let len = (end + fine).min(rest.len());
                     return Some(Err(len + char_len(rest, len)));
                 }
             },
@@ -212,18 +212,19 @@ fn string(rest: &str) -> Option<Result<(Kind, usize), usize>> {
     Some(Err(if end < rest.len() { end + char_len(rest, end) } else { end }))
 }
 
-/// The length of the escape sequence at the start.
-fn escape(bytes: &[u8]) -> Option<usize> {
-    let hex = |n: usize| bytes.len() >= 2 + n && bytes[2..2 + n].iter().all(u8::is_ascii_hexdigit);
-    match bytes.get(1)? {
-        b'a' | b'b' | b'f' | b'n' | b'r' | b't' | b'v' | b'"' | b'\'' | b'\\' | b'?' | b'`' => Some(2),
-        b'x' | b'X' if hex(2) => Some(4),
-        b'u' if hex(4) => Some(6),
-        b'U' if hex(8) => Some(10),
-        b'0'..=b'3' => {
-            let octal = |b: Option<&u8>| b.is_some_and(|b| (b'0'..=b'7').contains(b));
-            (octal(bytes.get(2)) && octal(bytes.get(3))).then_some(4)
-        }
-        _ => None,
+/// The length of the escape sequence at the start, or how much of it is in order.
+fn escape(bytes: &[u8]) -> Result<usize, usize> {
+    let digits = |from: usize, count: usize, fine: fn(&u8) -> bool| {
+        let found = bytes.iter().skip(from).take(count).take_while(|b| fine(b)).count();
+        if found == count { Ok(from + count) } else { Err(from + found) }
+    };
+    let octal = |b: &u8| (b'0'..=b'7').contains(b);
+    match bytes.get(1) {
+        Some(b'a' | b'b' | b'f' | b'n' | b'r' | b't' | b'v' | b'"' | b'\'' | b'\\' | b'?' | b'`') => Ok(2),
+        Some(b'x' | b'X') => digits(2, 2, u8::is_ascii_hexdigit),
+        Some(b'u') => digits(2, 4, u8::is_ascii_hexdigit),
+        Some(b'U') => digits(2, 8, u8::is_ascii_hexdigit),
+        Some(b'0'..=b'3') => digits(2, 2, octal),
+        _ => Err(1),
     }
 }

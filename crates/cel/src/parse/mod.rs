@@ -19,6 +19,12 @@ const MAX_DEPTH: usize = 250;
 const MAX_NODES: usize = 200_000;
 const EXPECTING: &str = "{'[', '{', '(', '.', '-', '!', 'true', 'false', 'null', NUM_FLOAT, NUM_INT, NUM_UINT, \
                          STRING, BYTES, IDENTIFIER}";
+const EXPECTING_ARGUMENT: &str = "{'[', '{', '(', ')', '.', '-', '!', 'true', 'false', 'null', NUM_FLOAT, NUM_INT, \
+                                  NUM_UINT, STRING, BYTES, IDENTIFIER}";
+const EXPECTING_ENTRY: &str = "{'[', '{', '}', '(', '.', ',', '-', '!', '?', 'true', 'false', 'null', NUM_FLOAT, \
+                               NUM_INT, NUM_UINT, STRING, BYTES, IDENTIFIER}";
+const EXPECTING_ELEMENT: &str = "{'[', ']', '{', '(', '.', ',', '-', '!', '?', 'true', 'false', 'null', NUM_FLOAT, \
+                                 NUM_INT, NUM_UINT, STRING, BYTES, IDENTIFIER}";
 const RESERVED: [&str; 17] = [
     "as",
     "break",
@@ -60,6 +66,8 @@ pub(crate) struct Parser<'s> {
     depth: [usize; 4],
     /// How deep in nodes of a kind that counts.
     nesting: usize,
+    /// What may stand here, where an expression may begin.
+    expecting: &'static str,
 }
 
 /// The tree of an expression.
@@ -71,7 +79,16 @@ pub(crate) fn parse(source: &str, syntax: Syntax) -> Result<Ast, Errors> {
     }
     let mut issues = Vec::new();
     let tokens = lexer::tokens(source, &mut issues);
-    let mut parser = Parser { tokens, at: 0, issues, offsets: Vec::new(), syntax, depth: [0; 4], nesting: 0 };
+    let mut parser = Parser {
+        tokens,
+        at: 0,
+        issues,
+        offsets: Vec::new(),
+        syntax,
+        depth: [0; 4],
+        nesting: 0,
+        expecting: EXPECTING,
+    };
     let root = parser.start();
     match root {
         Ok(root) if parser.issues.is_empty() => Ok(Ast { root, offsets: parser.offsets }),
@@ -117,6 +134,20 @@ impl<'s> Parser<'s> {
             None => {
                 let token = self.peek();
                 let found = quoted(token.text);
+                let follows = self.tokens.get(self.at + 1).is_some_and(|next| {
+                    next.kind == Lexeme::Sign && (next.text == sign || next.text == "," && sign != ")")
+                });
+                if follows && token.kind != Lexeme::Eof && matches!(sign, ")" | "]" | "}") {
+                    let expecting = match sign {
+                        ")" => "')'".to_owned(),
+                        _ => format!("{{'{sign}', ','}}"),
+                    };
+                    self.issue(
+                        token.offset,
+                        format!("Syntax error: extraneous input {found} expecting {expecting}"),
+                    );
+                    return Err(Stop);
+                }
                 let message = match sign {
                     "]" | "}" => {
                         format!("Syntax error: mismatched input {found} expecting {{'{sign}', ','}}")
@@ -289,6 +320,11 @@ impl<'s> Parser<'s> {
             self.next();
             count += 1;
         }
+        let after = self.peek();
+        if after.kind == Lexeme::Sign && matches!(after.text, "-" | "!") && token.text == "-" {
+            let message = format!("Syntax error: no viable alternative at input '-{}'", after.text);
+            return self.stop(after.offset, message);
+        }
         let operand = self.member()?;
         if count % 2 == 0 {
             return Ok(operand);
@@ -369,6 +405,7 @@ impl<'s> Parser<'s> {
         if self.take(")").is_some() {
             return Ok(args);
         }
+        self.expecting = EXPECTING_ARGUMENT;
         loop {
             args.push(self.expr()?);
             if self.take(",").is_none() {
@@ -381,6 +418,9 @@ impl<'s> Parser<'s> {
 
     fn primary(&mut self) -> Parsed<Expr> {
         let token = self.peek();
+        if begins(&token) {
+            self.expecting = EXPECTING;
+        }
         match token.kind {
             Lexeme::Ident => return self.named(token.offset, ""),
             Lexeme::Int | Lexeme::Uint | Lexeme::Float | Lexeme::Str | Lexeme::Bytes => {
@@ -421,6 +461,7 @@ impl<'s> Parser<'s> {
                 self.next();
                 let number = self.peek();
                 if !matches!(number.kind, Lexeme::Int | Lexeme::Float) {
+                    self.expecting = EXPECTING;
                     return self.unexpected();
                 }
                 self.next();
@@ -430,10 +471,19 @@ impl<'s> Parser<'s> {
         }
     }
 
-    fn unexpected<T>(&mut self) -> Parsed<T> {
+    /// A token stands where an expression must begin. If one begins behind it, the token is passed over.
+    fn unexpected(&mut self) -> Parsed<Expr> {
         let token = self.peek();
-        let message = format!("Syntax error: mismatched input {} expecting {EXPECTING}", quoted(token.text));
-        self.stop(token.offset, message)
+        let begins = token.kind != Lexeme::Eof && self.tokens.get(self.at + 1).is_some_and(begins);
+        let word = if begins { "extraneous" } else { "mismatched" };
+        let expecting = self.expecting;
+        let found = quoted(token.text);
+        self.issue(token.offset, format!("Syntax error: {word} input {found} expecting {expecting}"));
+        if begins {
+            self.next();
+            return self.primary();
+        }
+        Err(Stop)
     }
 
     /// An identifier, a call of a function, or an object's literal.
@@ -514,6 +564,7 @@ impl<'s> Parser<'s> {
     fn list(&mut self) -> Parsed<Expr> {
         let open = self.next();
         let (mut elements, mut optional) = (Vec::new(), Vec::new());
+        self.expecting = EXPECTING_ELEMENT;
         if self.take(",").is_none() {
             while !self.is("]") {
                 optional.push(self.take("?").is_some());
@@ -530,6 +581,7 @@ impl<'s> Parser<'s> {
     fn map(&mut self) -> Parsed<Expr> {
         let open = self.next();
         let mut entries = Vec::new();
+        self.expecting = EXPECTING_ENTRY;
         if self.take(",").is_none() {
             while !self.is("}") {
                 let optional = self.take("?").is_some();
@@ -552,6 +604,15 @@ impl<'s> Parser<'s> {
             Ok(literal) => self.make(offset, Kind::Literal(literal)),
             Err(message) => self.fault(offset, message.into()),
         }
+    }
+}
+
+/// Whether an expression may begin with a token.
+fn begins(token: &Token<'_>) -> bool {
+    match token.kind {
+        Lexeme::Sign => matches!(token.text, "[" | "{" | "(" | "." | "-" | "!" | "true" | "false" | "null"),
+        Lexeme::Eof | Lexeme::EscapedIdent => false,
+        _ => true,
     }
 }
 

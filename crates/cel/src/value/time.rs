@@ -191,7 +191,7 @@ impl Timestamp {
     pub(crate) fn minus(&self, other: &Self) -> Result<i64, EvalError> {
         let seconds = i128::from(self.seconds - other.seconds);
         let nanos = seconds * i128::from(NANOS) + i128::from(self.nanos) - i128::from(other.nanos);
-        i64::try_from(nanos).map_err(|_| EvalError::new("duration overflow"))
+        i64::try_from(nanos).map_err(|_| EvalError::new("integer overflow"))
     }
 }
 
