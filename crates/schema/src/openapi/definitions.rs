@@ -9,7 +9,7 @@ use crate::types::{Field, ListType, Shape, TypeId, Types};
 
 const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.";
 /// Types that the paths speak of beside the resources' own.
-const COMMON: [&str; 4] = ["DeleteOptions", "Patch", "Status", "WatchEvent"];
+const COMMON: [&str; 5] = ["APIResourceList", "DeleteOptions", "Patch", "Status", "WatchEvent"];
 
 /// The name of a common type.
 pub(super) fn meta(name: &str) -> String {

@@ -109,6 +109,7 @@ fn path_item(item: &Value, out: &mut Writer) {
 }
 
 fn operation(value: &Value, out: &mut Writer) {
+    out.texts(1, &value["tags"]);
     out.text(5, &value["operationId"]);
     out.texts(6, &value["produces"]);
     out.texts(7, &value["consumes"]);

@@ -1,5 +1,7 @@
 //! The paths of the documents: which verbs a resource has, with which parameters.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Map, Value, json};
 
 use super::definitions::{meta, reference};
@@ -41,8 +43,15 @@ const FORCE: (&str, &str) = ("force", "boolean");
 
 /// Calls `emit` with every path and its item.
 pub(super) fn each(routes: &[Route<'_>], dialect: Dialect, emit: &mut dyn FnMut(&str, Value)) {
+    let mut seen = BTreeSet::new();
     for route in routes {
-        Paths { route, dialect }.each(emit);
+        let paths = Paths { route, dialect };
+        if seen.insert(route.document())
+            && let Some(item) = paths.resources()
+        {
+            emit(&format!("/{}/", route.document()), item);
+        }
+        paths.each(emit);
     }
 }
 
@@ -100,6 +109,95 @@ impl Paths<'_> {
                 emit(&format!("{one}/{}", route.subresources[index].name), self.item(item, true));
             }
         }
+        if has(route.verbs, "watch") {
+            self.watches(&root, emit);
+        }
+    }
+
+    /// The old paths of watches, which clients made from these documents may still use.
+    fn watches(&self, root: &str, emit: &mut dyn FnMut(&str, Value)) {
+        let route = self.route;
+        let plain = format!("{root}/watch/{}", route.plural);
+        let collection = match route.namespaced {
+            true => format!("{root}/watch/namespaces/{{namespace}}/{}", route.plural),
+            false => plain.clone(),
+        };
+        let mut add = |path: &str, suffix: &str, action: &str, named: bool, spaced: bool| {
+            let watch = Operation {
+                name: "watch",
+                action,
+                suffix,
+                kind: &route.kind,
+                query: Vec::new(),
+                body: None,
+                answer: route.types.by_name(&meta("WatchEvent")),
+                codes: &["200"],
+                streams: true,
+            };
+            let mut item = Map::new();
+            item.insert("get".to_owned(), self.operation(watch));
+            let mut item = self.item(item, named);
+            if let Some(parameters) = item["parameters"].as_array_mut() {
+                // The namespace is only a part of some of the paths.
+                parameters.retain(|p| spaced || p["name"] != "namespace");
+                let more = LIST.iter().filter(|(name, _)| *name != "pretty");
+                parameters.extend(more.map(|(name, ty)| self.parameter(name, ty, "query")));
+                parameters.sort_by(|a, b| a["name"].as_str().cmp(&b["name"].as_str()));
+            }
+            emit(path, item);
+        };
+        let spaced = route.namespaced;
+        if has(route.verbs, "list") {
+            add(&collection, "List", "watchlist", false, spaced);
+        }
+        if has(route.verbs, "get") {
+            add(&format!("{collection}/{{name}}"), "", "watch", true, spaced);
+        }
+        if spaced && has(route.verbs, "list") {
+            add(&plain, "ListForAllNamespaces", "watchlist", false, false);
+        }
+    }
+
+    /// The list of a group version's resources.
+    fn resources(&self) -> Option<Value> {
+        let list = meta("APIResourceList");
+        self.route.types.by_name(&list)?;
+        let answer = reference(&list, self.dialect);
+        let response = match self.dialect {
+            Dialect::V2 => json!({"description": "OK", "schema": answer}),
+            Dialect::V3 => json!({"description": "OK", "content": content(&JSON_TYPES, &answer)}),
+        };
+        let mut get = json!({
+            "operationId": format!("get{}APIResources", self.group(true)),
+            "responses": {"200": response, "401": {"description": "Unauthorized"}},
+            "tags": [self.tag()],
+        });
+        if self.dialect == Dialect::V2 {
+            get["consumes"] = json!(JSON_TYPES);
+            get["produces"] = json!(JSON_TYPES);
+            get["schemes"] = json!(["https"]);
+        }
+        Some(json!({"get": get}))
+    }
+
+    /// The group and version in the names of operations: `RbacAuthorizationV1`; of tags: `rbacAuthorization`.
+    fn group(&self, whole: bool) -> String {
+        let group = match self.route.group.strip_suffix(".k8s.io").unwrap_or(self.route.group) {
+            "" => "core",
+            group => group,
+        };
+        let mut words = group.split(|c: char| !c.is_ascii_alphanumeric());
+        let first = words.next().unwrap_or_default();
+        let rest: String = words.map(capital).collect();
+        if whole {
+            format!("{}{rest}{}", capital(first), capital(self.route.version))
+        } else {
+            format!("{first}{rest}")
+        }
+    }
+
+    fn tag(&self) -> String {
+        format!("{}_{}", self.group(false), self.route.version)
     }
 
     fn list(&self, suffix: &'static str) -> Operation<'_> {
@@ -277,13 +375,12 @@ impl Paths<'_> {
 
     fn operation(&self, operation: Operation<'_>) -> Value {
         let route = self.route;
-        let mut group: String = match route.group.split('.').next() {
-            None | Some("") => "Core".to_owned(),
-            Some(first) => capital(first),
+        let group = self.group(true);
+        let scope = if route.namespaced && !operation.suffix.ends_with("ForAllNamespaces") {
+            "Namespaced"
+        } else {
+            ""
         };
-        group.push_str(&capital(route.version));
-        let scope =
-            if route.namespaced && operation.suffix != "ForAllNamespaces" { "Namespaced" } else { "" };
         // `deleteCollection` and `connectGet` have the group in the middle.
         let split = operation.name.find(char::is_uppercase).unwrap_or(operation.name.len());
         let (verb, more) = operation.name.split_at(split);
@@ -291,6 +388,7 @@ impl Paths<'_> {
         let kind = operation.kind;
         let mut out = json!({
             "operationId": id,
+            "tags": [self.tag()],
             "x-kubernetes-action": operation.action,
             "x-kubernetes-group-version-kind": {"group": kind.group, "version": kind.version, "kind": kind.kind},
         });

@@ -1,5 +1,7 @@
 //! What clients look for in the documents.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
 
 use super::*;
@@ -41,6 +43,26 @@ fn v2_and_v3() {
         assert!(document["paths"][format!("{one}/status")].is_object());
         assert!(document["paths"]["/api/v1/boxes"]["get"].is_object());
         assert!(document["paths"][one]["delete"].is_null());
+    }
+    let names = |verbs: &'static [Str]| {
+        let mut routes = self::routes(&types, id, verbs);
+        routes[0].group = "flowcontrol.apiserver.k8s.io";
+        let v3: Value = serde_json::from_str(&super::v3(&routes, "v1.36.0")).expect("JSON");
+        let paths = v3["paths"].as_object().expect("paths").clone();
+        paths.into_iter().map(|(path, item)| (path, item["get"].clone())).collect::<BTreeMap<_, _>>()
+    };
+    let own = names(&[Str::Borrowed("list"), Str::Borrowed("get"), Str::Borrowed("watch")]);
+    let root = "/apis/flowcontrol.apiserver.k8s.io/v1";
+    for (path, expect) in [
+        ("boxes", "listFlowcontrolApiserverV1BoxForAllNamespaces"),
+        ("namespaces/{namespace}/boxes", "listFlowcontrolApiserverV1NamespacedBox"),
+        ("watch/boxes", "watchFlowcontrolApiserverV1BoxListForAllNamespaces"),
+        ("watch/namespaces/{namespace}/boxes", "watchFlowcontrolApiserverV1NamespacedBoxList"),
+        ("watch/namespaces/{namespace}/boxes/{name}", "watchFlowcontrolApiserverV1NamespacedBox"),
+    ] {
+        let operation = &own[&format!("{root}/{path}")];
+        assert_eq!(operation["operationId"], expect);
+        assert_eq!(operation["tags"], json!(["flowcontrolApiserver_v1"]));
     }
     let spec = &v2["definitions"]["test.v1.BoxSpec"]["properties"];
     assert_eq!(
