@@ -40,7 +40,7 @@ pub struct Flags {
     pub audit_policy_file: Option<PathBuf>,
     /// The audit log; '-' is the standard output, an empty text switches it off
     #[arg(long)]
-    pub audit_log_path: Option<PathBuf>,
+    pub audit_log_path: Option<String>,
     /// Megabytes at which the audit log is put aside; 0: never
     #[arg(long)]
     pub audit_log_maxsize: Option<u64>,
@@ -155,8 +155,8 @@ impl Flags {
             buffer: self.audit_log_batch_buffer_size,
         };
         let log = match (&self.audit_log_path, standard) {
-            (Some(path), _) if path.as_os_str().is_empty() => None,
-            (Some(path), _) => Some(log(path, rotation(100, 0), Mode::Blocking)),
+            (Some(path), _) if path.is_empty() => None,
+            (Some(path), _) => Some(log(Path::new(path), rotation(100, 0), Mode::Blocking)),
             (None, Some(Standard(path))) => Some(log(path, rotation(10, 2), Mode::Batch)),
             (None, None) => None,
         };

@@ -58,7 +58,8 @@ pub async fn run(fairness: Arc<Fairness>, registry: Arc<Registry>, cluster: Clus
     let (mut schemas, mut levels) = (schemas.cache.bell(), levels.cache.bell());
     let mut rebalance = tokio::time::interval(REBALANCE);
     let mut ensure = tokio::time::interval(ENSURE);
-    let mut again = Retry::default();
+    // What was there before is looked at as well.
+    let mut again = Retry { at: Some(tokio::time::Instant::now()), ..Retry::default() };
     let mut writes = Writes::default();
     loop {
         let retry = again.at;

@@ -149,11 +149,6 @@ async fn what_finds_no_room_is_told_when_to_come_back() {
 #[tokio::test]
 async fn schemas_tell_whether_their_level_exists_and_mandatory_objects_come_back() {
     let running = start(|_| {}).await;
-    let schema = json!({
-        "metadata": {"name": "lost"},
-        "spec": {"priorityLevelConfiguration": {"name": "nowhere"}, "matchingPrecedence": 500},
-    });
-    running.create(SCHEMAS, schema).await;
     let dangling = |value: &Value| {
         let conditions = value["status"]["conditions"].as_array().cloned().unwrap_or_default();
         conditions.into_iter().find(|c| c["type"] == "Dangling")
@@ -166,6 +161,13 @@ async fn schemas_tell_whether_their_level_exists_and_mandatory_objects_come_back
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
     };
+    // Also of what was there before anything changed.
+    wait(&format!("{SCHEMAS}/catch-all"), "False").await;
+    let schema = json!({
+        "metadata": {"name": "lost"},
+        "spec": {"priorityLevelConfiguration": {"name": "nowhere"}, "matchingPrecedence": 500},
+    });
+    running.create(SCHEMAS, schema).await;
     let value = wait(&path, "True").await;
     let message = dangling(&value).expect("a condition")["message"].clone();
     let expect = "This FlowSchema references the PriorityLevelConfiguration object named \"nowhere\" but there is no such object";
@@ -174,7 +176,6 @@ async fn schemas_tell_whether_their_level_exists_and_mandatory_objects_come_back
         "limited": {"nominalConcurrencyShares": 1, "limitResponse": {"type": "Reject"}}}});
     running.create(LEVELS, level).await;
     wait(&path, "False").await;
-    wait(&format!("{SCHEMAS}/catch-all"), "False").await;
 
     let gone = running.ask(Method::DELETE, &format!("{LEVELS}/catch-all"), None).await;
     assert_eq!(gone.code(), 200);

@@ -1,6 +1,9 @@
 //! Health endpoints and metrics, as probes and Prometheus see them.
 
-use http::Method;
+use apiserver::UserInfo;
+use bytes::Bytes;
+use http::{Method, Request};
+use http_body_util::Full;
 
 use crate::harness::start;
 
@@ -63,4 +66,72 @@ async fn metrics_have_the_references_names() {
         slis.text()
             .contains("kubernetes_healthchecks_total{name=\"etcd\",status=\"success\",type=\"livez\"}")
     );
+}
+
+#[tokio::test]
+async fn the_process_tells_what_it_is() {
+    let running = start(|config| {
+        config.flags.insert("max-requests-inflight".to_owned(), "7".to_owned());
+    })
+    .await;
+    let page = running.ask(Method::GET, "/flagz", None).await;
+    assert!(page.text().starts_with("\napiserver flagz\nWarning: "), "{}", page.text());
+    assert!(page.text().ends_with("\nmax-requests-inflight=7\n"), "{}", page.text());
+    let page = running.ask(Method::GET, "/statusz", None).await;
+    assert!(page.text().contains("\nEmulation version: 1.36\n"), "{}", page.text());
+    let accept = async |path: &str, accept: &str| {
+        let request = Request::get(path).header("accept", accept).body(Full::new(Bytes::new()));
+        running.send(UserInfo::system_master("test"), request.expect("a request")).await
+    };
+    let flags = accept("/flagz", "application/json;v=v1beta1;g=config.k8s.io;as=Flagz").await.json();
+    assert_eq!((&flags["kind"], &flags["apiVersion"]), (&"Flagz".into(), &"config.k8s.io/v1beta1".into()));
+    assert_eq!(flags["flags"]["max-requests-inflight"], "7");
+    let status = accept("/statusz", "application/json;v=v1beta1;g=config.k8s.io;as=Statusz").await.json();
+    assert_eq!(status["binaryVersion"], "1.36.2");
+    assert!(status["paths"].as_array().is_some_and(|paths| paths.iter().any(|p| p == "/readyz")));
+    assert_eq!(accept("/flagz", "application/json").await.code(), 406);
+}
+
+#[tokio::test]
+async fn documents_are_named_by_their_content() {
+    let running = start(|_| {}).await;
+    let get = async |path: &str, header: (&str, &str)| {
+        let request = Request::get(path).header(header.0, header.1).body(Full::new(Bytes::new()));
+        running.send(UserInfo::system_master("test"), request.expect("a request")).await
+    };
+    let index = get("/openapi/v3", ("accept", "*/*")).await.json();
+    let address =
+        index["paths"]["apis/apps/v1"]["serverRelativeURL"].as_str().expect("an address").to_owned();
+    let document = get(&address, ("accept", "application/json")).await;
+    assert_eq!(document.code(), 200);
+    assert_eq!(document.header("cache-control"), "public, immutable");
+    assert!(!document.header("expires").is_empty());
+    assert!(document.json()["paths"]["/apis/apps/v1/deployments"].is_object());
+    let tag = document.header("etag").to_owned();
+    let same = get(&address, ("if-none-match", &tag)).await;
+    assert_eq!((same.code(), same.body.len()), (304, 0));
+    let moved = get("/openapi/v3/apis/apps/v1?hash=OLD", ("accept", "*/*")).await;
+    assert_eq!((moved.code(), moved.header("location")), (301, address.as_str()));
+    let unnamed = get("/openapi/v3/apis/apps/v1", ("accept", "*/*")).await;
+    assert_eq!((unnamed.code(), unnamed.header("cache-control")), (200, "no-cache, private"));
+    for (accept, expect) in [
+        ("application/json", "application/json"),
+        ("*/*", "application/json"),
+        (
+            "application/com.github.proto-openapi.spec.v2@v1.0+protobuf",
+            "application/com.github.proto-openapi.spec.v2.v1.0+protobuf",
+        ),
+        (
+            "application/com.github.proto-openapi.spec.v2.v1.0+protobuf, application/json;q=0.5",
+            "application/com.github.proto-openapi.spec.v2.v1.0+protobuf",
+        ),
+        (
+            "application/com.github.proto-openapi.spec.v2.v1.0+protobuf;q=0.1, application/json",
+            "application/json",
+        ),
+    ] {
+        let document = get("/openapi/v2", ("accept", accept)).await;
+        assert_eq!((document.code(), document.header("content-type")), (200, expect), "{accept}");
+    }
+    assert_eq!(get("/openapi/v2", ("accept", "text/html")).await.code(), 406);
 }
