@@ -210,7 +210,8 @@ fn flow(existing: &Value, wanted: &Value) -> Option<Value> {
         wanted["spec"]["exempt"] = existing["spec"]["exempt"].clone();
     }
     let same = covers(existing.at("spec"), wanted.at("spec"));
-    if (same && (own || !mandatory)) || !(own || mandatory) {
+    let change = if mandatory { !(same && own) } else { own && !same };
+    if !change {
         return None;
     }
     let mut new = existing.clone();

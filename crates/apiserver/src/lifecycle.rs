@@ -319,9 +319,7 @@ impl Track {
 
     /// Without priority and fairness reads and writes are counted, each against its own number.
     fn admit_by_number(&self, server: &Server, attributes: &Attributes) -> Option<Response<Body>> {
-        if self.limit.is_none() {
-            return None;
-        }
+        self.limit?;
         let protection = &server.config.protection;
         let most = match self.labels.kind() {
             "mutating" => protection.max_mutating_requests_inflight,

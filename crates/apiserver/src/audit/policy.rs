@@ -145,9 +145,8 @@ impl Policy {
                     return Err(field(&name, "'*' must be the last character"));
                 }
             }
-            if !rule.non_resource_urls.is_empty()
-                && !(rule.resources.is_empty() && rule.namespaces.is_empty())
-            {
+            let of_resources = !(rule.resources.is_empty() && rule.namespaces.is_empty());
+            if !rule.non_resource_urls.is_empty() && of_resources {
                 return Err(field(
                     "nonResourceURLs",
                     "a rule is for resources or for other URLs, not for both",

@@ -7,18 +7,18 @@ const LARGEST_HAND: usize = 60;
 /// Deals `hand` different numbers below `deck`, the same ones for the same hash.
 pub fn deal(mut hash: u64, deck: usize, hand: usize) -> impl Iterator<Item = usize> {
     let hand = hand.min(LARGEST_HAND).min(deck);
-    let mut cards = [0usize; LARGEST_HAND];
-    for i in 0..hand {
+    let mut drawn = [0usize; LARGEST_HAND];
+    for (i, card) in drawn.iter_mut().enumerate().take(hand) {
         let left = (deck - i) as u64;
-        cards[i] = (hash % left) as usize;
+        *card = (hash % left) as usize;
         hash /= left;
     }
-    // Each remainder counts among the cards that are left; it is turned into one of the whole deck.
-    let drawn = cards;
-    for i in 0..hand {
-        for j in (0..i).rev() {
-            if cards[i] >= drawn[j] {
-                cards[i] += 1;
+    // Each number counts among the cards that are left; it is turned into one of the whole deck.
+    let mut cards = drawn;
+    for (i, card) in cards.iter_mut().enumerate().take(hand) {
+        for earlier in drawn[..i].iter().rev() {
+            if *card >= *earlier {
+                *card += 1;
             }
         }
     }

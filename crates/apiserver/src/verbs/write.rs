@@ -419,8 +419,9 @@ async fn finish_update(
         same = encode(&stored_value)? == encode(&current.value()?)?;
     }
     // What nothing changes is written all the same if it must be sealed anew.
-    let kept = same && !gone && !(!checks.dry_run && server.registry.stale(served, update.key).await?);
-    if checks.dry_run || kept {
+    let kept = same && !gone;
+    let stale = kept && !checks.dry_run && server.registry.stale(served, update.key).await?;
+    if checks.dry_run || (kept && !stale) {
         let object =
             if same { current.clone() } else { unwritten(update.key, &stored_value, current.revision)? };
         return Ok(Ok(Outcome { object, created: false }));
