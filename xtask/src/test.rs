@@ -12,6 +12,7 @@ use crate::run as command;
 const NEEDS: &[(&str, &str)] = &[
     ("/usr/bin/kubectl", "kubernetes-client"),
     ("/usr/bin/busybox", "busybox-static"),
+    ("/usr/bin/etcd", "etcd-server"),
     ("/usr/sbin/nft", "nftables"),
     ("/usr/sbin/ip", "iproute2"),
     ("/usr/bin/python3", "python3"),

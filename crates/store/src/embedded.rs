@@ -8,13 +8,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use parking_lot::RwLock;
 use redb::Database;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::watch::{History, Hub};
-use crate::{Engine, Error, Event, KeyValue, Range, Result, Store, Txn, TxnOutcome, Watch};
+use crate::{Digest, Engine, Error, Event, KeyValue, Range, Result, Store, Txn, TxnOutcome, Watch};
 
 mod compact;
+mod defragment;
 mod read;
 mod record;
 mod snapshot;
@@ -36,11 +38,19 @@ pub struct Options {
     pub window_bytes: usize,
     /// Bytes that must stay free on the file system; below that writes are refused and reads go on.
     pub disk_reserve: u64,
+    /// A file longer than this is shortened after a compaction when two thirds of it hold nothing.
+    pub defragment_above: u64,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { cache_bytes: 16 << 20, window_events: 4096, window_bytes: 8 << 20, disk_reserve: 64 << 20 }
+        Options {
+            cache_bytes: 16 << 20,
+            window_events: 4096,
+            window_bytes: 8 << 20,
+            disk_reserve: 64 << 20,
+            defragment_above: 64 << 20,
+        }
     }
 }
 
@@ -64,7 +74,8 @@ struct Embedded {
 struct Core {
     path: PathBuf,
     options: Options,
-    database: Database,
+    /// Held shared by all that read or write, and alone while the file is defragmented.
+    database: RwLock<Database>,
     hub: Arc<Hub>,
     compacted: AtomicU64,
 }
@@ -78,13 +89,18 @@ impl Embedded {
             .set_cache_size(options.cache_bytes)
             .create(path)
             .map_err(|error| Error::engine("opening the store")(error.into()))?;
+        Embedded::with_database(database, path, options)
+    }
+
+    /// `path` tells which file system must have space.
+    fn with_database(database: Database, path: &Path, options: Options) -> Result<Embedded> {
         let (revision, compacted) =
             record::initialize(&database).map_err(Error::engine("opening the store"))?;
         let hub = Arc::new(Hub::new(revision, options.window_events, options.window_bytes));
         let core = Arc::new(Core {
             path: path.to_owned(),
             options,
-            database,
+            database: RwLock::new(database),
             hub,
             compacted: AtomicU64::new(compacted),
         });
@@ -141,9 +157,15 @@ impl Engine for Embedded {
         // One look-up in cached pages: not worth a thread hop.
         async move {
             let revision = self.core.check_revision(at)?;
-            let found =
-                read::get(&self.core.database, &key, revision).map_err(Error::engine("reading a key"))?;
-            Ok((found, revision))
+            let at_once = self.core.database.try_read().map(|database| read::get(&database, &key, revision));
+            let found = match at_once {
+                Some(found) => found,
+                None => {
+                    let read = move |core: &Core| Ok(read::get(&core.database.read(), &key, revision));
+                    self.blocking(read).await?
+                }
+            };
+            Ok((found.map_err(Error::engine("reading a key"))?, revision))
         }
         .boxed()
     }
@@ -157,7 +179,7 @@ impl Engine for Embedded {
     ) -> BoxFuture<'_, Result<Range>> {
         self.blocking(move |core| {
             let revision = core.check_revision(at)?;
-            let (items, more) = read::range(&core.database, &prefix, from.as_deref(), limit, revision)
+            let (items, more) = read::range(&core.database.read(), &prefix, from.as_deref(), limit, revision)
                 .map_err(Error::engine("reading a range"))?;
             // A compaction that overtook the read may have removed what it was about to see.
             Error::check_revision(revision, core.compacted(), u64::MAX)?;
@@ -166,13 +188,20 @@ impl Engine for Embedded {
         .boxed()
     }
 
+    fn digest(&self, prefix: Bytes, at: u64) -> BoxFuture<'_, Result<Digest>> {
+        self.blocking(move |core| {
+            core.check_revision(Some(at))?;
+            let digest =
+                read::digest(&core.database.read(), &prefix, at).map_err(Error::engine("reading keys"))?;
+            Error::check_revision(at, core.compacted(), u64::MAX)?;
+            Ok(digest)
+        })
+        .boxed()
+    }
+
     fn txn(&self, txn: Txn) -> BoxFuture<'_, Result<TxnOutcome>> {
         async move {
-            let mut keys: Vec<&Bytes> = txn.ops.iter().map(crate::Op::key).collect();
-            keys.sort_unstable();
-            if let Some(pair) = keys.windows(2).find(|pair| pair[0] == pair[1]) {
-                return Err(Error::DuplicateKey(pair[0].clone()));
-            }
+            txn.check()?;
             self.ask(|reply| Request::Txn { txn, reply }).await
         }
         .boxed()
@@ -191,7 +220,10 @@ impl Engine for Embedded {
 
     fn compact(&self, revision: u64) -> BoxFuture<'_, Result<()>> {
         async move {
-            Error::check_revision(revision, self.core.compacted(), self.core.hub.revision())?;
+            if revision <= self.core.compacted() {
+                return Ok(());
+            }
+            Error::check_revision(revision, 0, self.core.hub.revision())?;
             self.ask(|reply| Request::Compact { revision, reply }).await
         }
         .boxed()
@@ -201,13 +233,18 @@ impl Engine for Embedded {
         self.core.hub.revision()
     }
 
+    fn newest(&self) -> BoxFuture<'_, Result<u64>> {
+        // Nobody else writes: what is durable has been published.
+        std::future::ready(Ok(self.core.hub.revision())).boxed()
+    }
+
     fn backup(&self, to: PathBuf) -> BoxFuture<'_, Result<()>> {
         self.blocking(move |core| snapshot::backup(core, &to)).boxed()
     }
 
     fn restore(&self, from: PathBuf) -> BoxFuture<'_, Result<u64>> {
         async move {
-            let wanted = self.blocking(move |_| snapshot::read(&from)).await?;
+            let wanted = self.blocking(move |_| crate::backup::read(&from)).await?;
             self.ask(|reply| Request::Restore { wanted, reply }).await
         }
         .boxed()
@@ -221,7 +258,7 @@ impl History for Log {
     fn events(&self, prefix: Bytes, from: u64, limit: usize) -> BoxFuture<'_, Result<(Vec<Event>, u64)>> {
         let core = self.0.clone();
         let read = move || {
-            let answer = read::events(&core.database, &prefix, from, core.hub.revision(), limit);
+            let answer = read::events(&core.database.read(), &prefix, from, core.hub.revision(), limit);
             // Looked at after the read: a compaction that overtook it may have removed events.
             let compacted = core.compacted();
             if from <= compacted && compacted > 0 {

@@ -1,7 +1,7 @@
 //! The revisioned key-value store below the API server: multi-version, with one global revision, compare-and-write
 //! transactions and watches from any kept revision, as etcd v3 offers them. It knows nothing of Kubernetes.
 //!
-//! [`embedded`] is the engine for one server. Everything above speaks to the [`Engine`] trait.
+//! [`embedded`] is the engine for one server, [`etcd`] that for several. Everything above speaks to the [`Engine`] trait.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,9 +9,15 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 
+mod backup;
+#[cfg(test)]
+mod contract;
+mod digest;
 pub mod embedded;
+pub mod etcd;
 mod watch;
 
+pub use digest::Digest;
 pub use watch::Watch;
 
 /// A store shared by its users.
@@ -74,6 +80,18 @@ pub struct Txn {
     pub compare: Vec<Compare>,
     /// The writes.
     pub ops: Vec<Op>,
+}
+
+impl Txn {
+    /// Refuses a transaction that writes a key twice.
+    fn check(&self) -> Result<()> {
+        let mut keys: Vec<&Bytes> = self.ops.iter().map(Op::key).collect();
+        keys.sort_unstable();
+        match keys.windows(2).find(|pair| pair[0] == pair[1]) {
+            Some(pair) => Err(Error::DuplicateKey(pair[0].clone())),
+            None => Ok(()),
+        }
+    }
 }
 
 /// What became of a transaction.
@@ -146,6 +164,15 @@ pub enum Error {
         /// Bytes that must stay free.
         reserve: u64,
     },
+    /// No server of the store answered. A write may or may not have had its effect.
+    #[error("{context}: no server of the store answers")]
+    Unavailable {
+        /// What was being done.
+        context: &'static str,
+        /// What the last server asked said.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The store is shutting down.
     #[error("the store is closed")]
     Closed,
@@ -186,6 +213,10 @@ pub trait Engine: Send + Sync + 'static {
         at: Option<u64>,
     ) -> BoxFuture<'_, Result<Range>>;
 
+    /// The checksum of all keys that begin with `prefix`, without it, at a revision. Costs a read of them all, done in the
+    /// background.
+    fn digest(&self, prefix: Bytes, at: u64) -> BoxFuture<'_, Result<Digest>>;
+
     /// Compares and writes. Resolves when the write is durable.
     fn txn(&self, txn: Txn) -> BoxFuture<'_, Result<TxnOutcome>>;
 
@@ -195,8 +226,12 @@ pub trait Engine: Send + Sync + 'static {
     /// Forgets what was superseded before `revision`; reads and watches below it answer [`Error::Compacted`].
     fn compact(&self, revision: u64) -> BoxFuture<'_, Result<()>>;
 
-    /// The newest durable revision.
+    /// The newest durable revision that this server has seen.
     fn revision(&self) -> u64;
+
+    /// A revision within which is every write that was acknowledged, by any server, before the call. What watches bring
+    /// reaches it in a short while.
+    fn newest(&self) -> BoxFuture<'_, Result<u64>>;
 
     /// Writes the newest state to a new file, while the store runs. The file is complete or absent.
     fn backup(&self, to: PathBuf) -> BoxFuture<'_, Result<()>>;

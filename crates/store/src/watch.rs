@@ -81,15 +81,30 @@ impl Hub {
         }
     }
 
+    /// Starts over at a revision: what was between is not in the window, and watches that miss it ask the history.
+    pub(crate) fn reset(&self, revision: u64) {
+        let mut inner = self.inner.lock();
+        inner.batches.clear();
+        (inner.events, inner.bytes) = (0, 0);
+        inner.revision = inner.revision.max(revision);
+        for shared in inner.watches.iter().filter_map(Weak::upgrade) {
+            shared.wake.notify_one();
+        }
+    }
+
     /// Publishes one durable commit: the revisions `first..=last` and their events in order.
     pub(crate) fn publish(&self, first: u64, last: u64, events: Vec<Event>) {
         let bytes = events.iter().map(event_bytes).sum();
         let batch = Batch { first, last, bytes, events: events.into() };
         let mut inner = self.inner.lock();
         inner.revision = last;
+        match inner.batches.back_mut() {
+            // Revisions without events need no place of their own.
+            Some(newest) if batch.events.is_empty() => newest.last = last,
+            _ => inner.batches.push_back(batch.clone()),
+        }
         inner.events += batch.events.len();
         inner.bytes += bytes;
-        inner.batches.push_back(batch.clone());
         while inner.events > self.window_events || inner.bytes > self.window_bytes {
             let Some(old) = inner.batches.pop_front() else { break };
             inner.events -= old.events.len();

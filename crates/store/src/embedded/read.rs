@@ -6,7 +6,7 @@ use bytes::Bytes;
 use redb::{Database, ReadableDatabase, ReadableTable};
 
 use super::record::{INDEX, LOG, Record, index_key, log_key, log_revision, newest, split_index_key};
-use crate::{Event, KeyValue};
+use crate::{Digest, Event, KeyValue};
 
 pub(super) fn get(database: &Database, key: &[u8], revision: u64) -> Result<Option<KeyValue>, redb::Error> {
     let txn = database.begin_read()?;
@@ -61,6 +61,58 @@ pub(super) fn range(
         take(done)?;
     }
     Ok((items, more))
+}
+
+/// Keys looked at in one database snapshot, so that none is held for long.
+const DIGEST_STEP: usize = 1000;
+
+/// The checksum of the keys under `prefix` at `revision`. Values are not read.
+pub(super) fn digest(database: &Database, prefix: &[u8], revision: u64) -> Result<Digest, redb::Error> {
+    let mut digest = Digest::default();
+    let mut start = prefix.to_vec();
+    loop {
+        let txn = database.begin_read()?;
+        let (index, log) = (txn.open_table(INDEX)?, txn.open_table(LOG)?);
+        let mut add = |(name, at, position): (Vec<u8>, u64, u32)| -> Result<(), redb::Error> {
+            let Some(bytes) = log.get(log_key(at, position).as_slice())? else {
+                return Err(redb::Error::Corrupted("the index names a change that the log lacks".into()));
+            };
+            if !Record::is_deletion(bytes.value()) {
+                digest.add(&name[prefix.len()..], at);
+            }
+            Ok(())
+        };
+        let mut pending: Option<(Vec<u8>, u64, u32)> = None;
+        let (mut names, mut next) = (0, None);
+        for entry in index.range::<&[u8]>((Bound::Included(start.as_slice()), Bound::Unbounded))? {
+            let (key, position) = entry?;
+            let (name, at) = split_index_key(key.value());
+            if !name.starts_with(prefix) {
+                break;
+            }
+            if at > revision || name < start.as_slice() {
+                continue;
+            }
+            if pending.as_ref().is_some_and(|(pending, ..)| pending != name)
+                && let Some(done) = pending.take()
+            {
+                add(done)?;
+                names += 1;
+                if names >= DIGEST_STEP {
+                    next = Some(name.to_vec());
+                    break;
+                }
+            }
+            pending = Some((name.to_vec(), at, position.value()));
+        }
+        match next {
+            Some(next) => start = next,
+            None => {
+                pending.map(add).transpose()?;
+                return Ok(digest);
+            }
+        }
+    }
 }
 
 /// Events under `prefix` of the revisions `from..=last`, stopping after the revision in which `limit` is reached, and

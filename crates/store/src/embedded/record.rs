@@ -109,6 +109,11 @@ impl Record {
         })
     }
 
+    /// Whether an encoded record is a deletion.
+    pub fn is_deletion(bytes: &[u8]) -> bool {
+        bytes.first() == Some(&0)
+    }
+
     pub fn into_key_value(self, mod_revision: u64) -> Option<KeyValue> {
         let Record { key, value, create_revision, version } = self;
         value.map(|value| KeyValue { key, value, create_revision, mod_revision, version })

@@ -8,7 +8,7 @@ use redb::{Durability, WriteTransaction};
 use tokio::sync::{mpsc, oneshot};
 
 use super::record::{INDEX, LOG, Record, index_key, log_key, newest, set_revision};
-use super::{Core, compact};
+use super::{Core, compact, defragment};
 use crate::{Error, Event, KeyValue, Op, Result, Txn, TxnOutcome};
 
 pub(super) enum Request {
@@ -22,6 +22,7 @@ const BATCH: usize = 512;
 
 pub(super) fn run(core: &Core, mut requests: mpsc::Receiver<Request>) {
     let mut waiting = Vec::new();
+    let mut defragmented = defragment::Last::default();
     while requests.blocking_recv_many(&mut waiting, BATCH) > 0 {
         let mut batch = Vec::new();
         for request in waiting.drain(..) {
@@ -29,7 +30,16 @@ pub(super) fn run(core: &Core, mut requests: mpsc::Receiver<Request>) {
                 Request::Txn { txn, reply } => batch.push((txn, reply)),
                 Request::Compact { revision, reply } => {
                     commit(core, std::mem::take(&mut batch));
-                    let _ = reply.send(compact::run(core, revision));
+                    let compacted = compact::run(core, revision);
+                    if compacted.is_ok()
+                        && let Err(error) = defragment::run(core, &mut defragmented)
+                    {
+                        tracing::warn!(
+                            error = &error as &dyn std::error::Error,
+                            "the store's file stays as long"
+                        );
+                    }
+                    let _ = reply.send(compacted);
                 }
                 Request::Restore { wanted, reply } => {
                     commit(core, std::mem::take(&mut batch));
@@ -93,8 +103,11 @@ fn write(core: &Core, txns: &[Txn]) -> Result<Vec<TxnOutcome>> {
 }
 
 pub(super) fn begin(core: &Core) -> Result<WriteTransaction> {
-    let mut write =
-        core.database.begin_write().map_err(|error| Error::engine("beginning a write")(error.into()))?;
+    let mut write = core
+        .database
+        .read()
+        .begin_write()
+        .map_err(|error| Error::engine("beginning a write")(error.into()))?;
     write
         .set_durability(Durability::Immediate)
         .map_err(|source| Error::Engine { context: "asking for durability", source: Box::new(source) })?;
@@ -175,18 +188,9 @@ fn check_space(core: &Core, txns: &[Txn]) -> Result<()> {
 
 fn restore(core: &Core, wanted: BTreeMap<Bytes, Bytes>) -> Result<u64> {
     let revision = core.hub.revision();
-    let (present, _) = super::read::range(&core.database, b"", None, 0, revision)
+    let (present, _) = super::read::range(&core.database.read(), b"", None, 0, revision)
         .map_err(Error::engine("reading what a restore replaces"))?;
-    let mut wanted = wanted;
-    let mut ops = Vec::new();
-    for KeyValue { key, value, .. } in present {
-        match wanted.remove(&key) {
-            Some(same) if same == value => {}
-            Some(value) => ops.push(Op::Put { key, value }),
-            None => ops.push(Op::Delete { key }),
-        }
-    }
-    ops.extend(wanted.into_iter().map(|(key, value)| Op::Put { key, value }));
+    let ops = crate::backup::difference(present, wanted);
     match write(core, &[Txn { compare: Vec::new(), ops }])?.pop() {
         Some(TxnOutcome::Committed { revision }) => Ok(revision),
         _ => Ok(core.hub.revision()),
