@@ -83,15 +83,22 @@ impl Authority {
             return Ok(Arc::clone(subject));
         }
         self.verifier.verify_client_cert(leaf, intermediates, now)?;
-        let subject = Arc::new(read(leaf)?);
-        // An intermediate may end before the leaf does: such chains are checked every time.
-        if intermediates.is_empty() {
-            let mut checked = self.checked.lock();
-            if checked.len() >= REMEMBERED {
-                checked.clear();
-            }
-            checked.insert(key, Arc::clone(&subject));
+        let mut subject = read(leaf)?;
+        // The answer holds for as long as every certificate of the chain does.
+        for certificate in intermediates {
+            let (_, certificate) =
+                X509Certificate::from_der(certificate).map_err(|_| CertificateError::Malformed)?;
+            let validity = certificate.validity();
+            subject.not_before = subject.not_before.max(validity.not_before.timestamp());
+            subject.not_after = subject.not_after.min(validity.not_after.timestamp());
         }
+        let subject = Arc::new(subject);
+        let mut checked = self.checked.lock();
+        if checked.len() >= REMEMBERED {
+            checked.clear();
+        }
+        checked.insert(key, Arc::clone(&subject));
+        drop(checked);
         Ok(subject)
     }
 }

@@ -2,6 +2,7 @@
 //! unless forced, and gives up (and removes) what it named before and names no more.
 
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
 use serde_json::Value;
 
@@ -26,6 +27,8 @@ const STRIPPED: [&str; 12] = [
     "metadata.managedFields",
     "metadata.resourceVersion",
 ];
+
+static STRIPPED_SET: LazyLock<Set> = LazyLock::new(|| Set::of(&STRIPPED));
 
 pub(super) enum Failure {
     /// The owners and paths, in order.
@@ -103,7 +106,7 @@ pub(super) fn update(
     manager: &str,
 ) -> Managers {
     let Ok(changed) = take(context, live, new, &mut managers, None, true) else { return managers };
-    let set = changed.modified.union(&changed.added).difference(&Set::of(&STRIPPED));
+    let set = changed.modified.union(&changed.added).difference(&STRIPPED_SET);
     if !set.is_empty() {
         let manager = Manager::new(manager, false, context.api_version, context.subresource);
         let owned = managers.entry(manager).or_insert_with(|| Owned {
@@ -143,7 +146,7 @@ pub(super) fn apply(
     take(context, live, &new, &mut managers, Some(&key), force).map_err(Failure::Conflicts)?;
     let changed = *live != new;
     if let Some(owned) = managers.get_mut(&key) {
-        owned.set = owned.set.difference(&Set::of(&STRIPPED));
+        owned.set = owned.set.difference(&STRIPPED_SET);
         if changed {
             owned.time = Some(context.now.to_owned());
         }
