@@ -30,6 +30,8 @@ pub struct Config {
     pub anonymous: bool,
     /// Open connections at once; more wait in the listen queue.
     pub max_connections: usize,
+    /// How long superseded revisions stay readable (and between two compactions); zero never compacts.
+    pub compaction_interval: Duration,
     /// How long Events are kept, in seconds.
     pub event_ttl: u64,
     /// Whether kubelets are reached with `InsecureSkipVerify` because their certificates are self-signed.
@@ -94,6 +96,7 @@ impl Config {
             cluster_domain: "cluster.local".to_owned(),
             anonymous: true,
             max_connections: 20_000,
+            compaction_interval: Duration::from_secs(300),
             event_ttl: 3600,
             kubelet_insecure: false,
             protection: Protection::default(),

@@ -74,7 +74,8 @@ where
                 track.stranger(&server, &parts, address, &info.attributes(&query));
                 Err(status)
             }
-            None => answer(server.clone(), parts, body, query, info, caller, upgrade, &track).await,
+            // Boxed once: the future is large, and moving it into the timeout would copy it.
+            None => Box::pin(answer(server.clone(), parts, body, query, info, caller, upgrade, &track)).await,
         }
     };
     // A fault in one request must not take the connection's other requests along.

@@ -201,15 +201,9 @@ pub fn list(call: &Call, served: &Served, selected: Selected) -> Answered {
     let resource = &served.resource;
     let kind = format!("{}List", resource.kind);
     if call.output.plain() {
-        let head = format!(
-            "{{\"kind\":{},\"apiVersion\":{},\"metadata\":{},\"items\":[",
-            Value::from(kind),
-            Value::from(resource.api_version()),
-            Value::Object(metadata)
-        );
         // Items of built-in kinds do not say what they are, those of custom resources do.
         let whole = resource.strategy.is_custom();
-        let body = ListBody::new(head.into(), selected.items, whole);
+        let body = ListBody::new(list_head(served, metadata), selected.items, whole);
         return Ok(response(StatusCode::OK, "application/json", Body::List(body)));
     }
     let mut items = Vec::with_capacity(selected.items.len());
@@ -238,6 +232,30 @@ pub fn list(call: &Call, served: &Served, selected: Selected) -> Answered {
     };
     let body = encode(call.output, &value)?;
     Ok(response(StatusCode::OK, call.output.format.media_type(), Body::Full(body)))
+}
+
+fn list_head(served: &Served, metadata: Map<String, Value>) -> Bytes {
+    let resource = &served.resource;
+    let head = format!(
+        "{{\"kind\":{},\"apiVersion\":{},\"metadata\":{},\"items\":[",
+        Value::from(format!("{}List", resource.kind)),
+        Value::from(resource.api_version()),
+        Value::Object(metadata)
+    );
+    head.into()
+}
+
+/// A whole list in plain JSON at a revision, out of the blocks that the cache keeps of it; none if it keeps none.
+pub fn shared_list(call: &Call, served: &Served, prefix: &str, revision: u64) -> Option<Response<Body>> {
+    if !call.output.plain() || !served.is_stored() {
+        return None;
+    }
+    let (blocks, changed) = served.cache.encoded(prefix)?;
+    let selected =
+        Selected { items: Vec::new(), revision: revision.max(changed), token: None, remaining: None };
+    let head = list_head(served, list_metadata(&selected));
+    let body = Body::List(ListBody::shared(head, blocks));
+    Some(response(StatusCode::OK, "application/json", body))
 }
 
 /// A list of objects that are not stored.
@@ -377,9 +395,14 @@ impl Frames {
         self.output
     }
 
+    /// Whether frames are those that lie in the cache.
+    pub fn plain(&self) -> bool {
+        self.output.format == Format::Json && self.output.convert == Convert::None
+    }
+
     /// The frame of a change of an object as the version shows it.
     pub fn event(&mut self, change: Change, object: &Object) -> Result<Bytes, Status> {
-        if self.output.format == Format::Json && self.output.convert == Convert::None {
+        if self.plain() {
             return Ok(object.frame(change));
         }
         self.other(change.name(), object.value()?)

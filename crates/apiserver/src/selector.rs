@@ -1,10 +1,13 @@
 //! Label and field selectors of lists and watches, applied to cached objects.
 
+use std::sync::Arc;
+
 use serde_json::Value;
 
 use crate::Status;
 use crate::registry::Served;
 use crate::registry::object::Object;
+use crate::registry::topics::{self, Topic};
 
 /// What a list or watch chooses.
 pub struct Selector {
@@ -49,6 +52,27 @@ impl Selector {
     /// The name that every chosen object has.
     pub fn name(&self) -> Option<&str> {
         self.fields.required("metadata.name")
+    }
+
+    /// What a watch in a namespace can be indexed by: the object that it names, or the value of a field that it requires.
+    pub fn topic(&self, served: &Served, namespace: &str) -> Option<(Topic, topics::Value)> {
+        if let Some(name) = self.name()
+            && (!served.resource.namespaced || !namespace.is_empty())
+        {
+            let topic = Topic { field: "metadata.name".to_owned(), value: served.key(namespace, name) };
+            return Some((topic, Arc::new(|object: &Object| Some(object.key.to_string()))));
+        }
+        let own = |field: &str| !matches!(field, "metadata.name" | "metadata.namespace");
+        let term = self.fields.terms.iter().find(|term| term.equal && own(&term.field))?;
+        if !served.selects_stored() {
+            return None;
+        }
+        let (resource, field) = (served.resource.clone(), term.field.clone());
+        let value = move |object: &Object| {
+            let fields = &object.selectable(&resource.strategy).fields;
+            fields.iter().find(|(name, _)| *name == field).map(|(_, value)| value.clone())
+        };
+        Some((Topic { field: term.field.clone(), value: term.value.clone() }, Arc::new(value)))
     }
 
     pub fn matches(&self, served: &Served, object: &Object) -> bool {

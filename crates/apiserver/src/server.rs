@@ -1,5 +1,6 @@
 //! The server as a whole: started from a configuration and a store, served over TLS and in process.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock, Weak};
 
@@ -21,6 +22,7 @@ use crate::http::listen::{self, Peer};
 use crate::lifecycle::InFlight;
 use crate::pipeline::{self, Caller};
 use crate::registry::feed::{self, Codec};
+use crate::registry::object::Object;
 use crate::registry::{Registry, Served};
 use crate::trace::Tracer;
 use crate::verbs::write::{Checks, Part, Update};
@@ -109,10 +111,11 @@ impl ApiServer {
         let view = Arc::new(View::default());
         let (hooks, issuer) = hooks(view.clone());
         let codec = Codec { transform: hooks.transform.clone() };
-        let (registry, revision) = Registry::open(store.clone(), codec.clone()).await?;
+        let (registry, revision, reload) = Registry::open(store.clone(), codec.clone()).await?;
         let registry = Arc::new(registry);
         let shutdown = CancellationToken::new();
-        tokio::spawn(feed::follow(store, registry.caches.clone(), codec, revision, shutdown.clone()));
+        let caches = registry.caches.clone();
+        tokio::spawn(feed::follow(store, caches, codec, revision, reload, shutdown.clone()));
         let listener = TcpListener::bind(config.bind).await;
         let listener = listener
             .map_err(|source| Error::Io { what: format!("cannot listen on {}", config.bind), source })?;
@@ -276,7 +279,13 @@ where
 struct View {
     registry: OnceLock<Arc<Registry>>,
     server: OnceLock<Weak<Server>>,
+    parsed: parking_lot::Mutex<VecDeque<(Arc<Object>, Arc<Value>)>>,
 }
+
+/// Trees that are kept of the objects that hooks asked for last: namespaces and service accounts are asked for by every write.
+const PARSED: usize = 64;
+/// Larger objects are not kept, in bytes.
+const PARSED_BYTES: usize = 8 << 10;
 
 impl View {
     fn row(&self, group: &str, resource: &str) -> Option<Arc<Served>> {
@@ -331,7 +340,20 @@ impl Cluster for View {
     fn get(&self, group: &str, resource: &str, namespace: &str, name: &str) -> Option<Arc<Value>> {
         let row = self.row(group, resource)?;
         let object = row.cache.get(&row.key(namespace, name))?;
-        row.read_now(&object).ok().map(Arc::new)
+        if !row.is_stored() || object.size() > PARSED_BYTES {
+            return row.read_now(&object).ok().map(Arc::new);
+        }
+        let mut parsed = self.parsed.lock();
+        if let Some(at) = parsed.iter().position(|(known, _)| Arc::ptr_eq(known, &object)) {
+            return Some(parsed[at].1.clone());
+        }
+        drop(parsed);
+        let value = Arc::new(row.read_now(&object).ok()?);
+        parsed = self.parsed.lock();
+        // What has been replaced meanwhile is not asked for again and falls out at the end.
+        parsed.push_front((object, value.clone()));
+        parsed.truncate(PARSED);
+        Some(value)
     }
 
     fn list(&self, group: &str, resource: &str, namespace: Option<&str>) -> Snapshot {

@@ -1,21 +1,28 @@
-//! What the server does by itself: it forgets old revisions and expired Events, and repairs what is told of addresses.
+//! What the server does by itself: it forgets old revisions and expired Events, repairs what is told of addresses, and
+//! compares its caches with the store.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
+use crate::metrics::metrics;
 use crate::registry::Written;
 use crate::server::Server;
 use crate::verbs::meta;
 
-const COMPACTION: Duration = Duration::from_secs(300);
+/// How often the caches are compared with the store.
+const COMPARISON: Duration = Duration::from_secs(300);
 const EXPIRY: Duration = Duration::from_secs(60);
 const REPAIR: Duration = Duration::from_secs(180);
 
 /// Runs until it is dropped.
 pub async fn run(server: Arc<Server>) {
-    let mut compaction = tokio::time::interval(COMPACTION);
+    let window = server.config.compaction_interval;
+    // Without compaction the timer still ticks, but rarely.
+    let mut compaction = tokio::time::interval(if window.is_zero() { COMPARISON } else { window });
+    let mut comparison = tokio::time::interval(COMPARISON);
+    comparison.reset();
     let mut expiry = tokio::time::interval(EXPIRY);
     let mut repair = tokio::time::interval(REPAIR);
     let mut keep = None;
@@ -24,12 +31,27 @@ pub async fn run(server: Arc<Server>) {
             _ = compaction.tick() => {
                 // What was current one interval ago stays readable.
                 let revision = server.registry.store.revision();
-                if let Some(old) = keep.replace(revision) {
+                if let Some(old) = keep.replace(revision)
+                    && !window.is_zero()
+                {
                     match server.registry.store.compact(old).await {
                         Ok(()) => server.registry.caches.forget(old),
                         Err(error) => tracing::warn!(%error, "compaction failed"),
                     }
                 }
+            }
+            _ = comparison.tick() => {
+                server.registry.compare(|group, resource, agreed| {
+                    if let Err(error) = &agreed {
+                        tracing::debug!(%error, group, resource, "the store was not compared with the cache");
+                    }
+                    let status = match agreed {
+                        Ok(true) => "success",
+                        Ok(false) => "failure",
+                        Err(_) => "error",
+                    };
+                    metrics().consistency_checks.with(&[group, resource, status]).increment();
+                }).await;
             }
             _ = expiry.tick() => expire_events(&server).await,
             _ = repair.tick() => {

@@ -113,6 +113,73 @@ async fn a_watch_sees_what_enters_and_leaves_its_selection() {
     assert_eq!(seen, ["added", "deleted", "added"]);
 }
 
+/// Watches that an index tells of their events: by name, and by the node of a pod.
+#[tokio::test]
+async fn indexed_watches_see_their_own_events_alone() {
+    let running = start().await;
+    let maps: Api<ConfigMap> = Api::namespaced(running.client.clone(), "default");
+    let mut by_name =
+        maps.watch(&WatchParams::default().fields("metadata.name=a"), "0").await.expect("watched").boxed();
+    let accounts: Api<k8s_openapi::api::core::v1::ServiceAccount> =
+        Api::namespaced(running.client.clone(), "default");
+    accounts
+        .create(&PostParams::default(), &object(json!({"metadata": {"name": "default"}})))
+        .await
+        .expect("made");
+    let pods: Api<Pod> = Api::namespaced(running.client.clone(), "default");
+    let mut by_node =
+        pods.watch(&WatchParams::default().fields("spec.nodeName=n1"), "0").await.expect("watched").boxed();
+    for round in 0..3 {
+        for name in ["a", "b", "c"] {
+            if round == 0 {
+                maps.create(&PostParams::default(), &config_map(name)).await.expect("created");
+            } else {
+                let patch = Patch::Merge(json!({"data": {"k": round.to_string()}}));
+                maps.patch(name, &PatchParams::default(), &patch).await.expect("patched");
+            }
+        }
+    }
+    maps.delete("a", &DeleteParams::default()).await.expect("deleted");
+    for node in ["n1", "n2"] {
+        let pod = json!({"metadata": {"name": node}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
+        pods.create(&PostParams::default(), &object(pod)).await.expect("created");
+        let binding = json!({"apiVersion": "v1", "kind": "Binding", "metadata": {"name": node},
+            "target": {"kind": "Node", "name": node}});
+        let bound: Value =
+            pods.create_subresource("binding", node, &PostParams::default(), &binding).await.expect("bound");
+        assert_eq!(bound["status"], "Success");
+    }
+    pods.delete("n2", &DeleteParams::default().grace_period(0)).await.expect("deleted");
+    pods.delete("n1", &DeleteParams::default().grace_period(0)).await.expect("deleted");
+    let mut seen = Vec::new();
+    while seen.len() < 4 {
+        let event = by_name.try_next().await.expect("goes on").expect("goes on");
+        seen.push(match event {
+            WatchEvent::Added(map) => format!("added {}", map.metadata.name.unwrap_or_default()),
+            WatchEvent::Modified(map) => format!("modified {}", map.metadata.name.unwrap_or_default()),
+            WatchEvent::Deleted(map) => format!("deleted {}", map.metadata.name.unwrap_or_default()),
+            other => format!("{other:?}"),
+        });
+    }
+    assert_eq!(seen, ["added a", "modified a", "modified a", "deleted a"]);
+    // Unbound it does not match; bound it enters, and leaves as it goes.
+    let first = by_node.try_next().await.expect("goes on").expect("goes on");
+    assert!(
+        matches!(&first, WatchEvent::Added(pod) if pod.metadata.name.as_deref() == Some("n1")),
+        "{first:?}"
+    );
+    loop {
+        match by_node.try_next().await.expect("goes on").expect("goes on") {
+            WatchEvent::Modified(pod) => assert_eq!(pod.metadata.name.as_deref(), Some("n1")),
+            WatchEvent::Deleted(pod) => {
+                assert_eq!(pod.metadata.name.as_deref(), Some("n1"));
+                break;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_pod_is_bound_and_a_service_gets_addresses() {
     let running = start().await;

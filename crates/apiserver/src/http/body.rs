@@ -28,10 +28,12 @@ pub enum Body {
     Stream(BoxStream<'static, Bytes>),
 }
 
-/// A list, written from shared objects block by block.
+/// A list, written from shared objects block by block, or in blocks that all readers of the list share.
 pub struct ListBody {
     head: Bytes,
     items: VecDeque<Arc<Object>>,
+    /// The items as blocks, and how many of them are written.
+    blocks: Option<(Arc<[Bytes]>, usize)>,
     first: bool,
     done: bool,
     left: u64,
@@ -52,12 +54,33 @@ impl ListBody {
     pub fn new(head: Bytes, items: Vec<Arc<Object>>, whole: bool) -> Self {
         let each: usize = items.iter().map(|i| ITEM_HEAD.len() + rest(i, whole).len()).sum();
         let left = head.len() + each + items.len().saturating_sub(1) + TAIL.len();
-        Self { head, items: items.into(), first: true, done: false, left: left as u64, whole }
+        let blocks = None;
+        Self { head, items: items.into(), blocks, first: true, done: false, left: left as u64, whole }
+    }
+
+    /// The items in blocks, with commas between them.
+    pub fn shared(head: Bytes, blocks: Arc<[Bytes]>) -> Self {
+        let left = head.len() + blocks.iter().map(Bytes::len).sum::<usize>() + TAIL.len();
+        let (items, blocks) = (VecDeque::new(), Some((blocks, 0)));
+        Self { head, items, blocks, first: true, done: false, left: left as u64, whole: false }
     }
 
     fn block(&mut self) -> Option<Bytes> {
         if self.done {
             return None;
+        }
+        if let Some((blocks, written)) = &mut self.blocks {
+            let block = if std::mem::take(&mut self.first) {
+                std::mem::take(&mut self.head)
+            } else if let Some(block) = blocks.get(*written) {
+                *written += 1;
+                block.clone()
+            } else {
+                self.done = true;
+                Bytes::from_static(TAIL)
+            };
+            self.left -= block.len() as u64;
+            return Some(block);
         }
         let mut out = BytesMut::with_capacity(BLOCK.min(usize::try_from(self.left).unwrap_or(BLOCK)));
         out.put_slice(&std::mem::take(&mut self.head));

@@ -182,7 +182,8 @@ async fn drive<S, H, F>(
         let used = used.clone();
         service_fn(move |request| {
             used.store(true, Ordering::Relaxed);
-            let answer = handle(request, peer.clone());
+            // Boxed: a stream's task keeps room for the request's whole future as long as its answer lasts, and a watch lasts.
+            let answer = Box::pin(handle(request, peer.clone()));
             let upgraded = upgraded.clone();
             async move {
                 let answer = answer.await;

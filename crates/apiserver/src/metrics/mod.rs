@@ -125,6 +125,8 @@ families! {
             "Stored objects by resource.", &["resource"]);
         resource_objects: Gauge = Family::new("apiserver_resource_objects", Alpha,
             "Stored objects by group and resource.", KIND);
+        consistency_checks: Counter = Family::new("apiserver_storage_consistency_checks_total", Alpha,
+            "Comparisons of a watch cache with the store, by outcome.", &["group", "resource", "status"]);
         storage_size: Gauge = Family::new("apiserver_storage_size_bytes", Stable,
             "Bytes that the store takes on disk.", &["storage_cluster_id"]);
         store_duration: Histogram = Family::histogram("etcd_request_duration_seconds", Alpha,

@@ -2,9 +2,11 @@
 //! be as new as the store waits for that, which costs no I/O.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use store::{Event, Store};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::Caches;
@@ -14,6 +16,8 @@ use crate::{Status, Transform};
 /// All keys of the API server begin with this.
 pub const PREFIX: &[u8] = b"/registry/";
 const PAGE: usize = 2000;
+/// Before a failed watch is tried again.
+const RETRY: Duration = Duration::from_millis(200);
 
 /// Turns stored bytes into objects.
 #[derive(Clone)]
@@ -99,15 +103,23 @@ pub async fn load(store: &Store, caches: &Caches, codec: &Codec) -> Result<u64, 
     }
 }
 
-/// Follows the store until it closes or the server stops.
-pub async fn follow(store: Store, caches: Arc<Caches>, codec: Codec, from: u64, shutdown: CancellationToken) {
+/// Follows the store until it closes or the server stops. What cannot be followed, and what `reload` names because it does
+/// not agree with the store, is read anew.
+pub async fn follow(
+    store: Store,
+    caches: Arc<Caches>,
+    codec: Codec,
+    from: u64,
+    mut reload: mpsc::Receiver<(String, String)>,
+    shutdown: CancellationToken,
+) {
     let mut next = from + 1;
     while !shutdown.is_cancelled() {
         let mut watch = match store.watch(Bytes::from_static(PREFIX), next).await {
             Ok(watch) => watch,
             Err(error) => {
-                tracing::error!(%error, "the cache lost the store's history; restart the server");
-                return;
+                next = recover(&store, &caches, &codec, next, &error).await;
+                continue;
             }
         };
         let mut progress = watch.progress();
@@ -123,10 +135,17 @@ pub async fn follow(store: Store, caches: Arc<Caches>, codec: Codec, from: u64, 
                 }
             }
         });
-        loop {
+        let failed = loop {
             let batch = tokio::select! {
                 batch = watch.next() => batch,
-                () = shutdown.cancelled() => break,
+                Some((group, resource)) = reload.recv() => {
+                    // Between two batches the cache is exactly at the revision before the next.
+                    if let Err(error) = refill(&store, &caches, &codec, (&group, &resource), next - 1).await {
+                        tracing::error!(%error, group, resource, "a cache could not be read anew");
+                    }
+                    continue;
+                }
+                () = shutdown.cancelled() => break None,
             };
             match batch {
                 Some(Ok(events)) => {
@@ -137,17 +156,17 @@ pub async fn follow(store: Store, caches: Arc<Caches>, codec: Codec, from: u64, 
                         caches.applied(last.revision);
                     }
                 }
-                Some(Err(error)) => {
-                    tracing::error!(%error, "the store's watch broke off");
-                    break;
-                }
+                Some(Err(error)) => break Some(error),
                 None => {
                     seen.abort();
                     return;
                 }
             }
-        }
+        };
         seen.abort();
+        if let Some(error) = failed {
+            next = recover(&store, &caches, &codec, next, &error).await;
+        }
     }
 }
 
@@ -156,20 +175,79 @@ pub fn values(events: &[Event]) -> impl Iterator<Item = &Bytes> {
     events.iter().flat_map(|e| e.current.iter().chain(&e.previous)).map(|kv| &kv.value)
 }
 
+/// After a failed watch: where to go on. History that is gone is jumped over by reading all caches anew, which ends their
+/// watchers.
+async fn recover(store: &Store, caches: &Caches, codec: &Codec, next: u64, error: &store::Error) -> u64 {
+    if !matches!(error, store::Error::Compacted { .. }) {
+        tracing::warn!(%error, "the store's watch broke off");
+        tokio::time::sleep(RETRY).await;
+        return next;
+    }
+    tracing::warn!(%error, "the caches lost the store's history and are read anew");
+    let read = async {
+        let revision = store.newest().await?;
+        for (group, resource) in caches.names() {
+            refill(store, caches, codec, (&group, &resource), revision).await?;
+        }
+        Ok::<_, store::Error>(revision)
+    };
+    match read.await {
+        Ok(revision) => {
+            caches.applied(revision);
+            revision + 1
+        }
+        Err(error) => {
+            tracing::warn!(%error, "the store could not be read");
+            tokio::time::sleep(RETRY).await;
+            next
+        }
+    }
+}
+
+/// Reads one resource anew, as it is at a revision.
+async fn refill(
+    store: &Store,
+    caches: &Caches,
+    codec: &Codec,
+    (group, resource): (&str, &str),
+    revision: u64,
+) -> Result<(), store::Error> {
+    let (mut objects, mut from) = (Vec::new(), None);
+    loop {
+        let page = store.range(join(group, resource, ""), from.take(), PAGE, Some(revision)).await?;
+        codec.ready(page.items.iter().map(|kv| &kv.value)).await;
+        for kv in &page.items {
+            let Some((_, _, key)) = split(&kv.key) else { continue };
+            match codec.object((group, resource, key), &kv.key, &kv.value, kv.mod_revision, Change::Added) {
+                Ok(object) => objects.push(object),
+                Err(error) => tracing::error!(%key, %error, "unreadable object"),
+            }
+        }
+        match page.items.last() {
+            Some(last) if page.more => from = Some([last.key.as_ref(), b"\0"].concat().into()),
+            _ => break,
+        }
+    }
+    caches.of(group, resource, revision).replace(objects, revision);
+    Ok(())
+}
+
+/// Applies one batch. A resource's events are applied together, so that no watcher sees half of a revision.
 fn apply(caches: &Caches, codec: &Codec, events: &[Event]) {
-    let mut rest = events;
-    while let Some(first) = rest.first() {
-        let Some((group, resource, _)) = split(&first.key) else {
-            rest = &rest[1..];
-            continue;
-        };
-        let same = |e: &Event| split(&e.key).is_some_and(|(g, r, _)| g == group && r == resource);
-        let run = rest.iter().position(|e| !same(e)).unwrap_or(rest.len());
-        let cache = caches.of(group, resource, first.revision - 1);
-        cache.apply(rest[..run].iter().filter_map(|event| {
+    let mut groups: Vec<((&str, &str), Vec<&Event>)> = Vec::new();
+    for event in events {
+        let Some((group, resource, _)) = split(&event.key) else { continue };
+        match groups.iter_mut().rev().find(|(names, _)| *names == (group, resource)) {
+            Some((_, own)) => own.push(event),
+            None => groups.push(((group, resource), vec![event])),
+        }
+    }
+    for ((group, resource), events) in groups {
+        let cache = caches.of(group, resource, events[0].revision - 1);
+        cache.apply(events.into_iter().filter_map(|event| {
             let (_, _, key) = split(&event.key)?;
             let object = event.current.as_ref().map(|kv| {
-                let change = if event.previous.is_some() { Change::Modified } else { Change::Added };
+                let change = if kv.version > 1 { Change::Modified } else { Change::Added };
                 codec.object((group, resource, key), &kv.key, &kv.value, kv.mod_revision, change)
             });
             match object.transpose() {
@@ -180,6 +258,5 @@ fn apply(caches: &Caches, codec: &Codec, events: &[Event]) {
                 }
             }
         }));
-        rest = &rest[run..];
     }
 }

@@ -8,7 +8,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use parking_lot::RwLock;
 use store::{Compare, Op, Store, Txn, TxnOutcome};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use crate::Status;
 use crate::metrics::metrics;
@@ -18,6 +18,9 @@ pub mod convert;
 pub mod feed;
 pub mod object;
 pub mod served;
+#[cfg(test)]
+mod tests;
+pub mod topics;
 
 use cache::Cache;
 use feed::Codec;
@@ -51,6 +54,13 @@ impl Caches {
     pub fn forget(&self, revision: u64) {
         let applied = *self.applied.borrow();
         self.map.read().values().for_each(|cache| cache.forget(revision.min(applied)));
+    }
+
+    /// Group and plural name of every resource that has a cache.
+    pub fn names(&self) -> Vec<(String, String)> {
+        let split =
+            |key: &String| key.split_once('/').map(|(group, name)| (group.to_owned(), name.to_owned()));
+        self.map.read().keys().filter_map(split).collect()
     }
 
     /// Everything up to a revision is in the caches.
@@ -113,6 +123,8 @@ pub struct Registry {
     pub caches: Arc<Caches>,
     pub codec: Codec,
     rows: ArcSwap<Rows>,
+    /// Resources whose cache is to be read anew.
+    reload: mpsc::Sender<(String, String)>,
 }
 
 /// What became of a conditional write.
@@ -123,8 +135,11 @@ pub enum Written {
 }
 
 impl Registry {
-    /// Reads the store; the caller then follows it from the returned revision.
-    pub async fn open(store: Store, codec: Codec) -> Result<(Self, u64), store::Error> {
+    /// Reads the store; the caller then follows it from the returned revision, and reads anew what the receiver names.
+    pub async fn open(
+        store: Store,
+        codec: Codec,
+    ) -> Result<(Self, u64, mpsc::Receiver<(String, String)>), store::Error> {
         let caches = Arc::new(Caches::new());
         let revision = feed::load(&store, &caches, &codec).await?;
         caches.applied(revision);
@@ -135,7 +150,8 @@ impl Registry {
             Arc::new(Served::new(resource.clone(), cache, storage, conversion.is_none(), form))
         });
         let rows = Rows::new(rows.collect());
-        Ok((Self { store, caches, codec, rows: ArcSwap::from_pointee(rows) }, revision))
+        let (reload, asked) = mpsc::channel(16);
+        Ok((Self { store, caches, codec, rows: ArcSwap::from_pointee(rows), reload }, revision, asked))
     }
 
     /// Replaces the rows of custom resources. The watches of rows that are not among the new ones end.
@@ -170,6 +186,27 @@ impl Registry {
         self.rows.load().iter().any(|row| row.group() == group)
     }
 
+    /// Compares every cache with the store. One that does not agree is read anew and its watchers are ended; `told` hears of
+    /// each comparison: group, resource, and whether they agreed.
+    pub async fn compare(&self, told: impl Fn(&str, &str, Result<bool, &store::Error>)) {
+        for (group, resource) in self.caches.names() {
+            let cache = self.caches.of(&group, &resource, 0);
+            let applied = self.applied();
+            // Read after `applied`: the cache has all changes up to there, and the last one that it has may be newer.
+            let (own, changed) = cache.digest();
+            let at = applied.max(changed);
+            match self.store.digest(feed::join(&group, &resource, ""), at).await {
+                Ok(theirs) if theirs == own => told(&group, &resource, Ok(true)),
+                Ok(_) => {
+                    tracing::error!(group, resource, revision = at, "a cache does not agree with the store");
+                    told(&group, &resource, Ok(false));
+                    let _ = self.reload.send((group, resource)).await;
+                }
+                Err(error) => told(&group, &resource, Err(&error)),
+            }
+        }
+    }
+
     /// The newest revision whose changes all caches have.
     pub fn applied(&self) -> u64 {
         *self.caches.applied.borrow()
@@ -177,7 +214,7 @@ impl Registry {
 
     /// Waits until the caches are as new as the store is now; the revision they then have at least.
     pub async fn fresh(&self) -> Result<u64, Status> {
-        self.reach(self.store.revision()).await
+        self.reach(self.store.newest().await.map_err(store_error)?).await
     }
 
     /// Waits until the caches have a revision.
@@ -285,6 +322,8 @@ pub fn store_error(error: store::Error) -> Status {
             Status::too_large_resource_version(requested, current)
         }
         store::Error::Closed => Status::unavailable("the server is shutting down"),
+        // Whether a write has had its effect is not known; the client must look.
+        store::Error::Unavailable { .. } => Status::timeout(error.to_string()),
         other => Status::internal(other),
     }
 }

@@ -103,6 +103,11 @@ impl Served {
         Status::not_found(self.group(), self.plural(), name)
     }
 
+    /// Whether the objects are shown as they are stored.
+    pub fn is_stored(&self) -> bool {
+        matches!(self.form, Form::Stored)
+    }
+
     /// Whether selectors look at the stored objects; those of custom resources look at the version served.
     pub fn selects_stored(&self) -> bool {
         !matches!(self.form, Form::Custom(_))

@@ -49,12 +49,34 @@ fn decode_token(text: &str) -> Result<Token, Status> {
 
 pub async fn run(call: &Call, served: &Served) -> Answered {
     let options = ListOptions::read(&call.query, false)?;
+    if let Some(shared) = whole(call, served, &options).await? {
+        return Ok(shared);
+    }
     let selected = select(call, served, &options).await?;
     answer(call, served, selected)
 }
 
 pub fn answer(call: &Call, served: &Served, selected: Selected) -> Answered {
     render::list(call, served, selected)
+}
+
+/// A list of everything under a prefix as it is now, which many ask for at once: sent from encoded blocks that they share.
+async fn whole(
+    call: &Call,
+    served: &Served,
+    options: &ListOptions,
+) -> Result<Option<http::Response<crate::http::body::Body>>, Status> {
+    if !options.label_selector.is_empty() || !options.field_selector.is_empty() || options.limit != 0 {
+        return Ok(None);
+    }
+    let registry = &call.server.registry;
+    let revision = match at_revision(options)? {
+        At::Newest => registry.fresh().await?,
+        At::Any => registry.applied(),
+        At::NotOlder(version) => registry.reach(version).await?,
+        At::Exact(_) | At::Token(_) => return Ok(None),
+    };
+    Ok(render::shared_list(call, served, &served.prefix(&call.info.namespace), revision))
 }
 
 /// Chooses the objects of a list or deletecollection.

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{BufMut, Bytes, BytesMut};
 use futures::StreamExt;
 use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{Response, StatusCode};
@@ -20,7 +20,7 @@ use super::{Answered, Call};
 use crate::http::body::Body;
 use crate::http::negotiate::{Convert, Format, Output};
 use crate::query::ListOptions;
-use crate::registry::cache::{CacheEvent, Recent};
+use crate::registry::cache::{Behind, CacheEvent, PIECE, Recent, Subscription};
 use crate::registry::object::{Change, Object};
 use crate::registry::{Registry, Served, feed, store_error};
 use crate::render::Frames;
@@ -39,6 +39,10 @@ struct Watcher {
     /// Events up to this revision have been sent.
     position: u64,
     bell: Receiver<u64>,
+    /// The index that tells of the events which may concern this watch; none: all may.
+    topic: Option<Subscription>,
+    /// The cache's count of replacements when the watch began.
+    epoch: u64,
     initial: Option<Initial>,
     ready: std::vec::IntoIter<CacheEvent>,
     bookmarks: bool,
@@ -56,6 +60,39 @@ const PAGE: usize = 500;
 /// The objects as selectors look at them.
 async fn shown(served: &Served, objects: Vec<Arc<Object>>) -> Result<Vec<Arc<Object>>, Status> {
     if served.selects_stored() { Ok(objects) } else { served.views(objects).await }
+}
+
+/// Frames that are sent in one piece.
+#[derive(Default)]
+struct Gathered {
+    first: Bytes,
+    more: BytesMut,
+}
+
+impl Gathered {
+    fn add(&mut self, frame: Bytes) {
+        if self.first.is_empty() {
+            self.first = frame;
+            return;
+        }
+        if self.more.is_empty() {
+            self.more.put_slice(&self.first);
+        }
+        self.more.put_slice(&frame);
+    }
+
+    fn is_empty(&self) -> bool {
+        self.first.is_empty()
+    }
+
+    fn full(&self) -> bool {
+        self.first.len().max(self.more.len()) >= PIECE
+    }
+
+    /// One frame alone is not copied.
+    fn take(self) -> Bytes {
+        if self.more.is_empty() { self.first } else { self.more.freeze() }
+    }
 }
 
 /// The state at the start, still to be sent.
@@ -82,7 +119,10 @@ pub async fn run(call: &Call, served: &Arc<Served>) -> Answered {
         "" => 0,
         text => text.parse().map_err(|_| Status::unknown(invalid_version(text).message()))?,
     };
-    let bell = served.cache.bell();
+    let topic = selector.topic(served, &call.info.namespace);
+    let topic = topic.map(|(topic, value)| served.cache.subscribe(topic, &value));
+    let bell = topic.as_ref().map_or_else(|| served.cache.bell(), |topic| topic.bell.clone());
+    let epoch = served.cache.epoch();
     let prefix = served.prefix(&call.info.namespace);
     let explicit = call.query.get("sendInitialEvents").is_some();
     let from_state = options.initial_events == Some(true);
@@ -103,7 +143,7 @@ pub async fn run(call: &Call, served: &Arc<Served>) -> Answered {
         if version > registry.store.revision() {
             registry.reach(version).await?;
         }
-        if matches!(served.cache.since(version), Recent::Older) {
+        if !served.cache.reaches_back(version) {
             let prefix = feed::join(&served.storage.0, &served.storage.1, &prefix);
             match registry.store.watch(prefix, version + 1).await {
                 Ok(watch) => history = Some(watch),
@@ -126,6 +166,8 @@ pub async fn run(call: &Call, served: &Arc<Served>) -> Answered {
         prefix,
         position,
         bell,
+        topic,
+        epoch,
         initial,
         ready: Vec::new().into_iter(),
         bookmarks: options.bookmarks,
@@ -179,7 +221,8 @@ impl Watcher {
 
     async fn step(&mut self) -> Result<Option<Bytes>, Status> {
         if let Some(initial) = &mut self.initial {
-            loop {
+            let mut piece = Gathered::default();
+            while !piece.full() {
                 // What has to be converted is converted by the page.
                 if initial.shown.is_empty() {
                     let page: Vec<_> = initial.items.by_ref().take(PAGE).collect();
@@ -188,8 +231,11 @@ impl Watcher {
                 let Some(object) = initial.shown.pop_front() else { break };
                 if self.selector.matches(&self.served, &object) {
                     let object = self.served.view(&object).await?;
-                    return self.frames.event(Change::Added, &object).map(Some);
+                    piece.add(self.frames.event(Change::Added, &object)?);
                 }
+            }
+            if !piece.is_empty() {
+                return Ok(Some(piece.take()));
             }
             let mark = initial.mark;
             self.initial = None;
@@ -197,23 +243,38 @@ impl Watcher {
                 return self.bookmark(true).map(Some);
             }
         }
-        while let Some(event) = self.ready.next() {
+        let mut piece = Gathered::default();
+        while !piece.full()
+            && let Some(event) = self.ready.next()
+        {
             if let Some((change, object)) = self.visible(&event).await? {
                 let object = self.served.view(&object).await?;
-                return self.frames.event(change, &object).map(Some);
+                piece.add(self.frames.event(change, &object)?);
             }
+        }
+        if !piece.is_empty() {
+            return Ok(Some(piece.take()));
         }
         if self.history.is_some() {
             return self.catch_up().await.map(|()| None);
         }
         let applied = self.server.registry.applied();
         self.bell.borrow_and_update();
-        let events = match self.served.cache.since(self.position) {
-            Recent::Events(events) => events,
-            Recent::Older => {
-                return Err(Status::expired(format!("too old resource version: {}", self.position)));
+        if self.served.cache.epoch() != self.epoch {
+            return Err(self.expired());
+        }
+        if self.frames.plain() && self.selector.everything() && self.served.is_stored() {
+            match self.served.cache.piece(&self.prefix, self.position) {
+                Ok((bytes, to)) if to > self.position => {
+                    self.position = to;
+                    return Ok(Some(bytes).filter(|bytes| !bytes.is_empty()));
+                }
+                Ok(_) => self.position = self.position.max(applied),
+                Err(Behind) => return Err(self.expired()),
             }
-        };
+            return self.rest().await;
+        }
+        let Recent::Events(events) = self.since() else { return Err(self.expired()) };
         match events.last() {
             Some(last) => {
                 self.position = last.revision;
@@ -223,6 +284,23 @@ impl Watcher {
             // Nothing happened here up to what all caches have seen.
             None => self.position = self.position.max(applied),
         }
+        self.rest().await
+    }
+
+    /// What may concern this watch of the events that it has not seen.
+    fn since(&self) -> Recent {
+        match &self.topic {
+            Some(topic) => self.served.cache.since_of(&topic.topic, self.position),
+            None => self.served.cache.since(self.position),
+        }
+    }
+
+    fn expired(&self) -> Status {
+        Status::expired(format!("too old resource version: {}", self.position))
+    }
+
+    /// Waits until there may be something to send; a bookmark if it is time for one.
+    async fn rest(&mut self) -> Result<Option<Bytes>, Status> {
         let (bookmarks, next_bookmark) = (self.bookmarks, self.next_bookmark);
         tokio::select! {
             changed = self.bell.changed() => {
@@ -245,7 +323,7 @@ impl Watcher {
     /// The newest revision up to which there is nothing unsent.
     fn quiet(&self) -> u64 {
         let applied = self.server.registry.applied();
-        match self.served.cache.since(self.position) {
+        match self.since() {
             Recent::Events(events) if events.is_empty() => applied,
             _ => self.position,
         }
@@ -297,7 +375,7 @@ impl Watcher {
             self.position = last.revision;
         }
         self.ready = ready.into_iter();
-        if matches!(self.served.cache.since(self.position), Recent::Events(_)) {
+        if self.served.cache.reaches_back(self.position) {
             self.history = None;
         }
         Ok(())
