@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
@@ -187,6 +188,31 @@ pub struct Apiserver {
     pub advertise_address: Vec<IpAddr>,
     #[command(flatten)]
     pub flags: Flags,
+    #[command(flatten)]
+    pub storage: Storage,
+}
+
+/// Where an API server keeps the cluster's state.
+#[derive(clap::Args, Clone)]
+pub struct Storage {
+    /// Members of an etcd cluster (http://HOST:PORT or https://HOST:PORT) that keeps the state instead of the data folder
+    #[arg(long, value_delimiter = ',')]
+    pub etcd_servers: Vec<String>,
+    /// PEM file of the authority that signs etcd's certificates
+    #[arg(long, requires = "etcd_servers")]
+    pub etcd_cafile: Option<PathBuf>,
+    /// PEM file of the client certificate that is shown to etcd
+    #[arg(long, requires = "etcd_keyfile")]
+    pub etcd_certfile: Option<PathBuf>,
+    /// PEM file of its key
+    #[arg(long, requires = "etcd_certfile")]
+    pub etcd_keyfile: Option<PathBuf>,
+    /// What all keys in etcd begin with
+    #[arg(long, default_value = "/carrack")]
+    pub etcd_prefix: String,
+    /// How long superseded revisions stay readable, such as 5m or 90s; 0 never forgets them
+    #[arg(long, default_value = "5m", value_parser = apiserver::parse_duration)]
+    pub etcd_compaction_interval: Duration,
 }
 
 /// A part that is a client of the API.

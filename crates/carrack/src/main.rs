@@ -17,6 +17,7 @@ mod flags;
 mod image;
 mod kubeconfig;
 mod lock;
+mod memory;
 mod node;
 mod parts;
 mod paths;

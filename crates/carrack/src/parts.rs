@@ -163,7 +163,7 @@ pub async fn apiserver(args: args::Apiserver) -> anyhow::Result<()> {
     log_to_terminal();
     let paths = Paths::make(&args.data.data_dir)?;
     let _lock = lock::take(&paths.lock())?;
-    let store = store::embedded::open(&paths.store())?;
+    let store = open_store(&args.storage, &paths).await?;
     let shutdown = until_signal()?;
     crate::control::serve(&paths.control_socket(), store.clone(), shutdown.clone()).await?;
     let mut config = apiserver::Config::new(paths.data());
@@ -171,8 +171,10 @@ pub async fn apiserver(args: args::Apiserver) -> anyhow::Result<()> {
     config.service_cidrs = args.service_cluster_ip_range;
     config.advertise.extend(args.advertise_address);
     args.flags.apply(&mut config, None)?;
+    config.compaction_interval = args.storage.etcd_compaction_interval;
     let server = apiserver::start(config, store).await?;
     eprintln!("serving on {}; kubeconfig {}", server.address(), paths.admin_kubeconfig().display());
+    tokio::spawn(crate::memory::keep_small());
     server.serve(shutdown).await;
     Ok(())
 }
@@ -251,6 +253,22 @@ pub async fn dns(args: args::Dns) -> anyhow::Result<()> {
     log_to_terminal();
     let (client, _) = connect(&args.client.kubeconfig).await?;
     Ok(dns::run(client, dns_config(args.listen), until_signal()?).await?)
+}
+
+/// The store in etcd where one is named, and in the data folder otherwise.
+async fn open_store(args: &args::Storage, paths: &Paths) -> anyhow::Result<store::Store> {
+    if args.etcd_servers.is_empty() {
+        return Ok(store::embedded::open(&paths.store())?);
+    }
+    let read = |path: &PathBuf| std::fs::read(path).with_context(|| format!("reading {}", path.display()));
+    let mut options = store::etcd::Options::new(args.etcd_servers.clone());
+    options.ca = args.etcd_cafile.as_ref().map(read).transpose()?;
+    options.identity = match (&args.etcd_certfile, &args.etcd_keyfile) {
+        (Some(certificate), Some(key)) => Some((read(certificate)?, read(key)?)),
+        _ => None,
+    };
+    options.prefix = args.etcd_prefix.trim_end_matches('/').to_owned().into();
+    store::etcd::connect(options).await.context("connecting to etcd")
 }
 
 /// A candidacy for the lease under which upstream's part of that name runs, so that the two never run at once.

@@ -95,6 +95,7 @@ async fn start(
     let server = apiserver::start(config, store).await.context("starting the API server")?;
     let serving = server.clone();
     let token = shutdown.clone();
+    tokio::spawn(crate::memory::keep_small());
     spawn(running, "the API server", async move {
         serving.serve(token).await;
         anyhow::Ok(())
