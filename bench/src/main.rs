@@ -1,6 +1,8 @@
 //! Measures a release build of Carrack: `cargo xtask bench [NAME...]` builds both and starts this. The cluster runs on a
-//! machine of its own (a set of namespaces), as in the black-box tests.
+//! machine of its own (a set of namespaces), as in the black-box tests. The API server alone (`api`, or a measure of it by
+//! name) runs beside the reference if `--reference-apiserver PATH --etcd PATH` name one.
 
+mod api;
 mod cluster;
 mod figures;
 
@@ -16,9 +18,37 @@ fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.split_first() {
         Some((first, rest)) if first == "inside" => inside(rest),
-        Some((carrack, names)) => outside(carrack, names),
-        None => bail!("usage: bench CARRACK [NAME...]"),
+        Some((carrack, rest)) => measures(carrack, rest),
+        None => bail!("usage: bench CARRACK [--reference-apiserver PATH --etcd PATH] [NAME...]"),
     }
+}
+
+/// Measures the API server here and the cluster on a machine of its own.
+fn measures(carrack: &str, arguments: &[String]) -> anyhow::Result<()> {
+    let (mut apiserver, mut etcd, mut names) = (None, None, Vec::new());
+    let mut rest = arguments.iter();
+    while let Some(argument) = rest.next() {
+        match argument.as_str() {
+            "--reference-apiserver" => apiserver = rest.next().cloned(),
+            "--etcd" => etcd = rest.next().cloned(),
+            _ => names.push(argument.clone()),
+        }
+    }
+    let reference = match (apiserver, etcd) {
+        (Some(apiserver), Some(etcd)) => Some(api::target::Target::Reference { apiserver, etcd }),
+        (None, None) => None,
+        _ => bail!("--reference-apiserver and --etcd go together"),
+    };
+    let of_api = |name: &String| name == "api" || api::NAMES.contains(&name.as_str());
+    let (alone, cluster): (Vec<String>, Vec<String>) = names.iter().cloned().partition(of_api);
+    if names.is_empty() || !alone.is_empty() {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        runtime.block_on(api::run(carrack, reference, &alone))?;
+    }
+    if names.is_empty() || !cluster.is_empty() {
+        outside(carrack, &cluster)?;
+    }
+    Ok(())
 }
 
 /// Makes the machine and goes on in it.
