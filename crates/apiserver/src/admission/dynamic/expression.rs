@@ -150,10 +150,8 @@ impl<'a> Series<'a> {
 /// The `request` of expressions: an AdmissionRequest without the objects.
 pub(super) fn request(scene: &Scene<'_>, matched: &Matched, object: &Value) -> Value {
     let mut request = super::review::base(scene, matched, object);
-    if let Some(map) = request.as_object_mut() {
-        if map.get("options").is_some_and(Value::is_null) {
-            map.remove("options");
-        }
+    if let Some(map) = request.as_object_mut().filter(|map| map.get("options").is_some_and(Value::is_null)) {
+        map.remove("options");
     }
     request
 }
