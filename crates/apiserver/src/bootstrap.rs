@@ -265,24 +265,11 @@ fn config_maps(pki: &pki::ClusterPki, server: &str) -> Vec<Value> {
             "data": data,
         })
     };
-    let names = json!(crate::authn::FRONT_PROXY_NAMES).to_string();
-    let trust = json!({
-        "client-ca-file": pki.ca.cert_pem(),
-        "requestheader-allowed-names": names,
-        "requestheader-client-ca-file": pki.front_proxy_ca.cert_pem(),
-        "requestheader-extra-headers-prefix": "[\"X-Remote-Extra-\"]",
-        "requestheader-group-headers": "[\"X-Remote-Group\"]",
-        "requestheader-uid-headers": "[\"X-Remote-Uid\"]",
-        "requestheader-username-headers": "[\"X-Remote-User\"]",
-    });
-    vec![
-        map("kube-system", "extension-apiserver-authentication", trust),
-        map(
-            "kube-public",
-            "cluster-info",
-            json!({"kubeconfig": pki::cluster_info(server, &pki.ca.cert_pem())}),
-        ),
-    ]
+    vec![map(
+        "kube-public",
+        "cluster-info",
+        json!({"kubeconfig": pki::cluster_info(server, &pki.ca.cert_pem())}),
+    )]
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! Discovery: which groups, versions and resources are served, in the legacy and the aggregated form. Made from the rows.
 
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use base64::Engine;
@@ -8,14 +10,16 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use crate::aggregation::{self, Aggregator, Table};
 use crate::registry::{Registry, Rows, Served};
 
-/// The aggregated documents, made once per set of rows.
+/// The aggregated documents, made once per set of rows and state of the aggregation layer.
 #[derive(Default)]
 pub struct Documents(Mutex<Option<Made>>);
 
 struct Made {
     rows: Arc<Rows>,
+    generation: u64,
     core: Document,
     groups: Document,
 }
@@ -27,16 +31,26 @@ pub struct Document {
     pub etag: String,
 }
 
+/// What discovery is made from: the rows that are served here, and the extension servers.
+pub struct Sources<'a> {
+    pub rows: &'a Rows,
+    pub table: &'a Table,
+}
+
 impl Documents {
     /// The aggregated document of `/api` or `/apis`.
-    pub fn aggregated(&self, registry: &Registry, core: bool) -> Document {
+    pub fn aggregated(&self, registry: &Registry, aggregator: &Aggregator, core: bool) -> Document {
         let rows = arc_swap::Guard::into_inner(registry.rows());
+        let generation = aggregator.generation();
         let mut made = self.0.lock();
-        let stale = made.as_ref().is_none_or(|m| !Arc::ptr_eq(&m.rows, &rows));
+        let stale = made.as_ref().is_none_or(|m| !Arc::ptr_eq(&m.rows, &rows) || m.generation != generation);
         if stale {
+            let table = aggregator.table();
+            let sources = Sources { rows: &rows, table: &table };
             *made = Some(Made {
-                core: document(&aggregated(&rows, true)),
-                groups: document(&aggregated(&rows, false)),
+                core: document(&aggregated(&sources, aggregator, true)),
+                groups: document(&aggregated(&sources, aggregator, false)),
+                generation,
                 rows,
             });
         }
@@ -52,43 +66,81 @@ fn document(value: &Value) -> Document {
     Document { body, etag: format!("\"{hex}\"") }
 }
 
-/// Groups with their versions, in the order of the rows; the rows of one version keep their order.
-fn groups(rows: &Rows, core: bool) -> Vec<(String, Vec<String>)> {
-    let mut groups: Vec<(String, Vec<String>)> = Vec::new();
-    for row in rows.iter().filter(|r| r.group().is_empty() == core) {
-        let version = row.resource.version.to_string();
-        match groups.iter_mut().find(|(g, _)| g == row.group()) {
-            Some((_, versions)) if versions.contains(&version) => {}
-            Some((_, versions)) => versions.push(version),
-            None => groups.push((row.group().to_owned(), vec![version])),
+/// Which of the two forms of discovery is made: they order groups of the same priority differently.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Legacy,
+    Aggregated,
+}
+
+/// Groups with their versions, by the priorities of their APIServices.
+fn groups(sources: &Sources<'_>, core: bool, form: Form) -> Vec<(String, Vec<String>)> {
+    let mut found: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    let rows = sources.rows.iter().map(|r| (r.group(), r.resource.version.as_ref()));
+    let remotes = sources.table.remotes().map(|r| (r.group.as_str(), r.version.as_str()));
+    for (group, version) in rows.chain(remotes).filter(|(group, _)| group.is_empty() == core) {
+        let versions = found.entry(group).or_default();
+        if !versions.contains(&version) {
+            versions.push(version);
         }
     }
-    for (_, versions) in &mut groups {
-        versions.sort_by_key(|v| std::cmp::Reverse(priority(v)));
-    }
-    groups
+    let priorities = |group: &str, version: &str| {
+        let own = if group == aggregation::GROUP { None } else { sources.table.priorities(group, version) };
+        own.or_else(|| aggregation::built_in_priorities(group, version)).unwrap_or(aggregation::CUSTOM)
+    };
+    let mut groups: Vec<_> = found
+        .into_iter()
+        .map(|(group, mut versions)| {
+            versions.sort_by_key(|v| (Reverse(priorities(group, v).1), Reverse(age(v)), *v));
+            let key = |v: &&str| {
+                let name = if form == Form::Legacy { format!("{v}.{group}") } else { group.to_owned() };
+                (Reverse(priorities(group, v).0), name)
+            };
+            let place = versions.iter().map(key).min();
+            (place, group.to_owned(), versions.into_iter().map(str::to_owned).collect::<Vec<_>>())
+        })
+        .collect();
+    groups.sort();
+    groups.into_iter().map(|(_, group, versions)| (group, versions)).collect()
 }
 
-/// Stable versions before beta before alpha, newer before older.
-fn priority(version: &str) -> (u8, u32, u32) {
-    let digits = |text: &str| text.parse().unwrap_or(0);
-    let rest = version.strip_prefix('v').unwrap_or(version);
-    if let Some((major, minor)) = rest.split_once("beta") {
-        (1, digits(major), digits(minor))
-    } else if let Some((major, minor)) = rest.split_once("alpha") {
-        (0, digits(major), digits(minor))
-    } else {
-        (2, digits(rest), 0)
-    }
+/// Stable versions before beta before alpha before others, newer before older.
+fn age(version: &str) -> (u8, u32, u32) {
+    let read = || {
+        let rest = version.strip_prefix('v')?;
+        let split = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+        let (major, tail) = rest.split_at(split);
+        let major = major.parse().ok()?;
+        Some(match (tail.strip_prefix("beta"), tail.strip_prefix("alpha")) {
+            _ if tail.is_empty() => (3, major, 0),
+            (Some(minor), _) => (2, major, minor.parse().ok()?),
+            (_, Some(minor)) => (1, major, minor.parse().ok()?),
+            _ => return None,
+        })
+    };
+    read().unwrap_or((0, 0, 0))
 }
 
-fn aggregated(rows: &Rows, core: bool) -> Value {
-    let items: Vec<Value> = groups(rows, core)
+fn aggregated(sources: &Sources<'_>, aggregator: &Aggregator, core: bool) -> Value {
+    let rows = sources.rows;
+    let items: Vec<Value> = groups(sources, core, Form::Aggregated)
         .into_iter()
         .map(|(group, versions)| {
             let versions: Vec<Value> = versions
                 .iter()
                 .map(|version| {
+                    if let Some(remote) = sources.table.remote(&group, version)
+                        && !rows.has_version(&group, version)
+                    {
+                        let known = aggregator.documents.of(remote);
+                        let freshness = if known.fresh { "Current" } else { "Stale" };
+                        let mut entry = json!({"version": version});
+                        if !known.resources.is_empty() {
+                            entry["resources"] = known.resources.into();
+                        }
+                        entry["freshness"] = freshness.into();
+                        return entry;
+                    }
                     let resources: Vec<Value> =
                         of_version(rows, &group, version).map(|row| aggregated_resource(row)).collect();
                     json!({"version": version, "resources": resources, "freshness": "Current"})
@@ -162,14 +214,15 @@ fn api_group(group: &str, versions: &[String]) -> Value {
 }
 
 /// `/apis`.
-pub fn group_list(rows: &Rows) -> Value {
-    let groups: Vec<Value> = groups(rows, false).iter().map(|(g, v)| api_group(g, v)).collect();
+pub fn group_list(sources: &Sources<'_>) -> Value {
+    let groups: Vec<Value> =
+        groups(sources, false, Form::Legacy).iter().map(|(g, v)| api_group(g, v)).collect();
     json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
 }
 
 /// `/apis/GROUP`.
-pub fn group(rows: &Rows, name: &str) -> Option<Value> {
-    let (group, versions) = groups(rows, false).into_iter().find(|(g, _)| g == name)?;
+pub fn group(sources: &Sources<'_>, name: &str) -> Option<Value> {
+    let (group, versions) = groups(sources, false, Form::Legacy).into_iter().find(|(g, _)| g == name)?;
     let mut value = api_group(&group, &versions);
     value["kind"] = "APIGroup".into();
     value["apiVersion"] = "v1".into();
@@ -255,4 +308,16 @@ fn storage_hash(rows: &Rows, row: &Served) -> String {
     };
     let text = format!("{}/{version}/{}", resource.group, resource.kind);
     base64::engine::general_purpose::STANDARD.encode(&Sha256::digest(text.as_bytes())[..8])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_ordered_by_their_names() {
+        let mut versions = ["foo10", "v1alpha1", "v2", "v10", "v1beta2", "foo1", "v11alpha2", "v3beta1"];
+        versions.sort_by_key(|v| (Reverse(age(v)), *v));
+        assert_eq!(versions, ["v10", "v2", "v3beta1", "v1beta2", "v11alpha2", "v1alpha1", "foo1", "foo10"]);
+    }
 }

@@ -38,6 +38,7 @@ pub struct Documents(Mutex<Option<Made>>);
 
 struct Made {
     rows: Arc<Rows>,
+    generation: u64,
     documents: BTreeMap<String, Arc<Rendered>>,
 }
 
@@ -86,16 +87,17 @@ fn render_document(text: &[u8]) -> Result<Arc<Rendered>, Status> {
 impl Documents {
     fn get(&self, server: &Server, name: &str) -> Result<Option<Arc<Rendered>>, Status> {
         let rows = arc_swap::Guard::into_inner(server.registry.rows());
+        let generation = server.aggregation.generation();
         let mut made = self.0.lock();
-        if made.as_ref().is_none_or(|m| !Arc::ptr_eq(&m.rows, &rows)) {
-            *made = Some(Made { rows: rows.clone(), documents: BTreeMap::new() });
+        if made.as_ref().is_none_or(|m| !Arc::ptr_eq(&m.rows, &rows) || m.generation != generation) {
+            *made = Some(Made { rows: rows.clone(), generation, documents: BTreeMap::new() });
         }
         let documents = &mut made.as_mut().expect("made above").documents;
         if let Some(document) = documents.get(name) {
             return Ok(Some(document.clone()));
         }
         let text = match name {
-            "v2" => v2(&routes(&rows, None), VERSION).into_bytes(),
+            "v2" => with_extensions(server, v2(&routes(&rows, None), VERSION)),
             "v2.protobuf" => v2_protobuf(&routes(&rows, None), VERSION),
             name => {
                 let routes = routes(&rows, Some(name));
@@ -109,6 +111,21 @@ impl Documents {
         documents.insert(name.to_owned(), rendered.clone());
         Ok(Some(rendered))
     }
+}
+
+/// The v2 document with the paths of extension servers.
+fn with_extensions(server: &Server, own: String) -> Vec<u8> {
+    let aggregation = &server.aggregation;
+    let table = aggregation.table();
+    let known: Vec<_> = table.remotes().filter_map(|r| Some((r, aggregation.documents.of(r).v2?))).collect();
+    if known.is_empty() {
+        return own.into_bytes();
+    }
+    let Ok(mut whole) = serde_json::from_str(&own) else { return own.into_bytes() };
+    for (remote, document) in known {
+        crate::aggregation::merge_v2(&mut whole, &document, remote);
+    }
+    whole.to_string().into_bytes()
 }
 
 /// The names of all v3 documents.
@@ -148,6 +165,17 @@ pub fn path(server: &Server, parts: &Parts, path: &str) -> Result<Response<Body>
                 let hash = identity(server, &rows, &name)?;
                 hashes.push((name, hash));
             }
+            for remote in server.aggregation.table().remotes() {
+                for (name, url) in server.aggregation.documents.of(remote).v3 {
+                    let hash = url.split_once("hash=").map_or("", |(_, hash)| hash).to_owned();
+                    match hashes.iter_mut().find(|(n, _)| *n == name) {
+                        // A group that is served here as well: its address changes with either.
+                        Some((_, own)) => own.push_str(&hash),
+                        None => hashes.push((name, hash)),
+                    }
+                }
+            }
+            hashes.sort();
             let index = v3_index(hashes.iter().map(|(name, hash)| (name.as_str(), hash.as_str())));
             let body = Body::Full(index.into());
             return Ok(render::response(StatusCode::OK, "text/plain; charset=utf-8", body));

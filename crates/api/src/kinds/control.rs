@@ -77,9 +77,29 @@ pub(super) static API_SERVICE: Strategy = Strategy {
             service.fill("port", 443);
         }
     },
-    prepare_create: prepare::create,
+    prepare_create: |service| {
+        prepare::create(service);
+        // What is served by the API server itself needs no check.
+        if service.at("spec").at("service").is_null() {
+            let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+            let local = json!({
+                "type": "Available",
+                "status": "True",
+                "lastTransitionTime": now,
+                "reason": "Local",
+                "message": "Local APIServices are always available",
+            });
+            service.child("status").put("conditions", json!([local]));
+        }
+    },
     prepare_update: prepare::update,
-    prepare_status: prepare::status,
+    prepare_status: |new, old| {
+        prepare::status(new, old);
+        for key in ["labels", "annotations", "finalizers", "ownerReferences"] {
+            keep(new.child("metadata"), old.at("metadata"), key);
+        }
+    },
+    unconditional_update: false,
     ..Strategy::GENERIC
 };
 

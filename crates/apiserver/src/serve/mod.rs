@@ -21,7 +21,7 @@ mod metrics;
 pub mod zpages;
 
 /// Answers a plain path.
-pub fn path(server: &Arc<Server>, parts: &Parts, query: &Query, info: &RequestInfo) -> Answered {
+pub async fn path(server: &Arc<Server>, parts: &Parts, query: &Query, info: &RequestInfo) -> Answered {
     let path = info.path.as_str();
     let trimmed = path.trim_end_matches('/');
     let segments: Vec<&str> = trimmed.split('/').skip(1).collect();
@@ -38,7 +38,7 @@ pub fn path(server: &Arc<Server>, parts: &Parts, query: &Query, info: &RequestIn
     match segments.as_slice() {
         ["api" | "apis"] => {
             if parts.method == Method::POST && segments == ["apis"] {
-                return answer(parts, query, &discovery::group_list(&server.registry.rows()));
+                return answer(parts, query, &group_list(server));
             }
             only_get()?;
             root(server, parts, query, segments == ["api"])
@@ -50,7 +50,8 @@ pub fn path(server: &Arc<Server>, parts: &Parts, query: &Query, info: &RequestIn
         }
         ["apis", group] => {
             only_get()?;
-            let group = discovery::group(&server.registry.rows(), group);
+            let (rows, table) = (server.registry.rows(), server.aggregation.table());
+            let group = discovery::group(&discovery::Sources { rows: &rows, table: &table }, group);
             answer(parts, query, &group.ok_or_else(Status::no_such_resource)?)
         }
         ["apis", group, version] => {
@@ -88,6 +89,11 @@ pub fn path(server: &Arc<Server>, parts: &Parts, query: &Query, info: &RequestIn
         }
         ["openapi", ..] => {
             only_get()?;
+            if let Some(name) = trimmed.strip_prefix("/openapi/v3/")
+                && let Some(document) = server.aggregation.v3(&server.cluster(), name).await
+            {
+                return Ok(render::response(StatusCode::OK, "application/json", Body::Full(document)));
+            }
             openapi::path(server, parts, trimmed)
         }
         [".well-known", "openid-configuration"] | ["openid", "v1", "jwks"] => {
@@ -104,6 +110,11 @@ pub fn path(server: &Arc<Server>, parts: &Parts, query: &Query, info: &RequestIn
         }
         _ => Ok(text(StatusCode::NOT_FOUND, "404 page not found\n")),
     }
+}
+
+fn group_list(server: &Server) -> Value {
+    let (rows, table) = (server.registry.rows(), server.aggregation.table());
+    discovery::group_list(&discovery::Sources { rows: &rows, table: &table })
 }
 
 fn paths(server: &Server) -> Vec<String> {
@@ -127,6 +138,10 @@ fn paths(server: &Server) -> Vec<String> {
     for row in server.registry.rows().iter().filter(|r| !r.group().is_empty()) {
         paths.push(format!("/apis/{}", row.group()));
         paths.push(format!("/apis/{}/{}", row.group(), row.resource.version));
+    }
+    for remote in server.aggregation.table().remotes() {
+        paths.push(format!("/apis/{}", remote.group));
+        paths.push(format!("/apis/{}/{}", remote.group, remote.version));
     }
     paths.sort();
     paths.dedup();
@@ -161,14 +176,10 @@ fn root(server: &Server, parts: &Parts, query: &Query, core: bool) -> Answered {
             && param("v") == Some("v2")
     });
     if !aggregated {
-        let value = if core {
-            discovery::core_versions(&server.advertised())
-        } else {
-            discovery::group_list(&server.registry.rows())
-        };
+        let value = if core { discovery::core_versions(&server.advertised()) } else { group_list(server) };
         return answer(parts, query, &value);
     }
-    let document = server.discovery.aggregated(&server.registry, core);
+    let document = server.discovery.aggregated(&server.registry, &server.aggregation, core);
     let seen = parts.headers.get(IF_NONE_MATCH).and_then(|h| h.to_str().ok());
     let mut response: Response<Body> = if seen == Some(document.etag.as_str()) {
         let mut response = Response::new(Body::Empty);

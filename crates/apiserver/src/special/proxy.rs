@@ -4,22 +4,18 @@
 
 use std::net::IpAddr;
 
-use bytes::Bytes;
-use futures::{FutureExt, StreamExt};
-use http::header::{CONNECTION, HOST, HeaderName, UPGRADE};
-use http::{HeaderMap, Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt, Full};
-use hyper_util::rt::TokioIo;
+use http::{Method, Request, Response, StatusCode};
+use rand::Rng;
 use serde_json::{Value, json};
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 
-use crate::http::body::{self, Body};
+use crate::dial::{self, Trust};
+use crate::http::body::Body;
 use crate::query::Query;
 use crate::registry::Served;
+use crate::relay::{self, Policy};
 use crate::server::Server;
 use crate::verbs::{Answered, Call, meta};
-use crate::{Operation, Status};
+use crate::{Attributes, Operation, Status, authz};
 
 /// A connection that a handler takes over.
 pub struct Connection {
@@ -57,9 +53,29 @@ pub fn connect(call: &Call, served: &Served) -> Option<Connect> {
 struct Target {
     address: IpAddr,
     port: u16,
-    tls: bool,
+    via: Via,
     /// Path and query.
     path: String,
+    policy: Policy,
+}
+
+/// How the connection is made.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Via {
+    /// TLS with the server's client certificate for kubelets.
+    Kubelet,
+    /// TLS with a peer that nobody vouches for.
+    Tls,
+    Plain,
+}
+
+/// What a connecting request leads to.
+enum Way {
+    To(Target),
+    /// Nothing is there yet: a log of a pod that has no node.
+    Nothing,
+    /// The path lacks its final slash.
+    Moved(String),
 }
 
 impl Connect {
@@ -91,41 +107,59 @@ impl Connect {
             call.server.hooks.admit.mutate(&request, &mut object, None).await?;
             call.server.hooks.admit.validate(&request, &object, None).await?;
         }
-        let target = match self {
+        if matches!(self, Self::Exec | Self::Attach | Self::PortForward) {
+            may_create(call).await?;
+        }
+        let way = match self {
             Self::Log => log(call, served).await?,
-            Self::Proxy => Some(proxy(call, served, &connection.uri).await?),
-            _ => Some(stream(self, call, served).await?),
+            Self::Proxy => proxy(call, served, &method, &connection.uri).await?,
+            _ => Way::To(stream(self, call, served).await?),
         };
-        let Some(target) = target else {
-            let mut response = Response::new(Body::Empty);
-            *response.status_mut() = StatusCode::NO_CONTENT;
-            return Ok(response);
+        let target = match way {
+            Way::To(target) => target,
+            Way::Nothing => {
+                let mut response = Response::new(Body::Empty);
+                *response.status_mut() = StatusCode::NO_CONTENT;
+                return Ok(response);
+            }
+            Way::Moved(location) => {
+                let mut response = Response::new(Body::Empty);
+                *response.status_mut() = StatusCode::MOVED_PERMANENTLY;
+                let location = location.parse().map_err(|_| Status::bad_request("the path is no URL"))?;
+                response.headers_mut().insert(http::header::LOCATION, location);
+                return Ok(response);
+            }
         };
-        let mut request = Request::new(Full::new(body::read(body).await?));
+        let mut request = Request::new(relay::outgoing(body));
         *request.method_mut() = method;
         *request.uri_mut() = target.path.parse().map_err(|e| Status::bad_request(format!("path: {e}")))?;
-        let host = std::net::SocketAddr::new(target.address, target.port).to_string();
-        *request.headers_mut() = passed_on(&call.headers);
-        if let Ok(host) = host.parse() {
-            request.headers_mut().insert(HOST, host);
+        *request.headers_mut() = relay::passed_on(&call.headers);
+        if target.policy.prefix.is_some() {
+            relay::forwarded(request.headers_mut(), connection.uri.path());
         }
-        if target.tls {
-            let connector = call.server.connector.as_ref();
-            let connector =
-                connector.ok_or_else(|| Status::internal("no client certificate for kubelets"))?;
-            let stream = connector.connect(target.address, target.port).await?;
-            exchange(stream, request, connection.upgrade).await
-        } else {
-            let stream = TcpStream::connect((target.address, target.port)).await;
-            let stream = stream.map_err(|e| {
-                Status::unavailable(format!("error trying to reach service: dial tcp {host}: {e}"))
-            })?;
-            exchange(stream, request, connection.upgrade).await
+        let host = std::net::SocketAddr::new(target.address, target.port).to_string();
+        let address = target.address.to_string();
+        let failed = |e: dial::DialError| Status::unavailable(format!("error trying to reach service: {e}"));
+        match target.via {
+            Via::Kubelet => {
+                let connector = call.server.connector.as_ref();
+                let connector =
+                    connector.ok_or_else(|| Status::internal("no client certificate for kubelets"))?;
+                let stream = connector.connect(target.address, target.port).await?;
+                relay::http1(stream, &host, request, connection.upgrade, &target.policy).await
+            }
+            Via::Tls => {
+                let config = dial::tls_config(Trust::Nobody, None, &[b"http/1.1"]).map_err(failed)?;
+                let stream = dial::tls(config, &address, target.port, &address).await.map_err(failed)?;
+                relay::http1(stream, &host, request, connection.upgrade, &target.policy).await
+            }
+            Via::Plain => {
+                let stream = dial::tcp(&address, target.port).await.map_err(failed)?;
+                relay::http1(stream, &host, request, connection.upgrade, &target.policy).await
+            }
         }
     }
-}
 
-impl Connect {
     /// The options of the connection, out of the query, as admission sees them.
     fn options(self, call: &Call, kind: &str) -> Value {
         let mut options = json!({"kind": kind, "apiVersion": "v1"});
@@ -163,89 +197,14 @@ impl Connect {
     }
 }
 
-/// The headers without credentials and without those of the client's own connection.
-fn passed_on(headers: &HeaderMap) -> HeaderMap {
-    let upgrade = headers.contains_key(UPGRADE);
-    let mut out = HeaderMap::new();
-    for (name, value) in headers {
-        let text = name.as_str();
-        let own = matches!(
-            text,
-            "authorization"
-                | "host"
-                | "content-length"
-                | "transfer-encoding"
-                | "keep-alive"
-                | "te"
-                | "trailer"
-        ) || text.starts_with("impersonate-")
-            || text.starts_with("x-remote-")
-            || text.starts_with("proxy-")
-            || (!upgrade && *name == CONNECTION);
-        if !own {
-            out.append(name.clone(), value.clone());
-        }
+/// A WebSocket comes as a GET; what it opens needs the right to create all the same.
+async fn may_create(call: &Call) -> Result<(), Status> {
+    if call.attributes.verb == "create" {
+        return Ok(());
     }
-    out
-}
-
-/// Sends the request over a fresh connection and streams the answer, or becomes a tunnel.
-async fn exchange<S>(
-    stream: S,
-    request: Request<Full<Bytes>>,
-    client: Option<hyper::upgrade::OnUpgrade>,
-) -> Answered
-where
-    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-{
-    let failed = |e: hyper::Error| Status::unavailable(format!("error trying to reach service: {e}"));
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(failed)?;
-    tokio::spawn(connection.with_upgrades().map(|result| {
-        if let Err(error) = result {
-            tracing::debug!(%error, "proxied connection ended");
-        }
-    }));
-    let response = sender.send_request(request).await.map_err(failed)?;
-    let (mut parts, body) = match (response.status(), client) {
-        (StatusCode::SWITCHING_PROTOCOLS, Some(client)) => {
-            let (parts, body) = response.into_parts();
-            let mut response = Response::from_parts(parts, body);
-            let far = hyper::upgrade::on(&mut response);
-            tokio::spawn(async move {
-                let _sender = sender;
-                if let (Ok(near), Ok(far)) = tokio::join!(client, far) {
-                    let (mut near, mut far) = (TokioIo::new(near), TokioIo::new(far));
-                    drop(
-                        tokio::io::copy_bidirectional_with_sizes(&mut near, &mut far, 32 << 10, 32 << 10)
-                            .await,
-                    );
-                }
-            });
-            let (parts, _) = response.into_parts();
-            return Ok(Response::from_parts(parts, Body::Empty));
-        }
-        _ => response.into_parts(),
-    };
-    for name in [CONNECTION, HeaderName::from_static("keep-alive"), http::header::TRANSFER_ENCODING] {
-        parts.headers.remove(name);
-    }
-    parts.extensions = http::Extensions::new();
-    parts.version = http::Version::HTTP_11;
-    // The sender lives as long as the body, so that the connection is not closed under it.
-    let data = futures::stream::unfold((body, sender), |(mut body, sender)| async move {
-        loop {
-            match body.frame().await {
-                Some(Ok(frame)) => {
-                    if let Ok(data) = frame.into_data() {
-                        return Some((data, (body, sender)));
-                    }
-                }
-                _ => return None,
-            }
-        }
-    });
-    Ok(Response::from_parts(parts, Body::Stream(data.boxed())))
+    let create = Attributes { verb: "create".to_owned(), ..call.attributes.clone() };
+    let decision = call.server.hooks.authorize.authorize(&create).await;
+    if decision.allowed() { Ok(()) } else { Err(authz::forbidden(&create, &decision.reason)) }
 }
 
 fn text<'a>(value: &'a Value, pointer: &str) -> &'a str {
@@ -330,7 +289,7 @@ fn on(flag: Option<bool>) -> bool {
     flag.unwrap_or(false)
 }
 
-async fn log(call: &Call, served: &Served) -> Result<Option<Target>, Status> {
+async fn log(call: &Call, served: &Served) -> Result<Way, Status> {
     let pod = pod(call, served, &call.info.name).await?;
     let query: &Query = &call.query;
     let mut errors = Vec::new();
@@ -363,7 +322,7 @@ async fn log(call: &Call, served: &Served) -> Result<Option<Target>, Status> {
     let container = container(&pod, query.text("container"))?;
     let node = text(&pod, "/spec/nodeName");
     if node.is_empty() {
-        return Ok(None);
+        return Ok(Way::Nothing);
     }
     let mut pairs: Vec<(&str, &str)> = Vec::new();
     for key in ["follow", "previous", "timestamps", "insecureSkipTLSVerifyBackend"] {
@@ -384,7 +343,7 @@ async fn log(call: &Call, served: &Served) -> Result<Option<Target>, Status> {
         encode(&container),
         query_text(&pairs)
     );
-    Ok(Some(Target { address, port, tls: true, path }))
+    Ok(Way::To(Target { address, port, via: Via::Kubelet, path, policy: Policy::default() }))
 }
 
 async fn stream(kind: Connect, call: &Call, served: &Served) -> Result<Target, Status> {
@@ -393,8 +352,9 @@ async fn stream(kind: Connect, call: &Call, served: &Served) -> Result<Target, S
     let query = &call.query;
     let phase = text(&pod, "/status/phase");
     if kind != Connect::PortForward && matches!(phase, "Succeeded" | "Failed") {
+        let what = if kind == Connect::Exec { "exec into" } else { "attach" };
         return Err(Status::bad_request(format!(
-            "cannot exec into a container in a completed pod; current phase is {phase}"
+            "cannot {what} a container in a completed pod; current phase is {phase}"
         )));
     }
     let (verb, mut pairs): (&str, Vec<(&str, &str)>) = match kind {
@@ -426,13 +386,15 @@ async fn stream(kind: Connect, call: &Call, served: &Served) -> Result<Target, S
     }
     let (address, port) = kubelet(&call.server, node).await?;
     path.push_str(&query_text(&pairs));
-    Ok(Target { address, port, tls: true, path })
+    let policy = Policy { must_upgrade: true, ..Policy::default() };
+    Ok(Target { address, port, via: Via::Kubelet, path, policy })
 }
 
 /// `[scheme:]name[:port]`.
 fn split_name(id: &str) -> Option<(&str, &str, &str)> {
     let parts: Vec<&str> = id.split(':').collect();
     match parts.as_slice() {
+        [""] => None,
         [name] => Some(("", name, "")),
         [name, port] => Some(("", name, port)),
         [scheme, name, port] if matches!(*scheme, "" | "http" | "https") => Some((scheme, name, port)),
@@ -440,42 +402,80 @@ fn split_name(id: &str) -> Option<(&str, &str, &str)> {
     }
 }
 
-async fn proxy(call: &Call, served: &Served, uri: &http::Uri) -> Result<Target, Status> {
+async fn proxy(call: &Call, served: &Served, method: &Method, uri: &http::Uri) -> Result<Way, Status> {
     let id = call.info.name.as_str();
     let kind = served.plural();
-    let (scheme, name, port) =
-        split_name(id).ok_or_else(|| Status::bad_request(format!("invalid {kind} request {id:?}")))?;
-    let raw = uri.path();
-    let marker = format!("/{}/proxy", kind);
-    // The rest of the path goes on as it came, escapes and all.
-    let rest = raw
-        .find(&format!("{}/", marker.trim_end_matches("/proxy")))
-        .and_then(|at| raw[at..].find("/proxy").map(|p| &raw[at + p + "/proxy".len()..]))
-        .unwrap_or_default();
-    let mut path = if rest.is_empty() { "/".to_owned() } else { rest.to_owned() };
-    if let Some(query) = uri.query() {
-        path.push('?');
-        path.push_str(query);
-    }
-    let (address, port, tls) = match kind {
-        "nodes" => {
-            let (address, port) = kubelet(&call.server, name).await?;
-            (address, port, true)
-        }
+    let (scheme, name, port) = split_name(id).ok_or_else(|| {
+        Status::bad_request(format!("invalid {} request {id:?}", kind.trim_end_matches('s')))
+    })?;
+    let query = uri.query().map(|q| format!("?{q}")).unwrap_or_default();
+    let asked = uri.path();
+    let (address, port, via) = match kind {
+        "nodes" => node_address(call, name, port, scheme).await?,
         "pods" => pod_address(call, served, name, port, scheme).await?,
         _ => service_address(call, served, name, port, scheme).await?,
     };
-    if address.is_loopback() && kind != "nodes" || is_link_local(address) {
-        return Err(Status::bad_request("address not allowed"));
+    // A page at the root must end with a slash, or its relative links would lead astray.
+    let upgrade = relay::is_upgrade(&call.headers);
+    if call.info.rest.is_empty()
+        && !asked.ends_with('/')
+        && !upgrade
+        && matches!(*method, Method::GET | Method::HEAD)
+    {
+        return Ok(Way::Moved(format!("{asked}/{query}")));
     }
-    Ok(Target { address, port, tls, path })
+    let rest = encode_path(&call.info.rest);
+    let prefix = asked.strip_suffix(rest.as_str()).unwrap_or(asked).trim_end_matches('/').to_owned();
+    let path = format!("/{rest}{query}");
+    let policy = Policy { prefix: Some(prefix), drop_cors: true, ..Policy::default() };
+    Ok(Way::To(Target { address, port, via, path, policy }))
 }
 
-fn is_link_local(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(v4) => v4.is_link_local(),
-        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+/// A decoded path as it stands in a URL.
+fn encode_path(path: &str) -> String {
+    let mut out = String::with_capacity(path.len());
+    for byte in path.trim_start_matches('/').bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' => out.push(char::from(byte)),
+            b'-' | b'_' | b'.' | b'~' | b'$' | b'&' | b'+' | b',' | b'/' | b':' | b';' | b'=' | b'@' => {
+                out.push(char::from(byte));
+            }
+            other => out.push_str(&format!("%{other:02X}")),
+        }
     }
+    out
+}
+
+fn scheme_of(scheme: &str) -> Via {
+    if scheme == "https" { Via::Tls } else { Via::Plain }
+}
+
+fn number_of(port: &str, scheme: &str) -> Result<u16, Status> {
+    match port {
+        "" if scheme == "https" => Ok(443),
+        "" => Ok(80),
+        text => text.parse().map_err(|_| Status::bad_request(format!("invalid port {text:?}"))),
+    }
+}
+
+fn not_allowed() -> Status {
+    Status::bad_request("address not allowed")
+}
+
+async fn node_address(
+    call: &Call,
+    name: &str,
+    port: &str,
+    scheme: &str,
+) -> Result<(IpAddr, u16, Via), Status> {
+    let (address, own) = kubelet(&call.server, name).await?;
+    if port.is_empty() || port == own.to_string() {
+        return Ok((address, own, Via::Kubelet));
+    }
+    if !dial::global_unicast(address) {
+        return Err(not_allowed());
+    }
+    Ok((address, number_of(port, scheme)?, scheme_of(scheme)))
 }
 
 async fn pod_address(
@@ -484,47 +484,53 @@ async fn pod_address(
     name: &str,
     port: &str,
     scheme: &str,
-) -> Result<(IpAddr, u16, bool), Status> {
+) -> Result<(IpAddr, u16, Via), Status> {
     let pod = pod(call, served, name).await?;
-    let address = text(&pod, "/status/podIP").parse();
-    let address =
-        address.map_err(|_| Status::bad_request(format!("pod {name} does not have an IP address yet")))?;
+    let ips = pod.pointer("/status/podIPs/0/ip").and_then(Value::as_str);
+    let address = ips.unwrap_or_else(|| text(&pod, "/status/podIP")).parse().map_err(|_| not_allowed())?;
+    if !dial::global_unicast(address) {
+        return Err(not_allowed());
+    }
     let first = || {
         let list = pod.pointer("/spec/containers").and_then(Value::as_array);
         let ports = list.into_iter().flatten().filter_map(|c| c["ports"].as_array()).flatten();
         ports.filter_map(|p| p["containerPort"].as_u64()).find_map(|p| u16::try_from(p).ok())
     };
-    let number = match port {
-        "" => first().unwrap_or(80),
-        text => text.parse().map_err(|_| Status::bad_request(format!("invalid port {text:?}")))?,
+    let number = match (port, first()) {
+        ("", Some(first)) => first,
+        _ => number_of(port, scheme)?,
     };
-    Ok((address, number, scheme == "https"))
+    Ok((address, number, scheme_of(scheme)))
 }
 
+/// One address of a Service at random; only such as are really a pod's, since whoever writes endpoints could otherwise
+/// make the server reach anything.
 async fn service_address(
     call: &Call,
     served: &Served,
     name: &str,
     port: &str,
     scheme: &str,
-) -> Result<(IpAddr, u16, bool), Status> {
+) -> Result<(IpAddr, u16, Via), Status> {
     let registry = &call.server.registry;
     let namespace = call.info.namespace.as_str();
     let object = registry.get(served, &served.key(namespace, name)).await?;
     let object = object.ok_or_else(|| served.not_found(name))?;
     let service = served.read(&object).await?;
-    let ports = service.pointer("/spec/ports").and_then(Value::as_array).cloned().unwrap_or_default();
-    let wanted = ports.iter().find(|p| {
-        (port.is_empty() && ports.len() == 1)
-            || (!port.is_empty()
-                && (p["name"].as_str() == Some(port)
-                    || p["port"].as_u64().map(|n| n.to_string()).as_deref() == Some(port)))
-    });
-    let unavailable = || Status::unavailable(format!("no endpoints available for service {name:?}"));
-    let wanted = wanted
-        .ok_or_else(|| Status::unavailable(format!("no service port {port:?} found for service {name:?}")))?;
-    let port_name = wanted["name"].as_str().unwrap_or_default();
+    let mut port_name = port.to_owned();
+    if let Ok(number) = port.parse::<i64>() {
+        let ports = service.pointer("/spec/ports").and_then(Value::as_array);
+        let found = ports.into_iter().flatten().find(|p| p["port"].as_i64() == Some(number));
+        let found = found.ok_or_else(|| {
+            Status::unavailable(format!("no service port {number} found for service {name:?}"))
+        })?;
+        port_name = found["name"].as_str().unwrap_or_default().to_owned();
+    }
+    let unavailable =
+        || Status::unavailable(format!("no endpoints available for service {:?}", call.info.name));
     let slices = registry.any("discovery.k8s.io", "endpointslices").ok_or_else(unavailable)?;
+    let pods = registry.any("", "pods").ok_or_else(unavailable)?;
+    let mut found = Vec::new();
     for object in slices.cache.list(&slices.prefix(namespace), None).0 {
         let slice = slices.read(&object).await?;
         if text(&slice, "/metadata/labels/kubernetes.io~1service-name") != name {
@@ -534,15 +540,47 @@ async fn service_address(
         let number = list
             .filter(|p| p["name"].as_str().unwrap_or_default() == port_name)
             .find_map(|p| u16::try_from(p["port"].as_u64()?).ok());
-        let ready = slice["endpoints"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .filter(|e| e.pointer("/conditions/ready") != Some(&Value::Bool(false)))
-            .find_map(|e| e["addresses"].as_array()?.first()?.as_str()?.parse::<IpAddr>().ok());
-        if let (Some(number), Some(address)) = (number, ready) {
-            return Ok((address, number, scheme == "https"));
+        let Some(number) = number else { continue };
+        for endpoint in slice["endpoints"].as_array().into_iter().flatten() {
+            if endpoint.pointer("/conditions/ready") == Some(&Value::Bool(false)) {
+                continue;
+            }
+            let target = text(endpoint, "/targetRef/name");
+            let address = endpoint.pointer("/addresses/0").and_then(Value::as_str).unwrap_or_default();
+            let own = pods.cache.get(&pods.key(namespace, target)).and_then(|p| p.value().ok());
+            let own = own.as_ref().and_then(|p| p.pointer("/status/podIPs")).and_then(Value::as_array);
+            let is_pod = own.into_iter().flatten().any(|ip| ip["ip"].as_str() == Some(address));
+            if let (true, Ok(ip)) = (is_pod, address.parse::<IpAddr>()) {
+                found.push((ip, number));
+            }
         }
     }
-    Err(unavailable())
+    found.retain(|(ip, _)| dial::global_unicast(*ip));
+    if found.is_empty() {
+        return Err(unavailable());
+    }
+    let (address, number) = found[rand::rng().random_range(0..found.len())];
+    Ok((address, number, scheme_of(scheme)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_split_into_scheme_name_and_port() {
+        assert_eq!(split_name("a"), Some(("", "a", "")));
+        assert_eq!(split_name("a:80"), Some(("", "a", "80")));
+        assert_eq!(split_name("https:a:web"), Some(("https", "a", "web")));
+        assert_eq!(split_name("http:a:"), Some(("http", "a", "")));
+        for bad in ["ftp:a:1", "a:b:c:d", ""] {
+            assert_eq!(split_name(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_path_is_escaped_again() {
+        assert_eq!(encode_path("a b/c%2F../ü?"), "a%20b/c%252F../%C3%BC%3F");
+        assert_eq!(encode_path("//host/x"), "host/x", "the path cannot become a host");
+    }
 }

@@ -19,6 +19,7 @@ use parking_lot::Mutex;
 pub use endpoint::{Endpoint, Timeout};
 pub use error::Error;
 pub use target::{Place, Target};
+pub(crate) use tls::verifier;
 
 use crate::ClusterRef;
 

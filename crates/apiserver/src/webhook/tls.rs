@@ -28,21 +28,7 @@ static SYSTEM: LazyLock<Arc<RootCertStore>> = LazyLock::new(|| {
 pub(super) fn config(target: &Target) -> Result<Arc<ClientConfig>, Error> {
     let wrong = |e: TlsError| Error::Target(format!("unable to load root certificates: {e}"));
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let verifier: Arc<dyn ServerCertVerifier> = if target.insecure {
-        Arc::new(AnyServer(provider.clone()))
-    } else {
-        let (roots, own) = roots(target)?;
-        // An empty set is refused by the builder; nothing is then trusted.
-        let inner = match roots.is_empty() {
-            true => None,
-            false => Some(
-                WebPkiServerVerifier::builder_with_provider(roots, provider.clone())
-                    .build()
-                    .map_err(|e| Error::Target(format!("unable to load root certificates: {e}")))?,
-            ),
-        };
-        Arc::new(Verifier { inner, own, provider: provider.clone() })
-    };
+    let verifier = verifier(target.authorities.as_deref(), target.insecure)?;
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(wrong)?
@@ -63,10 +49,29 @@ pub(super) fn config(target: &Target) -> Result<Arc<ClientConfig>, Error> {
     Ok(Arc::new(config))
 }
 
+/// Verifies servers by a bundle of authorities in PEM, or by the system's; `insecure` accepts all.
+pub(crate) fn verifier(bundle: Option<&[u8]>, insecure: bool) -> Result<Arc<dyn ServerCertVerifier>, Error> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    if insecure {
+        return Ok(Arc::new(AnyServer(provider)));
+    }
+    let (roots, own) = roots(bundle)?;
+    // An empty set is refused by the builder; nothing is then trusted.
+    let inner = match roots.is_empty() {
+        true => None,
+        false => Some(
+            WebPkiServerVerifier::builder_with_provider(roots, provider.clone())
+                .build()
+                .map_err(|e| Error::Target(format!("unable to load root certificates: {e}")))?,
+        ),
+    };
+    Ok(Arc::new(Verifier { inner, own, provider }))
+}
+
 type Trusted = (Arc<RootCertStore>, Vec<CertificateDer<'static>>);
 
-fn roots(target: &Target) -> Result<Trusted, Error> {
-    let Some(bundle) = &target.authorities else { return Ok((SYSTEM.clone(), Vec::new())) };
+fn roots(bundle: Option<&[u8]>) -> Result<Trusted, Error> {
+    let Some(bundle) = bundle else { return Ok((SYSTEM.clone(), Vec::new())) };
     let certificates: Vec<_> = CertificateDer::pem_slice_iter(bundle).filter_map(Result::ok).collect();
     if certificates.is_empty() {
         let why = "unable to load root certificates: unable to parse bytes as PEM block";
