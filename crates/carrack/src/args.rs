@@ -77,6 +77,8 @@ pub struct Up {
     /// The node's addresses; found out unless given
     #[arg(long = "node-ip")]
     pub node_ips: Vec<IpAddr>,
+    #[command(flatten)]
+    pub access: crate::access::AccessArgs,
     /// Run in the background
     #[arg(long)]
     pub detach: bool,
@@ -189,6 +191,8 @@ pub struct Apiserver {
     #[command(flatten)]
     pub flags: Flags,
     #[command(flatten)]
+    pub access: crate::access::AccessArgs,
+    #[command(flatten)]
     pub storage: Storage,
 }
 
@@ -236,6 +240,15 @@ pub struct Controllers {
     /// Ranges of pod addresses, one of each family at most, of which every node gets a part; none if something else does that
     #[arg(long, value_delimiter = ',')]
     pub cluster_cidr: Vec<ipnet::IpNet>,
+    /// PEM file of the authority that signs approved certificate requests; they are left to others without it
+    #[arg(long, requires = "cluster_signing_key_file")]
+    pub cluster_signing_cert_file: Option<PathBuf>,
+    /// PEM file of its key
+    #[arg(long)]
+    pub cluster_signing_key_file: Option<PathBuf>,
+    /// PEM file of the key that signs the tokens in Secrets; these stay empty without it
+    #[arg(long)]
+    pub service_account_private_key_file: Option<PathBuf>,
 }
 
 #[derive(clap::Args)]

@@ -71,12 +71,18 @@ pub fn spawn_control(
 ) -> anyhow::Result<()> {
     let manager = clients.user("system:kube-controller-manager", &[]);
     let informers = informer::Factory::new(manager.clone(), shutdown.clone());
-    let root_ca = pki::ClusterPki::load_or_create(paths.pki())?.ca.cert_pem();
+    let pki = pki::ClusterPki::load_or_create(paths.pki())?;
     let pod_ranges =
         POD_RANGES.iter().zip(NODE_PREFIXES).map(|(range, prefix)| controllers::Range::new(range, prefix));
     let pod_ranges = pod_ranges.collect::<Result<_, _>>()?;
-    let config =
-        controllers::Config { informers: Some(informers.clone()), root_ca, pod_ranges, ..Default::default() };
+    let config = controllers::Config {
+        informers: Some(informers.clone()),
+        root_ca: pki.ca.cert_pem(),
+        signing: Some(Arc::new(pki.ca)),
+        account_key: Some(Arc::new(pki.service_account)),
+        pod_ranges,
+        ..Default::default()
+    };
     let own = clients.clone();
     let identities = Arc::new(move |name: &str| own.service_account(name));
     spawn(running, "the controllers", controllers::run(manager, identities, config, shutdown.clone()));
@@ -172,6 +178,7 @@ pub async fn apiserver(args: args::Apiserver) -> anyhow::Result<()> {
     config.advertise.extend(args.advertise_address);
     args.flags.apply(&mut config, None)?;
     config.compaction_interval = args.storage.etcd_compaction_interval;
+    args.access.apply(&mut config);
     let server = apiserver::start(config, store).await?;
     eprintln!("serving on {}; kubeconfig {}", server.address(), paths.admin_kubeconfig().display());
     tokio::spawn(crate::memory::keep_small());
@@ -196,8 +203,21 @@ pub async fn controllers(args: args::Controllers) -> anyhow::Result<()> {
         let prefix = NODE_PREFIXES[usize::from(range.addr().is_ipv6())];
         controllers::Range::new(&range.to_string(), prefix)
     };
+    let read =
+        |path: &PathBuf| std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()));
+    let signing = match (&args.cluster_signing_cert_file, &args.cluster_signing_key_file) {
+        (Some(certificate), Some(key)) => {
+            Some(Arc::new(pki::Authority::from_pem(&read(certificate)?, &read(key)?)?))
+        }
+        _ => None,
+    };
+    let account_key = args.service_account_private_key_file.as_ref();
+    let account_key =
+        account_key.map(|path| anyhow::Ok(Arc::new(pki::Key::from_pem(&read(path)?)?))).transpose()?;
     let config = controllers::Config {
         root_ca,
+        signing,
+        account_key,
         pod_ranges: args.cluster_cidr.iter().map(part).collect::<Result<_, _>>()?,
         leader_election: Some(election("kube-controller-manager")?),
         ..Default::default()

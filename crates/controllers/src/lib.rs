@@ -2,6 +2,8 @@
 //! say. They know only the Kubernetes API through `kube::Client`.
 
 mod autoscaling;
+mod bootstrap;
+mod certificates;
 mod clusterroles;
 mod cronjob;
 mod daemonset;
@@ -20,6 +22,7 @@ mod replicaset;
 mod serviceaccount;
 mod servicecidrs;
 mod statefulset;
+mod tokens;
 mod volume;
 
 use std::sync::Arc;
@@ -38,6 +41,10 @@ pub struct Config {
     pub leader_election: Option<LeaderElection>,
     /// The cluster's CA certificate as PEM, published in each namespace as `kube-root-ca.crt`.
     pub root_ca: String,
+    /// Signs the certificates of approved requests; none if something else signs.
+    pub signing: Option<Arc<pki::Authority>>,
+    /// Signs the tokens that are kept in Secrets.
+    pub account_key: Option<Arc<pki::Key>>,
     /// The ranges from which each node gets its pod addresses, one per family; none if something else gives them.
     pub pod_ranges: Vec<Range>,
 }
@@ -88,6 +95,13 @@ async fn control(client: Client, clients: Clients, config: Config, shutdown: Can
     tokio::join!(
         serviceaccount::accounts(context.named("service-account-controller")),
         serviceaccount::root_ca(context.named("root-ca-cert-publisher")),
+        certificates::approve(context.named("certificate-controller")),
+        certificates::sign(context.named("certificate-controller")),
+        certificates::clean(context.named("certificate-controller")),
+        bootstrap::clean(context.named("token-cleaner")),
+        bootstrap::sign(context.named("bootstrap-signer")),
+        // As upstream's: with the rights of the whole, not of a controller.
+        tokens::run(context.clone()),
         namespace::run(context.named("namespace-controller")),
         node::ipam(context.named("node-controller")),
         node::health(context.named("node-controller")),

@@ -9,6 +9,8 @@ use crate::{Error, Key, der, key};
 
 /// How long before the present a certificate begins, so that a peer whose clock is behind accepts it.
 const BACKDATE: Duration = Duration::minutes(5);
+/// A life below this is short.
+const SHORT: Duration = Duration::hours(8);
 
 /// A certificate and its private key, both in PEM.
 #[derive(Clone, Debug)]
@@ -30,6 +32,40 @@ pub enum Usage {
     ServerAuth,
     /// TLS client.
     ClientAuth,
+    /// Another usage: a bit of the key usage (RFC 5280, 4.2.1.3).
+    Bit(u8),
+    /// Another usage: an identifier of the extended key usage.
+    Extended(&'static [u64]),
+}
+
+impl Usage {
+    /// A usage by its name in `certificates.k8s.io` (upstream: `authority/policies.go`).
+    pub fn named(name: &str) -> Option<Self> {
+        Some(match name {
+            "signing" | "digital signature" => Self::DigitalSignature,
+            "content commitment" => Self::Bit(1),
+            "key encipherment" => Self::KeyEncipherment,
+            "data encipherment" => Self::Bit(3),
+            "key agreement" => Self::Bit(4),
+            "cert sign" => Self::Bit(5),
+            "crl sign" => Self::Bit(6),
+            "encipher only" => Self::Bit(7),
+            "decipher only" => Self::Bit(8),
+            "any" => Self::Extended(&[2, 5, 29, 37, 0]),
+            "server auth" => Self::ServerAuth,
+            "client auth" => Self::ClientAuth,
+            "code signing" => Self::Extended(&[1, 3, 6, 1, 5, 5, 7, 3, 3]),
+            "email protection" | "s/mime" => Self::Extended(&[1, 3, 6, 1, 5, 5, 7, 3, 4]),
+            "ipsec end system" => Self::Extended(&[1, 3, 6, 1, 5, 5, 7, 3, 5]),
+            "ipsec tunnel" => Self::Extended(&[1, 3, 6, 1, 5, 5, 7, 3, 6]),
+            "ipsec user" => Self::Extended(&[1, 3, 6, 1, 5, 5, 7, 3, 7]),
+            "timestamping" => Self::Extended(&[1, 3, 6, 1, 5, 5, 7, 3, 8]),
+            "ocsp signing" => Self::Extended(&[1, 3, 6, 1, 5, 5, 7, 3, 9]),
+            "microsoft sgc" => Self::Extended(&[1, 3, 6, 1, 4, 1, 311, 10, 3, 3]),
+            "netscape sgc" => Self::Extended(&[2, 16, 840, 1, 113_730, 4, 1]),
+            _ => return None,
+        })
+    }
 }
 
 /// The alternative names of a certificate.
@@ -145,6 +181,25 @@ impl Authority {
         Ok(Identity { cert_pem: crate::pem_block("CERTIFICATE", &cert), key_pem: key.to_pem() })
     }
 
+    /// Signs a request, in PEM: with the usages of these names (`client auth`), for so many seconds from now. Whether it
+    /// deserves it was decided before.
+    pub fn sign(&self, request: &crate::Request, usages: &[&str], seconds: i64) -> Result<String, Error> {
+        let named = |name: &&str| {
+            Usage::named(name)
+                .ok_or_else(|| Error::invalid("key usage", format!("unrecognized usage {name:?}")))
+        };
+        let usages = usages.iter().map(named).collect::<Result<Vec<_>, _>>()?;
+        let leaf = Leaf {
+            common_name: &request.common_name,
+            organizations: &request.organizations,
+            names: &request.names,
+            usages: &usages,
+            lifetime: Duration::seconds(seconds),
+        };
+        let der = self.certify(&leaf, &request.public_info, OffsetDateTime::now_utc())?;
+        Ok(crate::pem_block("CERTIFICATE", &der))
+    }
+
     /// A certificate in DER for somebody else's public key (a SubjectPublicKeyInfo). It never outlives the authority.
     pub fn certify(
         &self,
@@ -152,24 +207,7 @@ impl Authority {
         public_info: &[u8],
         now: OffsetDateTime,
     ) -> Result<Vec<u8>, Error> {
-        let mut bits = 0u8;
-        let mut extended = Vec::new();
-        for usage in leaf.usages {
-            match usage {
-                Usage::DigitalSignature => bits |= 0b1000_0000,
-                Usage::KeyEncipherment => bits |= 0b0010_0000,
-                Usage::ServerAuth => extended.extend(der::oid(&[1, 3, 6, 1, 5, 5, 7, 3, 1])),
-                Usage::ClientAuth => extended.extend(der::oid(&[1, 3, 6, 1, 5, 5, 7, 3, 2])),
-            }
-        }
-        let mut extensions = Vec::new();
-        if bits != 0 {
-            let unused = bits.trailing_zeros() as u8;
-            extensions.push(extension(&[2, 5, 29, 15], true, &der::bits(unused, &[bits])));
-        }
-        if !extended.is_empty() {
-            extensions.push(extension(&[2, 5, 29, 37], false, &der::element(der::SEQUENCE, &extended)));
-        }
+        let mut extensions = usage_extensions(leaf.usages)?;
         extensions.push(extension(&[2, 5, 29, 19], true, &der::sequence(&[])));
         let authority_id = der::implicit(0, &key_id(self.key.public_point()));
         extensions.push(extension(&[2, 5, 29, 35], false, &der::sequence(&[&authority_id])));
@@ -177,9 +215,52 @@ impl Authority {
             extensions.push(extension(&[2, 5, 29, 17], false, &leaf.names.to_der()));
         }
         let subject = subject(leaf.common_name, leaf.organizations);
-        let not_after = (now + leaf.lifetime).min(self.not_after);
+        // A long life counts from the backdated beginning, a short one from now (upstream: `PermissiveSigningPolicy`).
+        let start = if leaf.lifetime < SHORT { now } else { now - BACKDATE };
+        let not_after = (start + leaf.lifetime).min(self.not_after);
         build(&self.key, &self.name, &subject, public_info, now - BACKDATE, not_after, &extensions)
     }
+}
+
+/// The extensions for the key usage and the extended key usage.
+fn usage_extensions(usages: &[Usage]) -> Result<Vec<Vec<u8>>, Error> {
+    let mut bits = 0u16;
+    let mut extended: Vec<&[u64]> = Vec::new();
+    for usage in usages {
+        match usage {
+            Usage::DigitalSignature => bits |= 0x8000,
+            Usage::KeyEncipherment => bits |= 0x8000 >> 2,
+            Usage::Bit(bit) if *bit < 9 => bits |= 0x8000 >> bit,
+            Usage::Bit(_) => return Err(Error::invalid("key usage", "there is no such bit")),
+            Usage::ServerAuth => extended.push(&[1, 3, 6, 1, 5, 5, 7, 3, 1]),
+            Usage::ClientAuth => extended.push(&[1, 3, 6, 1, 5, 5, 7, 3, 2]),
+            Usage::Extended(id) => extended.push(id),
+        }
+    }
+    let mut extensions = Vec::new();
+    if bits != 0 {
+        let bytes = bits.to_be_bytes();
+        let bytes: &[u8] = if bytes[1] == 0 { &bytes[..1] } else { &bytes };
+        let unused = bytes[bytes.len() - 1].trailing_zeros() as u8;
+        extensions.push(extension(&[2, 5, 29, 15], true, &der::bits(unused, bytes)));
+    }
+    let mut seen: Vec<&[u64]> = Vec::new();
+    for id in extended {
+        if !seen.contains(&id) {
+            seen.push(id);
+        }
+    }
+    if !seen.is_empty() {
+        let ids: Vec<u8> = seen.iter().flat_map(|id| der::oid(id)).collect();
+        extensions.push(extension(&[2, 5, 29, 37], false, &der::element(der::SEQUENCE, &ids)));
+    }
+    Ok(extensions)
+}
+
+/// When the first certificate of a PEM text ends, in seconds since 1970.
+pub fn not_after(text: &str) -> Result<i64, Error> {
+    let der = certificate_der(text)?;
+    Ok(parse(&der)?.validity().not_after.timestamp())
 }
 
 /// The first certificate of a PEM text, in DER.

@@ -12,13 +12,15 @@ mod key;
 mod kubeconfig;
 #[cfg(test)]
 mod tests;
+mod token;
 
-pub use certificate::{AltNames, Authority, Identity, Leaf, Usage, certificate_der};
+pub use certificate::{AltNames, Authority, Identity, Leaf, Usage, certificate_der, not_after};
 pub use cluster::{ClusterPki, LEAF_LIFETIME, apiserver_names};
 pub use csr::Request;
 pub use error::Error;
 pub use key::Key;
 pub use kubeconfig::{cluster_info, kubeconfig};
+pub use token::{detached_signature, key_id, sign_token};
 
 pub fn pem_block(tag: &str, der: &[u8]) -> String {
     let config = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
