@@ -407,11 +407,45 @@ pub(crate) fn signing_request_status(new: &Value, old: &Value) -> Vec<FieldError
         errors.forbidden(&at, "updates may not modify existing certificate content");
     }
     let pem = base64::engine::general_purpose::STANDARD.decode(certificate(new)).unwrap_or_default();
-    if !certificate(new).is_empty() && !String::from_utf8_lossy(&pem).contains("-----BEGIN CERTIFICATE-----")
-    {
+    if !certificate(new).is_empty() && !is_certificates(&String::from_utf8_lossy(&pem)) {
         errors.invalid(&at, "<certificate data>", "must contain at least one CERTIFICATE PEM block");
     }
     errors.0
+}
+
+/// Whether a text holds certificates in PEM and nothing that only looks like one: each block is complete, and what is in
+/// it is one DER sequence.
+fn is_certificates(text: &str) -> bool {
+    const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
+    const END: &str = "-----END CERTIFICATE-----";
+    let mut rest = text;
+    let mut found = false;
+    while let Some((_, after)) = rest.split_once("-----BEGIN ").map(|(before, _)| rest.split_at(before.len()))
+    {
+        let Some((body, tail)) = after.strip_prefix(BEGIN).and_then(|body| body.split_once(END)) else {
+            return false;
+        };
+        let body: String = body.split_ascii_whitespace().collect();
+        let Ok(der) = base64::engine::general_purpose::STANDARD.decode(body) else { return false };
+        if !is_der_sequence(&der) {
+            return false;
+        }
+        found = true;
+        rest = tail;
+    }
+    found
+}
+
+/// Whether the bytes are one DER sequence of the length that it says.
+fn is_der_sequence(der: &[u8]) -> bool {
+    let (Some(0x30), Some(&first)) = (der.first(), der.get(1)) else { return false };
+    if first < 0x80 {
+        return der.len() == 2 + usize::from(first);
+    }
+    let count = usize::from(first & 0x7f);
+    let Some(digits) = der.get(2..2 + count).filter(|_| (1..=4).contains(&count)) else { return false };
+    let length = digits.iter().fold(0usize, |sum, digit| (sum << 8) | usize::from(*digit));
+    der.len() == 2 + count + length
 }
 
 /// An update through `approval`: conditions may be added, not removed.
@@ -423,4 +457,22 @@ pub fn validate_approval(new: &Value, old: &Value) -> Vec<FieldError> {
         errors.forbidden(&status.child("certificate"), "updates may not set certificate content");
     }
     errors.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn certificates_are_complete_pem_blocks() {
+        let check = |text: &str, expect: bool| assert_eq!(is_certificates(text), expect, "{text}");
+        let block = |body: &str| format!("-----BEGIN CERTIFICATE-----\n{body}\n-----END CERTIFICATE-----\n");
+        check(&block("MAMCAQE="), true);
+        check(&format!("words\n{}{}", block("MAMCAQE="), block("MAMCAQE=")), true);
+        check("-----BEGIN CERTIFICATE-----\nMIIB", false);
+        check(&block("MIIB"), false);
+        check(&block("!"), false);
+        check(&block("MAMCAQE=").replace("CERTIFICATE", "PRIVATE KEY"), false);
+        check("", false);
+    }
 }
