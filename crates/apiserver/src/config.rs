@@ -28,6 +28,8 @@ pub struct Config {
     pub cluster_domain: String,
     /// Answers requests without credentials as `system:anonymous` (the authorizer decides what that may see).
     pub anonymous: bool,
+    /// Authentication and authorization beyond the cluster's own certificates, tokens, Node and RBAC.
+    pub access: crate::AccessOptions,
     /// Open connections at once; more wait in the listen queue.
     pub max_connections: usize,
     /// How long superseded revisions stay readable (and between two compactions); zero never compacts.
@@ -95,6 +97,7 @@ impl Config {
             node_port_range: 30000..=32767,
             cluster_domain: "cluster.local".to_owned(),
             anonymous: true,
+            access: crate::AccessOptions::default(),
             max_connections: 20_000,
             compaction_interval: Duration::from_secs(300),
             event_ttl: 3600,

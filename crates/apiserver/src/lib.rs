@@ -3,6 +3,7 @@
 
 mod access;
 pub mod admission;
+mod aggregation;
 mod attributes;
 pub mod audit;
 pub mod authn;
@@ -10,6 +11,7 @@ pub mod authz;
 pub mod bootstrap;
 mod config;
 mod config_file;
+mod dial;
 mod discovery;
 mod duration;
 mod flow;
@@ -24,6 +26,7 @@ mod publish;
 mod query;
 mod read;
 mod registry;
+mod relay;
 mod render;
 mod request;
 mod selector;
@@ -42,7 +45,7 @@ pub mod webhook;
 mod yaml;
 
 pub use crate::http::body::Body;
-pub use access::{Access, AccessError, Assembled};
+pub use access::{Access, AccessError, AccessOptions, Assembled, OidcOptions, WebhookOptions};
 pub use api::{FieldError, FieldErrorKind};
 pub use attributes::{Attributes, Decision, Gvk, Gvr, Operation, UserInfo, Verdict};
 pub use config::{Config, Protection};

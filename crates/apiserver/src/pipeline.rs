@@ -182,11 +182,16 @@ where
     if !decision.allowed() {
         return Err(authz::forbidden(&attributes, &decision.reason));
     }
+    if let Some(remote) = server.aggregation.route(&info) {
+        let cluster = server.cluster();
+        let (user, body) = (attributes.user, crate::relay::outgoing(body));
+        return server.aggregation.proxy(&cluster, &remote, &user, parts, upgrade, body).await;
+    }
     if !info.is_resource {
         if let Some(health) = crate::serve::health::answer(&server, &parts.method, &query, &info).await {
             return Ok(health);
         }
-        return crate::serve::path(&server, &parts, &query, &info);
+        return crate::serve::path(&server, &parts, &query, &info).await;
     }
     let output = negotiate::output(&parts.headers, &query, true);
     let served = server.registry.find(&info.group, &info.version, &info.resource);
@@ -246,7 +251,6 @@ async fn authenticate(server: &Server, parts: &Parts, peer: &Peer) -> Result<Arc
     let found = server.hooks.authenticate.authenticate(parts, &peer.certificates).await;
     let result = match &found {
         Ok(Some(_)) => "success",
-        Ok(None) if server.config.anonymous => "success",
         Ok(None) => "failure",
         Err(_) => "error",
     };
@@ -257,7 +261,6 @@ async fn authenticate(server: &Server, parts: &Parts, peer: &Peer) -> Result<Arc
             metrics().authenticated_users.with(&[known(&user.name)]).increment();
             Ok(Arc::new(user))
         }
-        None if server.config.anonymous => Ok(Arc::new(UserInfo::anonymous())),
         None => Err(Status::unauthorized()),
     }
 }

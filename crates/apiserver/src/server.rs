@@ -79,6 +79,7 @@ pub struct Server {
     pub allocators: crate::special::Allocators,
     pub discovery: crate::discovery::Documents,
     pub openapi: crate::openapi::Documents,
+    pub aggregation: Arc<crate::aggregation::Aggregator>,
 }
 
 impl Server {
@@ -86,6 +87,16 @@ impl Server {
     pub fn advertised(&self) -> String {
         let host = self.config.advertise.first().copied().unwrap_or(self.config.bind.ip());
         SocketAddr::new(host, self.config.bind.port()).to_string()
+    }
+}
+
+impl Server {
+    /// The cluster's state, as the hooks see it.
+    pub fn cluster(self: &Arc<Self>) -> ClusterRef {
+        let view = View::default();
+        drop(view.registry.set(self.registry.clone()));
+        drop(view.server.set(Arc::downgrade(self)));
+        Arc::new(view)
     }
 }
 
@@ -105,11 +116,11 @@ impl ApiServer {
         store: Store,
         tls: Option<Arc<rustls::ServerConfig>>,
         connector: Option<Arc<Connector>>,
-        hooks: impl FnOnce(ClusterRef) -> (Hooks, Option<Arc<Tokens>>),
+        hooks: impl FnOnce(ClusterRef) -> Result<(Hooks, Option<Arc<Tokens>>), Error>,
     ) -> Result<Self, Error> {
         crate::serve::zpages::started();
         let view = Arc::new(View::default());
-        let (hooks, issuer) = hooks(view.clone());
+        let (hooks, issuer) = hooks(view.clone())?;
         let codec = Codec { transform: hooks.transform.clone() };
         let (registry, revision, reload) = Registry::open(store.clone(), codec.clone()).await?;
         let registry = Arc::new(registry);
@@ -134,6 +145,7 @@ impl ApiServer {
             allocators: crate::special::Allocators::new(&config),
             discovery: crate::discovery::Documents::default(),
             openapi: crate::openapi::Documents::default(),
+            aggregation: Arc::default(),
             config,
             registry: registry.clone(),
             hooks,
@@ -166,10 +178,7 @@ impl ApiServer {
 
     /// The cluster's state, as the hooks see it.
     pub fn cluster(&self) -> ClusterRef {
-        let view = View::default();
-        drop(view.registry.set(self.server.registry.clone()));
-        drop(view.server.set(Arc::downgrade(&self.server)));
-        Arc::new(view)
+        self.server.cluster()
     }
 
     /// A client of this server in the same process: the whole pipeline, without a socket. The groups that follow from the
@@ -184,6 +193,7 @@ impl ApiServer {
         let server = self.server.clone();
         let mut upkeep = tokio::task::JoinSet::new();
         upkeep.spawn(crate::upkeep::run(server.clone()));
+        upkeep.spawn(crate::aggregation::run(server.clone(), self.cluster()));
         if let Some(fairness) = &server.fairness {
             upkeep.spawn(flow::run(fairness.clone(), server.registry.clone(), self.cluster()));
         }

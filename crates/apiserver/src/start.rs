@@ -13,7 +13,7 @@ use store::Store;
 use crate::authn::AnyCertificate;
 use crate::server::{Connector, Error};
 use crate::transform::{AtRest, Encryption, EncryptionError};
-use crate::{Access, ApiServer, Config, bootstrap, publish};
+use crate::{Access, ApiServer, Config, aggregation, bootstrap, publish};
 
 /// Starts a server: certificates and `admin.kubeconfig` are made in the data directory, the built-in objects in the store.
 /// It answers once [`ApiServer::serve`] runs; in-process clients are answered at once.
@@ -31,23 +31,28 @@ pub async fn start(config: Config, store: Store) -> Result<ApiServer, Error> {
         }
         access = access.with_transform(encryption);
     }
+    let access = access.configure(&config.access, config.anonymous)?;
+    let trust = access.trust();
     let data_dir = config.data_dir.clone();
     let host = config.advertise.first().copied().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
     let server = ApiServer::assemble(config, store, Some(tls), Some(connector), |cluster| {
-        let assembled = access.assemble(cluster);
-        (assembled.hooks, Some(assembled.tokens))
+        let assembled = access.assemble(cluster)?;
+        Ok((assembled.hooks, Some(assembled.tokens)))
     })
     .await?;
     let url = format!("https://{}", std::net::SocketAddr::new(host, server.address().port()));
     let steps = &server.inner().post_start;
     BOOTSTRAPPED.iter().for_each(|step| steps.expect(step));
     steps.expect("bootstrap-controller");
+    AGGREGATED.iter().for_each(|step| steps.expect(step));
     bootstrap::ensure(&server.cluster(), &pki, &url).await.map_err(Error::Bootstrap)?;
     BOOTSTRAPPED.iter().for_each(|step| steps.done(step));
     publish::ensure(server.inner(), &server.cluster(), server.address().port())
         .await
         .map_err(Error::Bootstrap)?;
     steps.done("bootstrap-controller");
+    aggregate(&server, &pki, trust).await?;
+    AGGREGATED.iter().for_each(|step| steps.done(step));
     let admin = pki.stored_client("admin", "admin", &["system:masters".to_owned()]).map_err(pki_error)?;
     let kubeconfig = pki.kubeconfig("carrack", &url, &admin);
     pki::files::write(&data_dir.join("admin.kubeconfig"), kubeconfig.as_bytes()).map_err(pki_error)?;
@@ -62,6 +67,36 @@ const BOOTSTRAPPED: [&str; 5] = [
     "start-cluster-authentication-info-controller",
     "start-system-namespaces-controller",
 ];
+
+/// The same of what is done once the aggregation layer stands.
+const AGGREGATED: [&str; 5] = [
+    "apiservice-discovery-controller",
+    "apiservice-registration-controller",
+    "apiservice-status-local-available-controller",
+    "apiservice-status-remote-available-controller",
+    "kube-apiserver-autoregistration",
+];
+
+/// Sets the aggregation layer up: as whom the server speaks to extension servers, whom these shall trust, and the local
+/// APIServices.
+async fn aggregate(
+    server: &ApiServer,
+    pki: &pki::ClusterPki,
+    trust: aggregation::TrustMap,
+) -> Result<(), Error> {
+    let aggregation = &server.inner().aggregation;
+    let name = crate::authn::FRONT_PROXY_NAMES[0];
+    aggregation
+        .identify(identity(&pki.stored_front_proxy_client("front-proxy-client", name).map_err(pki_error)?)?);
+    *aggregation.own.lock() = (Ipv4Addr::LOCALHOST.to_string(), server.address().port());
+    *aggregation.trust.lock() = trust.clone();
+    let cluster = server.cluster();
+    aggregation::ensure_trust(&cluster, &trust).await.map_err(Error::Bootstrap)?;
+    let rows = server.inner().registry.rows().clone();
+    aggregation::ensure(&cluster, &rows, true).await.map_err(Error::Bootstrap)?;
+    aggregation.refresh(&cluster);
+    Ok(())
+}
 
 fn pki_error(error: pki::Error) -> Error {
     Error::Pki(error.to_string())

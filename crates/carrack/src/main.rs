@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+mod access;
 mod accounts;
 mod addons;
 mod args;

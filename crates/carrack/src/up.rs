@@ -91,6 +91,7 @@ async fn start(
     config.bind = SocketAddr::new(any_address(), args.port);
     config.advertise = addresses.clone();
     args.flags.apply(&mut config, Some(Standard(&paths.audit_log())))?;
+    args.access.clone().apply(&mut config);
     progress.doing("starting the API server");
     let server = apiserver::start(config, store).await.context("starting the API server")?;
     let serving = server.clone();

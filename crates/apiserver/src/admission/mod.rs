@@ -165,7 +165,7 @@ impl Admit for Admission {
             }
             certificates::sign_with_name(&scene, object);
             if matches!(request.operation, Create | Update) {
-                self.authorizer.check_escalation(request.attributes, object, old)?;
+                self.authorizer.check_escalation(request.attributes, object, old).await?;
             }
             Ok(())
         }

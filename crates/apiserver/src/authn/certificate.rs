@@ -49,8 +49,15 @@ pub struct Subject {
 impl Authority {
     /// An authority from its certificate.
     pub fn new(cert_der: &[u8]) -> Result<Self, CertificateError> {
+        Self::of(std::slice::from_ref(&CertificateDer::from(cert_der.to_vec())))
+    }
+
+    /// Several authorities, each as good as the others.
+    pub fn of(certificates: &[CertificateDer<'static>]) -> Result<Self, CertificateError> {
         let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from(cert_der.to_vec()))?;
+        for certificate in certificates {
+            roots.add(certificate.clone())?;
+        }
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
             .build()

@@ -1,27 +1,38 @@
 //! Who calls: front proxies that vouch for somebody, client certificates, bearer tokens. Credentials that are given and do
 //! not hold are a 401, never the anonymous user. And acting as somebody else.
 
+mod bearer;
 mod certificate;
 mod impersonation;
 mod jwt;
+mod oidc;
 mod request;
 #[cfg(test)]
 mod tests;
 mod token;
+mod token_file;
+mod webhook;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use futures::future::{BoxFuture, FutureExt, ready};
+use futures::future::{BoxFuture, FutureExt};
 use http::HeaderMap;
 use rustls::pki_types::{CertificateDer, UnixTime};
 
+pub use bearer::Bearer;
 pub use certificate::{AnyCertificate, Authority, CertificateError};
 pub use impersonation::Impersonation;
+pub(crate) use oidc::document;
+pub use oidc::{Anonymous, AuthenticationConfiguration, ConfigError, Issuers};
 pub use request::TokenRequests;
 pub use token::{Holder, TokenError, Tokens, account_user, split_account};
+pub use token_file::{TokenFile, TokenFileError};
+pub use webhook::TokenWebhook;
+pub(crate) use webhook::post as post_review;
 
 use crate::{Authenticate, Status, UserInfo};
 
@@ -34,17 +45,34 @@ const SOCKET_TOKEN: &str = "base64url.bearer.authorization.k8s.io.";
 pub struct Authenticator {
     clients: Authority,
     front_proxies: Authority,
-    tokens: Arc<Tokens>,
+    /// Common names that a front proxy's certificate may carry; empty: any.
+    proxy_names: Vec<String>,
+    bearer: Arc<Bearer>,
+    /// Who may go without credentials; exchanged when the configuration file changes.
+    anonymous: ArcSwap<Anonymous>,
 }
 
 impl Authenticator {
     /// Clients are certified by one authority (the cluster's), front proxies by another.
-    pub fn new(clients: Authority, front_proxies: Authority, tokens: Arc<Tokens>) -> Self {
-        Self { clients, front_proxies, tokens }
+    pub fn new(clients: Authority, front_proxies: Authority, bearer: Arc<Bearer>) -> Self {
+        let proxy_names = FRONT_PROXY_NAMES.map(str::to_owned).into();
+        Self { clients, front_proxies, proxy_names, bearer, anonymous: ArcSwap::default() }
+    }
+
+    /// Sets the names that a front proxy's certificate may carry; with none, any.
+    #[must_use]
+    pub fn with_proxy_names(mut self, names: Vec<String>) -> Self {
+        self.proxy_names = names;
+        self
+    }
+
+    /// Sets who may go without credentials.
+    pub fn set_anonymous(&self, anonymous: Anonymous) {
+        self.anonymous.store(Arc::new(anonymous));
     }
 
     /// The caller by its credentials; `None` if it gives none.
-    pub fn user(
+    pub async fn user(
         &self,
         headers: &HeaderMap,
         peer: &[CertificateDer<'static>],
@@ -56,7 +84,7 @@ impl Authenticator {
             // A front proxy that names nobody is judged as any other client.
             if let Some(user) = remote_user(headers)
                 && let Ok(proxy) = self.front_proxies.verify(peer, now)
-                && FRONT_PROXY_NAMES.contains(&proxy.user.name.as_str())
+                && (self.proxy_names.is_empty() || self.proxy_names.contains(&proxy.user.name))
             {
                 found = Some(user);
             }
@@ -73,7 +101,7 @@ impl Authenticator {
         if found.is_none()
             && let Some(token) = bearer(headers)
         {
-            match self.tokens.authenticate(&token) {
+            match self.bearer.authenticate(&token).await {
                 Ok(user) => found = Some(user),
                 Err(why) => {
                     tracing::debug!(%why, "bearer token refused");
@@ -98,7 +126,12 @@ impl Authenticate for Authenticator {
         parts: &'a http::request::Parts,
         peer: &'a [CertificateDer<'static>],
     ) -> BoxFuture<'a, Result<Option<UserInfo>, Status>> {
-        ready(self.user(&parts.headers, peer)).boxed()
+        async move {
+            let user = self.user(&parts.headers, peer).await?;
+            let nobody = || self.anonymous.load().allows(parts.uri.path()).then(UserInfo::anonymous);
+            Ok(user.or_else(nobody))
+        }
+        .boxed()
     }
 }
 

@@ -41,7 +41,7 @@ fn world() -> World {
     let authenticator = Authenticator::new(
         Authority::new(pki.ca.cert_der()).expect("clients"),
         Authority::new(pki.front_proxy_ca.cert_der()).expect("front proxies"),
-        Arc::clone(&tokens),
+        Arc::new(Bearer::new(Arc::clone(&tokens))),
     );
     World { _dir: dir, cluster, pki, tokens, authorizer, authenticator }
 }
@@ -71,9 +71,17 @@ impl World {
         self.request(spec).expect("a token")["status"]["token"].as_str().expect("text").to_owned()
     }
 
+    fn user(
+        &self,
+        headers: &HeaderMap,
+        chain: &[CertificateDer<'static>],
+    ) -> Result<Option<UserInfo>, Status> {
+        self.authenticator.user(headers, chain).now_or_never().expect("nothing to wait for")
+    }
+
     fn bearer(&self, token: &str) -> Result<Option<UserInfo>, u16> {
         let headers = headers(&[("authorization", &format!("Bearer {token}"))]);
-        self.authenticator.user(&headers, &[]).map_err(|status| status.code())
+        self.user(&headers, &[]).map_err(|status| status.code())
     }
 }
 
@@ -81,19 +89,18 @@ impl World {
 fn client_certificates_name_user_and_groups() {
     let w = world();
     let admin = w.pki.issue_client("admin", &["system:masters".into()]).expect("issue");
-    let found = w.authenticator.user(&HeaderMap::new(), &chain(&admin)).expect("ok").expect("somebody");
+    let found = w.user(&HeaderMap::new(), &chain(&admin)).expect("ok").expect("somebody");
     assert_eq!(found.name, "admin");
     assert_eq!(found.groups, ["system:masters", "system:authenticated"]);
     assert!(found.extra["authentication.kubernetes.io/credential-id"][0].starts_with("X509SHA256="));
-    assert_eq!(w.authenticator.user(&HeaderMap::new(), &[]), Ok(None));
+    assert_eq!(w.user(&HeaderMap::new(), &[]), Ok(None));
 }
 
 #[test]
 fn certificates_of_others_and_of_servers_are_refused() {
     let (w, other) = (world(), world());
-    let refused = |identity: &pki::Identity| {
-        w.authenticator.user(&HeaderMap::new(), &chain(identity)).map_err(|s| s.code())
-    };
+    let refused =
+        |identity: &pki::Identity| w.user(&HeaderMap::new(), &chain(identity)).map_err(|s| s.code());
     assert_eq!(
         refused(&other.pki.issue_client("admin", &["system:masters".into()]).expect("issue")),
         Err(401)
@@ -123,17 +130,17 @@ fn remote_user_headers_count_only_from_a_front_proxy() {
         ("x-remote-group", "system:masters"),
         ("x-remote-extra-a%2fb", "c"),
     ]);
-    assert_eq!(w.authenticator.user(&smuggled, &[]), Ok(None), "no certificate");
+    assert_eq!(w.user(&smuggled, &[]), Ok(None), "no certificate");
     let joe = w.pki.issue_client("joe", &[]).expect("issue");
-    let found = w.authenticator.user(&smuggled, &chain(&joe)).expect("ok").expect("joe");
+    let found = w.user(&smuggled, &chain(&joe)).expect("ok").expect("joe");
     assert_eq!((found.name.as_str(), found.groups), ("joe", vec!["system:authenticated".to_owned()]));
     let named = w.pki.issue_client("front-proxy-client", &[]).expect("issue");
-    let found = w.authenticator.user(&smuggled, &chain(&named)).expect("ok").expect("somebody");
+    let found = w.user(&smuggled, &chain(&named)).expect("ok").expect("somebody");
     assert_eq!(found.name, "front-proxy-client", "right name, wrong authority");
     let stranger = w.pki.issue_front_proxy_client("stranger").expect("issue");
-    assert!(w.authenticator.user(&smuggled, &chain(&stranger)).is_err(), "right authority, wrong name");
+    assert!(w.user(&smuggled, &chain(&stranger)).is_err(), "right authority, wrong name");
     let proxy = w.pki.issue_front_proxy_client("front-proxy-client").expect("issue");
-    let found = w.authenticator.user(&smuggled, &chain(&proxy)).expect("ok").expect("root");
+    let found = w.user(&smuggled, &chain(&proxy)).expect("ok").expect("root");
     assert_eq!(found.name, "root");
     assert_eq!(found.groups, ["system:masters", "system:authenticated"]);
     assert_eq!(found.extra["a/b"], ["c"]);
@@ -332,10 +339,10 @@ fn a_socket_may_carry_its_token_as_protocol() {
     let w = world();
     let token = URL_SAFE_NO_PAD.encode(w.token(json!({})));
     let protocols = format!("v5.channel.k8s.io, base64url.bearer.authorization.k8s.io.{token}");
-    let found = w.authenticator.user(&headers(&[("sec-websocket-protocol", &protocols)]), &[]);
+    let found = w.user(&headers(&[("sec-websocket-protocol", &protocols)]), &[]);
     assert_eq!(found.expect("ok").expect("sa").name, "system:serviceaccount:ns:sa");
     let broken = headers(&[("sec-websocket-protocol", "base64url.bearer.authorization.k8s.io.!")]);
-    assert!(w.authenticator.user(&broken, &[]).is_err());
+    assert!(w.user(&broken, &[]).is_err());
 }
 
 #[test]

@@ -51,6 +51,9 @@ pub enum TokenError {
     Uid { what: &'static str, actual: String, claimed: String },
     #[error("service account token has been invalidated")]
     Invalidated,
+    /// What another authenticator says.
+    #[error("{0}")]
+    Other(String),
 }
 
 /// The token authenticators.
@@ -81,7 +84,13 @@ impl Tokens {
         self.signer.key_set()
     }
 
+    /// The audiences of the API server itself.
+    pub fn audiences(&self) -> &[String] {
+        &self.audiences
+    }
+
     /// The holder of a token given to this server.
+    #[cfg(test)]
     pub fn authenticate(&self, token: &str) -> Result<UserInfo, TokenError> {
         self.check(token, &self.audiences, now()).map(|holder| holder.user)
     }
@@ -297,7 +306,7 @@ fn now() -> i64 {
     jiff::Timestamp::now().as_second()
 }
 
-fn common(own: &[String], wanted: &[String]) -> Result<Vec<String>, TokenError> {
+pub(super) fn common(own: &[String], wanted: &[String]) -> Result<Vec<String>, TokenError> {
     let both: Vec<String> = own.iter().filter(|a| wanted.contains(a)).cloned().collect();
     if both.is_empty() { Err(TokenError::Audience(own.to_vec(), wanted.to_vec())) } else { Ok(both) }
 }

@@ -12,7 +12,7 @@ const GROUP: &str = "rbac.authorization.k8s.io";
 
 impl Authorizer {
     /// Refuses a create (`old` is none) or update of an RBAC object that would grant more than the caller holds.
-    pub fn check_escalation(
+    pub async fn check_escalation(
         &self,
         request: &Attributes,
         object: &Value,
@@ -22,15 +22,20 @@ impl Authorizer {
             return Ok(());
         }
         match request.resource.as_str() {
-            "roles" | "clusterroles" => self.check_role(request, object, old),
-            "rolebindings" | "clusterrolebindings" => self.check_binding(request, object, old),
+            "roles" | "clusterroles" => self.check_role(request, object, old).await,
+            "rolebindings" | "clusterrolebindings" => self.check_binding(request, object, old).await,
             _ => Ok(()),
         }
     }
 
-    fn check_role(&self, request: &Attributes, object: &Value, old: Option<&Value>) -> Result<(), Status> {
+    async fn check_role(
+        &self,
+        request: &Attributes,
+        object: &Value,
+        old: Option<&Value>,
+    ) -> Result<(), Status> {
         let escalate = Attributes { verb: "escalate".to_owned(), version: "*".to_owned(), ..request.clone() };
-        if self.decide(&escalate).allowed() || old.is_some_and(|old| only_collection_fields(object, old)) {
+        if self.all(&escalate).await.allowed() || old.is_some_and(|old| only_collection_fields(object, old)) {
             return Ok(());
         }
         let refuse = |why: String| Status::forbidden(GROUP, &request.resource, object.name(), why);
@@ -49,7 +54,12 @@ impl Authorizer {
         Ok(())
     }
 
-    fn check_binding(&self, request: &Attributes, object: &Value, old: Option<&Value>) -> Result<(), Status> {
+    async fn check_binding(
+        &self,
+        request: &Attributes,
+        object: &Value,
+        old: Option<&Value>,
+    ) -> Result<(), Status> {
         if old.is_some_and(|old| only_collection_fields(object, old)) {
             return Ok(());
         }
@@ -71,7 +81,7 @@ impl Authorizer {
             resource_request: true,
             ..Attributes::default()
         };
-        if self.decide(&bind).allowed() {
+        if self.all(&bind).await.allowed() {
             return Ok(());
         }
         let rules = self

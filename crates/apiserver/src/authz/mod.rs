@@ -1,6 +1,7 @@
-//! Authorization: system:masters may everything, nodes what their pods need, everybody what RBAC grants. Also the checks
-//! that keep anybody from granting more than they have, and the review APIs that tell what somebody may.
+//! Authorization: system:masters may everything, nodes what their pods need, everybody what RBAC grants, or what webhooks
+//! say. Also the checks that keep anybody from granting more than they have, and the review APIs that tell what somebody may.
 
+pub mod config;
 mod escalation;
 mod node;
 mod rbac;
@@ -9,15 +10,18 @@ mod reviews;
 mod rule;
 #[cfg(test)]
 mod tests;
+mod webhook;
 
 use std::sync::Arc;
 
-use futures::future::{BoxFuture, FutureExt, ready};
+use arc_swap::ArcSwap;
+use futures::future::{BoxFuture, FutureExt};
 
 pub use node::node_name;
 pub use reviews::Reviews;
 pub(crate) use reviews::user_value;
 pub use rule::Rule;
+pub use webhook::{Settings, WebhookAuthorizer};
 
 use crate::{Attributes, Authorize, ClusterRef, Decision, Status, UserInfo, Verdict};
 use node::NodeAuthorizer;
@@ -26,10 +30,21 @@ use rbac::{Outcome, Rbac};
 /// The group whose members no authorizer is asked about.
 const MASTERS: &str = "system:masters";
 
-/// The authorizers, in upstream's order: masters, Node, RBAC.
+/// The authorizers: masters first, then those that are configured, Node and RBAC unless told otherwise.
 pub struct Authorizer {
     node: NodeAuthorizer,
     rbac: Rbac,
+    /// Exchanged when the configuration file changes.
+    modes: ArcSwap<Vec<Mode>>,
+}
+
+/// One authorizer of the chain.
+pub enum Mode {
+    AlwaysAllow,
+    AlwaysDeny,
+    Node,
+    Rbac,
+    Webhook(Box<WebhookAuthorizer>),
 }
 
 /// Which rules hold for somebody.
@@ -47,28 +62,66 @@ impl Authorizer {
         Arc::new(Self {
             node: NodeAuthorizer::new(Arc::clone(&cluster), node_rules),
             rbac: Rbac::new(cluster),
+            modes: ArcSwap::from_pointee(vec![Mode::Node, Mode::Rbac]),
         })
     }
 
-    /// The decision, at once: everything needed is in the watch cache.
+    /// Exchanges the chain.
+    pub fn set_modes(&self, modes: Vec<Mode>) {
+        self.modes.store(Arc::new(modes));
+    }
+
+    /// The decision of the authorizers that are here, at once: everything needed is in the watch cache. Webhooks are not
+    /// asked.
     pub fn decide(&self, request: &Attributes) -> Decision {
         if request.user.in_group(MASTERS) {
             return Decision::allow("");
         }
-        let node = self.node.authorize(request);
-        if node.verdict != Verdict::NoOpinion {
-            return node;
-        }
         let mut reasons = Vec::new();
-        if !node.reason.is_empty() {
-            reasons.push(node.reason);
+        for mode in self.modes.load().iter() {
+            let decision = self.local(mode, request).unwrap_or_else(|| Decision::no_opinion(""));
+            if decision.verdict != Verdict::NoOpinion {
+                return decision;
+            }
+            reasons.push(decision.reason);
         }
-        match self.rbac.evaluate(request) {
-            Outcome::Allowed(reason) => return Decision::allow(reason),
-            Outcome::None(errors) if errors.is_empty() => {}
-            Outcome::None(errors) => reasons.push(format!("RBAC: {}", aggregate(&errors))),
+        undecided(reasons)
+    }
+
+    /// The decision of all.
+    pub async fn all(&self, request: &Attributes) -> Decision {
+        if request.user.in_group(MASTERS) {
+            return Decision::allow("");
         }
-        Decision::no_opinion(reasons.join("\n"))
+        let modes = self.modes.load_full();
+        let mut reasons = Vec::new();
+        for mode in modes.iter() {
+            let decision = match (self.local(mode, request), mode) {
+                (Some(decision), _) => decision,
+                (None, Mode::Webhook(webhook)) => webhook.authorize(request).await,
+                (None, _) => continue,
+            };
+            if decision.verdict != Verdict::NoOpinion {
+                return decision;
+            }
+            reasons.push(decision.reason);
+        }
+        undecided(reasons)
+    }
+
+    /// The opinion of an authorizer that is here.
+    fn local(&self, mode: &Mode, request: &Attributes) -> Option<Decision> {
+        Some(match mode {
+            Mode::AlwaysAllow => Decision::allow(""),
+            Mode::AlwaysDeny => Decision::no_opinion("Everything is forbidden."),
+            Mode::Node => self.node.authorize(request),
+            Mode::Rbac => match self.rbac.evaluate(request) {
+                Outcome::Allowed(reason) => Decision::allow(reason),
+                Outcome::None(errors) if errors.is_empty() => Decision::no_opinion(""),
+                Outcome::None(errors) => Decision::no_opinion(format!("RBAC: {}", aggregate(&errors))),
+            },
+            Mode::Webhook(_) => return None,
+        })
     }
 
     /// All rules of somebody in a namespace.
@@ -79,9 +132,21 @@ impl Authorizer {
             found.rules.push(Rule { verbs: all(), api_groups: all(), resources: all(), ..Rule::default() });
             found.rules.push(Rule { verbs: all(), urls: all(), ..Rule::default() });
         }
-        if node_name(user).is_some() {
+        let modes = self.modes.load();
+        if modes.iter().any(|m| matches!(m, Mode::AlwaysAllow)) {
+            found.rules.push(Rule { verbs: all(), api_groups: all(), resources: all(), ..Rule::default() });
+            found.rules.push(Rule { verbs: all(), urls: all(), ..Rule::default() });
+        }
+        if modes.iter().any(|m| matches!(m, Mode::Webhook(_))) {
+            found.incomplete = true;
+            found.errors.push("webhook authorizer does not support user rule resolution".to_owned());
+        }
+        if node_name(user).is_some() && modes.iter().any(|m| matches!(m, Mode::Node)) {
             found.incomplete = true;
             found.errors.push("node authorizer does not support user rule resolution".to_owned());
+        }
+        if !modes.iter().any(|m| matches!(m, Mode::Rbac)) {
+            return found;
         }
         let (rules, errors) = self.rbac.rules_for(user, namespace);
         found.rules.extend(rules);
@@ -92,8 +157,13 @@ impl Authorizer {
 
 impl Authorize for Authorizer {
     fn authorize<'a>(&'a self, attributes: &'a Attributes) -> BoxFuture<'a, Decision> {
-        ready(self.decide(attributes)).boxed()
+        self.all(attributes).boxed()
     }
+}
+
+fn undecided(reasons: Vec<String>) -> Decision {
+    let reasons: Vec<String> = reasons.into_iter().filter(|r| !r.is_empty()).collect();
+    Decision::no_opinion(reasons.join("\n"))
 }
 
 /// Several errors in one text, as upstream's aggregates print.

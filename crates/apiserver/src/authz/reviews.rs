@@ -8,7 +8,7 @@ use futures::future::{BoxFuture, FutureExt};
 use serde_json::{Map, Value, json};
 
 use super::Authorizer;
-use crate::authn::Tokens;
+use crate::authn::Bearer;
 use crate::read::Read;
 use crate::{Answer, Attributes, Status, UserInfo};
 
@@ -17,28 +17,28 @@ const GROUP: &str = "authorization.k8s.io";
 /// Answers creates of review objects.
 pub struct Reviews {
     authorizer: Arc<Authorizer>,
-    tokens: Arc<Tokens>,
+    bearer: Arc<Bearer>,
 }
 
 impl Reviews {
     /// Reviews by this authorizer and these token authenticators.
-    pub fn new(authorizer: Arc<Authorizer>, tokens: Arc<Tokens>) -> Self {
-        Self { authorizer, tokens }
+    pub fn new(authorizer: Arc<Authorizer>, bearer: Arc<Bearer>) -> Self {
+        Self { authorizer, bearer }
     }
 
-    fn answer(&self, request: &Attributes, object: Value) -> Result<Value, Status> {
+    async fn answer(&self, request: &Attributes, object: Value) -> Result<Value, Status> {
         match request.resource.as_str() {
-            "subjectaccessreviews" => self.subject(object),
-            "localsubjectaccessreviews" => self.local(request, object),
-            "selfsubjectaccessreviews" => self.own_access(&request.user, object),
+            "subjectaccessreviews" => self.subject(object).await,
+            "localsubjectaccessreviews" => self.local(request, object).await,
+            "selfsubjectaccessreviews" => self.own_access(&request.user, object).await,
             "selfsubjectrulesreviews" => self.own_rules(&request.user, &object),
             "selfsubjectreviews" => Ok(who_am_i(request)),
-            "tokenreviews" => self.token(object),
+            "tokenreviews" => self.token(object).await,
             _ => Err(Status::no_such_resource()),
         }
     }
 
-    fn subject(&self, mut object: Value) -> Result<Value, Status> {
+    async fn subject(&self, mut object: Value) -> Result<Value, Status> {
         // A namespace means nothing to a cluster-wide kind.
         if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
             metadata.remove("namespace");
@@ -47,10 +47,10 @@ impl Reviews {
         errors.extend(check_metadata(&object, &[], "must be empty"));
         refuse(errors)?;
         let user = subject_of(object.at("spec"));
-        Ok(self.decide(object, user))
+        Ok(self.decide(object, user).await)
     }
 
-    fn local(&self, request: &Attributes, mut object: Value) -> Result<Value, Status> {
+    async fn local(&self, request: &Attributes, mut object: Value) -> Result<Value, Status> {
         let namespace = request.namespace.as_str();
         if object.namespace().is_empty() {
             crate::read::object_mut(&mut object, "metadata").insert("namespace".into(), namespace.into());
@@ -74,18 +74,18 @@ impl Reviews {
             )));
         }
         let user = subject_of(object.at("spec"));
-        Ok(self.decide(object, user))
+        Ok(self.decide(object, user).await)
     }
 
-    fn own_access(&self, user: &Arc<UserInfo>, object: Value) -> Result<Value, Status> {
+    async fn own_access(&self, user: &Arc<UserInfo>, object: Value) -> Result<Value, Status> {
         let mut errors = check_spec(object.at("spec"), false);
         errors.extend(check_metadata(&object, &[], "must be empty"));
         refuse(errors)?;
-        Ok(self.decide(object, Arc::clone(user)))
+        Ok(self.decide(object, Arc::clone(user)).await)
     }
 
-    fn decide(&self, mut object: Value, user: Arc<UserInfo>) -> Value {
-        let decision = self.authorizer.decide(&asked(object.at("spec"), user));
+    async fn decide(&self, mut object: Value, user: Arc<UserInfo>) -> Value {
+        let decision = self.authorizer.all(&asked(object.at("spec"), user)).await;
         let mut status = json!({"allowed": decision.allowed()});
         if decision.verdict == crate::Verdict::Deny {
             status["denied"] = true.into();
@@ -119,17 +119,16 @@ impl Reviews {
         }))
     }
 
-    fn token(&self, mut object: Value) -> Result<Value, Status> {
+    async fn token(&self, mut object: Value) -> Result<Value, Status> {
         let token = object.text("spec.token");
         if token.is_empty() {
             return Err(Status::bad_request("token is required for TokenReview in authentication"));
         }
         let audiences: Vec<String> = object.texts("spec.audiences").map(str::to_owned).collect();
-        let status = match self.tokens.review(token, &audiences) {
-            Ok(Some(found)) => {
+        let status = match self.bearer.review(token, &audiences).await {
+            Ok(found) => {
                 json!({"authenticated": true, "user": user_value(&found.user), "audiences": found.audiences})
             }
-            Ok(None) => json!({"user": {}}),
             Err(why) => json!({"user": {}, "error": why.to_string()}),
         };
         object["status"] = status;
@@ -143,7 +142,7 @@ impl Answer for Reviews {
         attributes: &'a Attributes,
         object: Value,
     ) -> BoxFuture<'a, Result<Value, Status>> {
-        async move { self.answer(attributes, object) }.boxed()
+        self.answer(attributes, object).boxed()
     }
 }
 
@@ -226,6 +225,62 @@ fn asked(spec: &Value, user: Arc<UserInfo>) -> Attributes {
             }
         }),
     }
+}
+
+/// The terms of a field selector as requirements; those of an unknown form are left out.
+pub(super) fn field_requirements(selector: &str) -> Vec<Value> {
+    let term = |term: &str| {
+        let (key, operator, value) = match (term.split_once("!="), term.split_once('=')) {
+            (Some((key, value)), _) => (key, "NotIn", value),
+            (None, Some((key, value))) => (key, "In", value.trim_start_matches('=')),
+            (None, None) => return None,
+        };
+        Some(json!({"key": key, "operator": operator, "values": [value]}))
+    };
+    selector.split(',').filter_map(term).collect()
+}
+
+/// The terms of a label selector as requirements; none if it is no selector.
+pub(super) fn label_requirements(selector: &str) -> Vec<Value> {
+    // Commas inside parentheses separate values, not terms.
+    let (mut terms, mut depth, mut start) = (Vec::new(), 0, 0);
+    for (at, c) in selector.char_indices() {
+        match c {
+            '(' => depth += 1,
+            ')' => depth -= 1,
+            ',' if depth == 0 => {
+                terms.push(&selector[start..at]);
+                start = at + 1;
+            }
+            _ => {}
+        }
+    }
+    terms.push(&selector[start..]);
+    let read = |term: &str| -> Option<Value> {
+        let term = term.trim();
+        let values = |list: &str| -> Vec<String> {
+            list.trim().trim_matches(['(', ')']).split(',').map(|v| v.trim().to_owned()).collect()
+        };
+        let words: Vec<&str> = term.splitn(3, char::is_whitespace).collect();
+        Some(match words.as_slice() {
+            [key, "in", list] => json!({"key": key, "operator": "In", "values": values(list)}),
+            [key, "notin", list] => json!({"key": key, "operator": "NotIn", "values": values(list)}),
+            _ if term.is_empty() => return None,
+            _ => match (term.split_once("!="), term.split_once('='), term.strip_prefix('!')) {
+                (Some((key, value)), ..) => {
+                    json!({"key": key.trim(), "operator": "NotIn", "values": [value.trim()]})
+                }
+                (_, Some((key, value)), _) => {
+                    let value = value.trim_start_matches('=').trim();
+                    json!({"key": key.trim(), "operator": "In", "values": [value]})
+                }
+                (_, _, Some(key)) => json!({"key": key.trim(), "operator": "DoesNotExist"}),
+                _ if words.len() == 1 => json!({"key": term, "operator": "Exists"}),
+                _ => return None,
+            },
+        })
+    };
+    terms.into_iter().filter_map(read).collect()
 }
 
 fn joined(requirement: &Value) -> String {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use futures::FutureExt;
 use serde_json::{Value, json};
 
 use super::*;
@@ -236,7 +237,7 @@ fn nobody_grants_more_than_they_hold() {
     let who = user("u", &["g"]);
     let write = |resource: &str, object: Value| {
         let request = ask(&who, "create", &format!("{RBAC}/{resource}"), "a", "");
-        authorizer.check_escalation(&request, &object, None)
+        authorizer.check_escalation(&request, &object, None).now_or_never().expect("nothing to wait for")
     };
     write("roles", role("a", "x", json!([{"verbs": ["get"], "apiGroups": [""], "resources": ["pods"]}])))
         .expect("held");
@@ -263,15 +264,35 @@ fn nobody_grants_more_than_they_hold() {
     let mut new = old.clone();
     new["metadata"]["finalizers"] = json!(["x"]);
     let update = ask(&who, "update", &format!("{RBAC}/roles"), "a", "big");
-    authorizer.check_escalation(&update, &new, Some(&old)).expect("finalizers only");
+    authorizer
+        .check_escalation(&update, &new, Some(&old))
+        .now_or_never()
+        .expect("nothing to wait for")
+        .expect("finalizers only");
     new["metadata"]["labels"] = json!({"a": "b"});
-    assert!(authorizer.check_escalation(&update, &new, Some(&old)).is_err());
+    assert!(
+        authorizer
+            .check_escalation(&update, &new, Some(&old))
+            .now_or_never()
+            .expect("nothing to wait for")
+            .is_err()
+    );
     let mut aggregated = role("", "x", json!([]));
     aggregated["aggregationRule"] = json!({"clusterRoleSelectors": [{}]});
     let request = ask(&who, "create", &format!("{RBAC}/clusterroles"), "", "");
-    assert!(authorizer.check_escalation(&request, &aggregated, None).is_err());
+    assert!(
+        authorizer
+            .check_escalation(&request, &aggregated, None)
+            .now_or_never()
+            .expect("nothing to wait for")
+            .is_err()
+    );
     let root = ask(&user("root", &["system:masters"]), "create", &format!("{RBAC}/roles"), "a", "");
-    authorizer.check_escalation(&root, &role("a", "x", big), None).expect("masters");
+    authorizer
+        .check_escalation(&root, &role("a", "x", big), None)
+        .now_or_never()
+        .expect("nothing to wait for")
+        .expect("masters");
 }
 
 #[test]
