@@ -288,7 +288,6 @@ impl Controller {
         self.rescale(key, autoscaler, status, &api, scale, wanted, &why).await
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the parts of one decision")]
     async fn rescale(
         &self,
         key: &Key,
