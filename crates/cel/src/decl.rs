@@ -28,6 +28,8 @@ pub struct Decl {
     pub(crate) max_elements: i64,
     /// The fewest bytes it takes as JSON.
     pub(crate) min_size: i64,
+    /// What is selected from this map by a name is as large as its values may be.
+    pub(crate) selects_values: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -116,8 +118,23 @@ impl Decl {
         Self::of(Shape::Map { values: Arc::new(values) }, max, 2)
     }
 
+    /// The same data with so many elements or characters at most.
+    #[must_use]
+    pub fn at_most(mut self, elements: i64) -> Self {
+        self.max_elements = elements;
+        self
+    }
+
+    /// Tells the cost estimate that what is selected from this map by a name (`map.name`) is as large as its values
+    /// may be. Without it such a selection is of unknown size, as in rules of custom resources.
+    #[must_use]
+    pub fn selecting_values(mut self) -> Self {
+        self.selects_values = true;
+        self
+    }
+
     fn of(shape: Shape, max_elements: i64, min_size: i64) -> Self {
-        Self { shape, nullable: false, max_elements, min_size }
+        Self { shape, nullable: false, max_elements, min_size, selects_values: false }
     }
 
     /// The declaration of a schema. `name` is what the type of an object at its root is called; those inside are

@@ -115,7 +115,10 @@ impl<'d> Coster<'d> {
                     matches!(self.checked.type_of(operand), Type::Map(..) | Type::Object(_) | Type::Param(_));
                 let place = match self.place(operand) {
                     None => Some(self.env.root()),
-                    Some(decl) => Some(decl.and_then(|decl| decl.field(field))),
+                    Some(decl) => Some(decl.and_then(|decl| {
+                        let value = || decl.element().filter(|_| decl.selects_values);
+                        decl.field(field).or_else(value)
+                    })),
                 };
                 self.places.insert(expr.id, place);
                 cost.plus(Range::fixed(u64::from(has_fields)))
