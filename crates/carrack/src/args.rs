@@ -79,6 +79,9 @@ pub struct Up {
     pub node_ips: Vec<IpAddr>,
     #[command(flatten)]
     pub access: crate::access::AccessArgs,
+    /// A folder of manifests of static pods
+    #[arg(long)]
+    pub pod_manifest_path: Option<PathBuf>,
     /// Run in the background
     #[arg(long)]
     pub detach: bool,
@@ -278,6 +281,9 @@ pub struct Kubelet {
     /// Addresses of the cluster's DNS
     #[arg(long)]
     pub cluster_dns: Vec<IpAddr>,
+    /// A folder of manifests of static pods
+    #[arg(long)]
+    pub pod_manifest_path: Option<PathBuf>,
 }
 
 #[derive(clap::Args)]

@@ -58,6 +58,8 @@ pub struct Node {
     pub name: String,
     pub addresses: Vec<IpAddr>,
     pub kubelet_port: u16,
+    /// A folder of static pods.
+    pub static_pod_dir: Option<PathBuf>,
 }
 
 type Running = JoinSet<(&'static str, anyhow::Result<()>)>;
@@ -111,6 +113,7 @@ pub fn spawn_node(
     config.cluster_dns = cluster_dns();
     config.cluster_domain = DOMAIN.to_owned();
     config.bind.set_port(node.kubelet_port);
+    config.static_pod_dir.clone_from(&node.static_pod_dir);
     config.serving_cert = serving.cert_pem;
     config.serving_key = serving.key_pem;
     config.client_ca = pki.ca.cert_pem();
@@ -247,6 +250,7 @@ pub async fn kubelet(args: args::Kubelet) -> anyhow::Result<()> {
     config.runtime_endpoint = args.container_runtime_endpoint;
     config.node_ips = node::addresses(&args.node_ips)?;
     config.cluster_dns = args.cluster_dns;
+    config.static_pod_dir = args.pod_manifest_path;
     config.bind.set_port(args.port);
     config.serving_cert = read(&args.tls_cert_file)?;
     config.serving_key = read(&args.tls_private_key_file)?;

@@ -109,7 +109,12 @@ async fn start(
     parts::spawn_control(running, &clients, paths, shutdown)?;
     progress.done("controllers and scheduler started");
 
-    let kubelet = parts::Node { name: name.clone(), addresses, kubelet_port: args.kubelet_port };
+    let kubelet = parts::Node {
+        name: name.clone(),
+        addresses,
+        kubelet_port: args.kubelet_port,
+        static_pod_dir: args.pod_manifest_path.clone(),
+    };
     parts::spawn_node(running, &clients, paths, &kubelet, shutdown)?;
     progress.doing("waiting for the node");
     ready(own, &name, running).await?;

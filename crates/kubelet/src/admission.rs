@@ -23,7 +23,19 @@ pub(crate) fn check(context: &Context, pod: &Pod, pods: &[Arc<Pod>], node: Optio
     }
     for (name, milli) in [("cpu", true), ("memory", false)] {
         let wanted = request(pod, name, milli);
-        let used: i64 = others.iter().map(|other| request(other, name, milli)).sum();
+        let used: i64 = others
+            .iter()
+            .map(|other| match context.allocations.of(podutil::uid(other)) {
+                Some((cpu, memory)) => {
+                    if milli {
+                        cpu
+                    } else {
+                        memory
+                    }
+                }
+                None => request(other, name, milli),
+            })
+            .sum();
         let list = Some(&context.allocatable);
         let capacity = if milli { quantity::milli_amount(list, name) } else { quantity::amount(list, name) }
             .unwrap_or(0);
@@ -51,7 +63,7 @@ fn active(pod: &Pod) -> bool {
 }
 
 /// What the scheduler counts for the pod.
-fn request(pod: &Pod, name: &str, milli: bool) -> i64 {
+pub(crate) fn request(pod: &Pod, name: &str, milli: bool) -> i64 {
     let of = |container: &k8s_openapi::api::core::v1::Container| {
         let requests = container.resources.as_ref().and_then(|resources| resources.requests.as_ref());
         if milli { quantity::milli_amount(requests, name) } else { quantity::amount(requests, name) }

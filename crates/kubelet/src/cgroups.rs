@@ -113,6 +113,41 @@ impl Cgroups {
         Ok(())
     }
 
+    /// Raises the pod's limits to what `pod` needs, and lowers none.
+    pub(crate) fn widen(&self, pod: &Pod) -> io::Result<()> {
+        let path = self.of_pod(pod);
+        self.make(&path)?;
+        let limits = PodLimits::of(pod);
+        // An absent or negative value, and the word `max`, mean that there is no limit to raise.
+        let raise = |file: &Path, wanted: Option<i64>, none: &str, text: &dyn Fn(i64) -> String| {
+            let now = std::fs::read_to_string(file).unwrap_or_default();
+            let now = now.split_whitespace().next().and_then(|word| word.parse::<i64>().ok());
+            match (now, wanted) {
+                (Some(now), Some(wanted)) if now >= 0 && wanted > now => put(file, &text(wanted)),
+                (Some(now), None) if now >= 0 => put(file, none),
+                _ => {}
+            }
+        };
+        let plain = |value: i64| value.to_string();
+        for (mount, controllers) in &self.legacy {
+            let dir = mount.join(&path);
+            let has = |name: &str| controllers.iter().any(|controller| controller == name);
+            if has("cpu") {
+                raise(&dir.join("cpu.cfs_quota_us"), limits.quota, "-1", &plain);
+            }
+            if has("memory") {
+                raise(&dir.join("memory.limit_in_bytes"), limits.memory, "-1", &plain);
+            }
+        }
+        if let Some(mount) = &self.unified {
+            let dir = mount.join(&path);
+            let quota = |value: i64| format!("{value} {CPU_PERIOD}");
+            raise(&dir.join("cpu.max"), limits.quota, &format!("max {CPU_PERIOD}"), &quota);
+            raise(&dir.join("memory.max"), limits.memory, "max", &plain);
+        }
+        Ok(())
+    }
+
     fn make(&self, path: &str) -> io::Result<()> {
         for (mount, controllers) in &self.legacy {
             let dir = mount.join(path);

@@ -39,6 +39,8 @@ pub struct KubeletConfig {
     pub manage_cgroups: bool,
     /// Node status is sent at least this often, even unchanged.
     pub status_interval: Duration,
+    /// A folder of manifests of pods that run without the API's say; none unless given.
+    pub static_pod_dir: Option<PathBuf>,
     /// What is kept from pods, by resource name (`cpu: 100m`).
     pub reserved: BTreeMap<String, String>,
 }
@@ -65,6 +67,7 @@ impl KubeletConfig {
             cgroup_root: "/".to_owned(),
             manage_cgroups: true,
             status_interval: Duration::from_secs(300),
+            static_pod_dir: None,
             reserved: BTreeMap::new(),
         }
     }

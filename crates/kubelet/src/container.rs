@@ -10,13 +10,14 @@ use cri::v1::{
 };
 use k8s_openapi::api::core::v1::{Container, Pod, VolumeMount};
 
-use crate::cgroups::{self, CPU_PERIOD};
+use crate::cgroups::CPU_PERIOD;
 use crate::context::Context;
 use crate::downward::Addresses;
 use crate::env::{self, EnvError, Sources};
 use crate::plan::{SPEC_HASH, spec_hash};
 use crate::podutil::{self, spec};
 use crate::quantity;
+use crate::resize;
 use crate::runtime::{CONTAINER_NAME, POD_NAME, POD_NAMESPACE, POD_UID};
 use crate::sandbox;
 use crate::security;
@@ -225,16 +226,12 @@ fn write(path: &Path, content: &str, mode: u32) -> Result<(), VolumeError> {
 
 /// CPU, memory and OOM settings of a container.
 pub(crate) fn resources(context: &Context, pod: &Pod, container: &Container) -> LinuxContainerResources {
-    let resources = container.resources.as_ref();
-    let requests = resources.and_then(|resources| resources.requests.as_ref());
-    let limits = resources.and_then(|resources| resources.limits.as_ref());
-    let limit = quantity::milli_amount(limits, "cpu").filter(|limit| *limit > 0);
-    let request = quantity::milli_amount(requests, "cpu").or(limit).unwrap_or(0);
+    let values = resize::wanted(container);
     LinuxContainerResources {
         cpu_period: CPU_PERIOD,
-        cpu_quota: limit.map_or(0, cgroups::quota),
-        cpu_shares: cgroups::shares(request),
-        memory_limit_in_bytes: quantity::amount(limits, "memory").unwrap_or(0),
+        cpu_quota: values.quota,
+        cpu_shares: values.shares,
+        memory_limit_in_bytes: values.memory,
         oom_score_adj: oom_score(pod, container, context.memory),
         unified: HashMap::new(),
         ..LinuxContainerResources::default()

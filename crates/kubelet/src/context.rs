@@ -6,6 +6,7 @@ use std::sync::Arc;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use crate::KubeletConfig;
+use crate::allocation::Allocations;
 use crate::cgroups::Cgroups;
 use crate::dns::Resolver;
 use crate::events::Recorder;
@@ -24,6 +25,8 @@ pub(crate) struct Context {
     pub services: Services,
     pub tokens: Tokens,
     pub images: Images,
+    /// What each pod has been allotted.
+    pub allocations: Allocations,
     pub cgroups: Option<Cgroups>,
     /// The node's own name resolution, for pods that inherit it.
     pub resolver: Resolver,

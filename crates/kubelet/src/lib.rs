@@ -4,6 +4,7 @@
 //! runtime's events, probe results); per pod a worker asks the pure `plan` what to do.
 
 mod admission;
+mod allocation;
 mod backoff;
 mod cgroups;
 mod config;
@@ -19,6 +20,7 @@ mod handler;
 mod images;
 mod logs;
 mod manager;
+mod mirrors;
 mod node;
 mod objects;
 mod plan;
@@ -26,11 +28,13 @@ mod pod;
 mod podutil;
 mod probe;
 mod quantity;
+mod resize;
 mod runtime;
 mod sandbox;
 mod security;
 mod server;
 mod services;
+mod static_pods;
 mod status;
 mod teardown;
 mod tls;
@@ -75,6 +79,7 @@ pub async fn run(config: KubeletConfig, shutdown: CancellationToken) -> Result<(
         services: services::Services::watch(client.clone(), stop.clone()),
         tokens: tokens::Tokens::new(client),
         images: images::Images::default(),
+        allocations: allocation::Allocations::new(&config.root_dir),
         cgroups,
         resolver: dns::Resolver::parse(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default()),
         allocatable: node::capacity::of(&config).1,

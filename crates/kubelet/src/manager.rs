@@ -1,6 +1,6 @@
 //! Gives every pod of this node its worker, and passes on what concerns it: changes from the API and events from the runtime.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,8 +18,10 @@ use tokio_util::sync::CancellationToken;
 use crate::admission;
 use crate::context::Shared;
 use crate::error::Error;
+use crate::mirrors::{self, Mirrors};
 use crate::pod::{Inbox, Worker};
 use crate::podutil;
+use crate::static_pods::{self, StaticPods};
 use crate::volumes;
 
 /// How often what nobody owns is looked for.
@@ -89,6 +91,9 @@ pub(crate) async fn run(
         pods,
         workers: JoinSet::new(),
         node,
+        statics: StaticPods::default(),
+        mirrors: Mirrors::default(),
+        listed: false,
     };
     let api: Api<Pod> = Api::all(context.config.client.clone());
     let config = watcher::Config::default()
@@ -96,6 +101,14 @@ pub(crate) async fn run(
         .streaming_lists();
     let mut stream = watcher(api, config).default_backoff().boxed();
     let mut listed: Vec<Arc<Pod>> = Vec::new();
+    let (found, mut statics) = watch::channel(StaticPods::default());
+    if let Some(dir) = context.config.static_pod_dir.clone() {
+        let node = context.config.node_name.clone();
+        tokio::spawn(static_pods::follow(dir, node, found, shutdown.child_token()));
+    } else {
+        // A closed channel is never heard of again.
+        drop(found);
+    }
     let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
     housekeeping.tick().await;
     loop {
@@ -105,9 +118,18 @@ pub(crate) async fn run(
                 Ok(uid) => {
                     manager.pods.entries.lock().remove(&uid);
                     manager.known.remove(&uid);
+                    manager.start_statics();
                 }
                 Err(error) => tracing::error!(%error, "a pod worker ended unexpectedly"),
             },
+            Ok(()) = statics.changed() => {
+                let now = statics.borrow_and_update().clone();
+                manager.set_statics(now);
+            }
+            Some(Ok(name)) = manager.mirrors.tasks.join_next(), if !manager.mirrors.tasks.is_empty() => {
+                manager.mirrors.ended(&name);
+                manager.sync_mirrors();
+            }
             event = stream.next() => match event {
                 Some(Ok(watcher::Event::Init)) => listed.clear(),
                 Some(Ok(watcher::Event::InitApply(pod))) => {
@@ -120,6 +142,10 @@ pub(crate) async fn run(
                     listed.clear();
                 }
                 Some(Ok(watcher::Event::Apply(pod))) => manager.apply(Arc::new(pod)),
+                Some(Ok(watcher::Event::Delete(pod))) if static_pods::mirrored(&pod).is_some() => {
+                    manager.mirrors.remove(&pod);
+                    manager.sync_mirrors();
+                }
                 Some(Ok(watcher::Event::Delete(pod))) => manager.remove(podutil::uid(&pod)),
                 Some(Err(error)) => tracing::warn!(%error, "watching pods failed"),
                 None => break,
@@ -139,10 +165,59 @@ struct Manager {
     known: HashMap<String, Vec<PodSandbox>>,
     workers: JoinSet<String>,
     node: watch::Receiver<Option<Arc<Node>>>,
+    statics: StaticPods,
+    mirrors: Mirrors,
+    /// The API has told its pods at least once.
+    listed: bool,
 }
 
 impl Manager {
+    /// Takes over the folder's pods: new ones start, those that are gone end.
+    fn set_statics(&mut self, now: StaticPods) {
+        self.statics = now;
+        for entry in self.pods.entries.lock().values() {
+            if static_pods::is_static(&entry.pod) && !self.statics.contains_key(podutil::uid(&entry.pod)) {
+                entry.inbox.remove();
+            }
+        }
+        self.start_statics();
+    }
+
+    /// Starts static pods that have no worker yet. One whose manifest changed waits until its former self is gone.
+    fn start_statics(&mut self) {
+        let statics = self.statics.clone();
+        for (uid, pod) in statics.iter() {
+            let taken = {
+                let entries = self.pods.entries.lock();
+                let same = |entry: &Entry| mirrors::full_name(&entry.pod) == mirrors::full_name(pod);
+                entries.contains_key(uid) || entries.values().any(same)
+            };
+            if !taken {
+                self.apply(pod.clone());
+            }
+        }
+        self.sync_mirrors();
+    }
+
+    /// Brings the API's copies in step, and tells the workers of theirs.
+    fn sync_mirrors(&mut self) {
+        let statics: Vec<Arc<Pod>> = self.statics.values().cloned().collect();
+        let mut running = HashSet::new();
+        for entry in self.pods.entries.lock().values().filter(|entry| static_pods::is_static(&entry.pod)) {
+            running.insert(mirrors::full_name(&entry.pod));
+            entry.inbox.mirror(self.mirrors.of(&entry.pod));
+        }
+        if self.listed {
+            let node = self.node.borrow().clone();
+            self.mirrors.sync(&self.context, node.as_deref(), &statics, &running);
+        }
+    }
+
     fn apply(&mut self, pod: Arc<Pod>) {
+        if static_pods::mirrored(&pod).is_some() {
+            self.mirrors.apply(pod);
+            return self.sync_mirrors();
+        }
         let uid = podutil::uid(&pod).to_owned();
         let inbox = Arc::new(Inbox::default());
         {
@@ -189,8 +264,12 @@ impl Manager {
             let entries = self.pods.entries.lock();
             let listed: std::collections::HashSet<&str> =
                 listed.iter().map(|pod| podutil::uid(pod)).collect();
-            entries.keys().filter(|uid| !listed.contains(uid.as_str())).cloned().collect()
+            self.mirrors.retain(&listed);
+            let ours = entries.iter().filter(|(_, entry)| !static_pods::is_static(&entry.pod));
+            ours.map(|(uid, _)| uid).filter(|uid| !listed.contains(uid.as_str())).cloned().collect()
         };
+        self.listed = true;
+        self.sync_mirrors();
         for uid in gone {
             self.remove(&uid);
         }

@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::{Container, Pod};
 
 use crate::backoff::Backoffs;
 use crate::podutil::{self, Kind, init_containers, is_sidecar, spec};
+use crate::resize;
 use crate::runtime::{PodView, container_name};
 
 /// Annotation of a container by which a changed spec is seen.
@@ -42,6 +43,7 @@ pub(crate) enum KillReason {
     Liveness,
     Startup,
     SpecChanged,
+    Resize,
     Unknown,
 }
 
@@ -77,6 +79,8 @@ pub(crate) struct Plan {
     pub create_sandbox: Option<u32>,
     pub start: Vec<Start>,
     pub kill: Vec<Kill>,
+    /// Running containers whose resources are to be changed in place.
+    pub resize: Vec<String>,
     pub wait: BTreeMap<String, Wait>,
 }
 
@@ -122,9 +126,12 @@ pub(crate) fn plan(inputs: &Inputs<'_>) -> Plan {
         };
         kept += 1;
         if let Some((reason, message)) = unwanted(inputs, container, status, "Container") {
-            let restarts = reason == KillReason::SpecChanged || may_restart(container, pod);
+            let restarts =
+                matches!(reason, KillReason::SpecChanged | KillReason::Resize) || may_restart(container, pod);
             let message = if restarts { format!("{message}, will be restarted") } else { message };
             kill(inputs, &mut plan, status, reason, message);
+        } else if resize::actual(status).is_some_and(|now| now != resize::wanted(container)) {
+            plan.resize.push(container.name.clone());
         }
     }
     if kept == 0 {
@@ -202,6 +209,8 @@ fn plan_init(inputs: &Inputs<'_>, plan: &mut Plan) -> bool {
                 }
                 if let Some((reason, message)) = unwanted(inputs, container, status, "Init container") {
                     kill(inputs, plan, status, reason, message);
+                } else if resize::actual(status).is_some_and(|now| now != resize::wanted(container)) {
+                    plan.resize.push(container.name.clone());
                 }
             }
             ContainerState::ContainerExited if sidecar => to_start.push(index),
@@ -256,6 +265,10 @@ fn unwanted(
     let recorded = status.annotations.get(SPEC_HASH);
     if recorded.is_some_and(|hash| *hash != format!("{:x}", spec_hash(container))) {
         return Some((KillReason::SpecChanged, format!("{what} {name} definition changed")));
+    }
+    let now = resize::actual(status);
+    if now.is_some_and(|now| resize::restarts(container, now, resize::wanted(container))) {
+        return Some((KillReason::Resize, format!("{what} {name} resize requires restart")));
     }
     let probed = inputs.probes.get(&status.id).copied().unwrap_or_default();
     if probed.liveness == Some(false) {

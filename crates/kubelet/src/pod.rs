@@ -12,6 +12,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 
+use crate::allocation::Outcome;
 use crate::backoff::Backoffs;
 use crate::context::Shared;
 use crate::events;
@@ -20,6 +21,7 @@ use crate::plan::{self, KillReason, Probed, Start};
 use crate::podutil::{self, spec};
 use crate::probe::{self, Report};
 use crate::runtime::PodView;
+use crate::static_pods;
 use crate::status::{self, Verdict, Waiting};
 use crate::volumes::Mounted;
 
@@ -28,6 +30,7 @@ mod kill;
 mod last_words;
 mod outcome;
 mod probes;
+mod resize;
 mod start;
 
 use start::StartError;
@@ -49,11 +52,19 @@ struct News {
     pod: Option<Arc<Pod>>,
     removed: bool,
     runtime: bool,
+    /// The copy in the API, of a static pod.
+    mirror: Option<Option<Arc<Pod>>>,
 }
 
 impl Inbox {
     pub(crate) fn update(&self, pod: Arc<Pod>) {
         self.news.lock().pod = Some(pod);
+        self.notify.notify_one();
+    }
+
+    /// What the API has of a static pod.
+    pub(crate) fn mirror(&self, copy: Option<Arc<Pod>>) {
+        self.news.lock().mirror = Some(copy);
         self.notify.notify_one();
     }
 
@@ -90,6 +101,7 @@ enum Done {
     Kill(String),
     KillPod(Result<(), String>),
     Clean(Result<(), String>),
+    Resize(Result<(), String>),
     Status(Box<PodStatus>, Result<(), kube::Error>),
     Delete(Result<(), kube::Error>),
 }
@@ -101,12 +113,20 @@ const POD: &str = "/pod";
 const CLEAN: &str = "/clean";
 const STATUS: &str = "/status";
 const DELETE: &str = "/delete";
+const RESIZE: &str = "/resize";
 
 /// A pod's worker.
 pub(crate) struct Worker {
     context: Shared,
     inbox: Arc<Inbox>,
+    /// The pod with what it has been allotted.
     pod: Arc<Pod>,
+    /// The pod as the API has it, while that asks for something else.
+    wish: Option<Arc<Pod>>,
+    /// The copy in the API, of a static pod: that is where the status goes.
+    mirror: Option<Arc<Pod>>,
+    resize: status::Resize,
+    freed: tokio::sync::watch::Receiver<u64>,
     removed: bool,
     stage: Stage,
     sandboxes: Vec<String>,
@@ -144,7 +164,12 @@ impl Worker {
     pub(crate) fn new(context: Shared, inbox: Arc<Inbox>, pod: Arc<Pod>, sandboxes: Vec<String>) -> Self {
         let (reports, inbound_reports) = mpsc::channel(16);
         let current = pod.status.clone().unwrap_or_default();
+        let allotted = Arc::new(context.allocations.adopt(&pod));
         Worker {
+            wish: Some(pod),
+            mirror: None,
+            resize: status::Resize::default(),
+            freed: context.allocations.freed(),
             context,
             inbox,
             removed: false,
@@ -174,7 +199,7 @@ impl Worker {
             send_after: None,
             last_words: HashMap::new(),
             deleted: false,
-            pod,
+            pod: allotted,
         }
     }
 
@@ -195,6 +220,7 @@ impl Worker {
 
     /// Runs until nothing of the pod is left.
     pub(crate) async fn run(mut self) {
+        self.ask();
         loop {
             if self.dirty {
                 self.refresh().await;
@@ -207,6 +233,7 @@ impl Worker {
         }
         self.remove_records().await;
         self.context.tokens.forget(podutil::uid(&self.pod));
+        self.context.allocations.release(podutil::uid(&self.pod));
     }
 
     async fn wait(&mut self) {
@@ -226,6 +253,8 @@ impl Worker {
             Some(report) = self.inbound_reports.recv() => self.note_report(report),
             // Content changed behind a volume: it is set up again beside the running containers.
             () = changed(&mut self.held), if renewable => self.renew_volumes(),
+            // What another pod gave back may be enough for what this one waits for.
+            Ok(()) = self.freed.changed(), if self.resize.pending.is_some() => self.ask(),
             () = tokio::time::sleep_until(until) => {
                 if Instant::now() >= self.next_look {
                     self.next_look = Instant::now() + SAFETY_LOOK;
@@ -240,13 +269,68 @@ impl Worker {
         if let Some(pod) = news.pod {
             let metadata_changed = pod.metadata.labels != self.pod.metadata.labels
                 || pod.metadata.annotations != self.pod.metadata.annotations;
-            self.pod = pod;
+            self.wish = Some(pod);
+            self.ask();
             if metadata_changed && self.mounted.is_some() {
                 self.renew_volumes();
             }
         }
+        if let Some(copy) = news.mirror {
+            let uid = |pod: &Option<Arc<Pod>>| pod.as_ref().and_then(|pod| pod.metadata.uid.clone());
+            if uid(&copy) != uid(&self.mirror) {
+                self.sent = copy.as_ref().and_then(|copy| copy.status.clone()).unwrap_or_default();
+            }
+            self.mirror = copy;
+        }
         self.removed |= news.removed;
         self.dirty |= news.runtime;
+    }
+
+    /// Asks for what the spec of the API wants.
+    fn ask(&mut self) {
+        let Some(wish) = self.wish.clone() else { return };
+        self.freed.mark_unchanged();
+        if self.stage != Stage::Running {
+            self.pod = wish;
+            return;
+        }
+        let (allotted, outcome) = self.context.allocations.ask(&wish, &self.context.allocatable);
+        self.pod = Arc::new(allotted);
+        let pending = match outcome {
+            Outcome::Pending(pending) => Some(pending),
+            Outcome::Granted => {
+                self.resize.error = None;
+                self.resize.granted_at = wish.metadata.generation;
+                self.retry.remove(RESIZE);
+                let message = "Pod resize started".to_owned();
+                self.context.recorder.normal(events::pod(&self.pod), "ResizeStarted", message);
+                None
+            }
+            Outcome::Unchanged => None,
+        };
+        if let Some(pending) =
+            pending.as_ref().filter(|pending| self.resize.pending.as_ref() != Some(pending))
+        {
+            let message = format!("Pod resize {}: {}", pending.reason, pending.message);
+            let reason = format!("Resize{}", pending.reason);
+            self.context.recorder.warning(events::pod(&self.pod), &reason, message);
+        }
+        self.resize.pending = pending;
+    }
+
+    fn carry_out_resize(&mut self, names: &[String]) {
+        if self.blocked(RESIZE) {
+            return;
+        }
+        let change = |name: &String| {
+            let (container, _) = podutil::container(&self.pod, name)?;
+            let found = self.view.container(name)?;
+            let (from, to) = (crate::resize::actual(found)?, crate::resize::wanted(&container));
+            Some(resize::Change { id: found.id.clone(), name: name.clone(), from, to })
+        };
+        let changes: Vec<_> = names.iter().filter_map(change).collect();
+        let (context, pod) = (self.context.clone(), self.pod.clone());
+        self.spawn(RESIZE, async move { Done::Resize(resize::carry_out(context, pod, changes).await) });
     }
 
     fn wake_at(&self) -> Instant {
@@ -381,6 +465,9 @@ impl Worker {
         for kill in plan.kill {
             self.kill(kill);
         }
+        if !plan.resize.is_empty() {
+            self.carry_out_resize(&plan.resize);
+        }
         if self.mounted.is_none() {
             return;
         }
@@ -500,7 +587,7 @@ impl Worker {
         let wanted = spec(&self.pod).termination_grace_period_seconds.unwrap_or(30);
         let grace = if podutil::deleting(&self.pod) {
             self.pod.metadata.deletion_grace_period_seconds.unwrap_or(wanted)
-        } else if self.removed {
+        } else if self.removed && !static_pods::is_static(&self.pod) {
             1
         } else {
             wanted
@@ -543,6 +630,7 @@ impl Worker {
             return;
         }
         self.mounted = None;
+        self.context.allocations.release(podutil::uid(&self.pod));
         self.spawn(CLEAN, async move { Done::Clean(api::clean(&context, &pod).await) });
     }
 
@@ -559,6 +647,7 @@ impl Worker {
             gone,
             verdict: self.verdict.as_ref(),
             refused: self.refused,
+            resize: &self.resize,
             now,
         });
     }
@@ -578,19 +667,19 @@ impl Worker {
             self.send_after = None;
             return;
         }
-        if self.blocked(STATUS) {
-            return;
-        }
+        let target =
+            if static_pods::is_static(&self.pod) { self.mirror.clone() } else { Some(self.pod.clone()) };
+        let Some(target) = target.filter(|_| !self.blocked(STATUS)) else { return };
         let starting = self.stage == Stage::Running && self.busy.iter().any(|key| key != STATUS);
         let at = *self.send_after.get_or_insert(if starting { now + COALESCE } else { now });
         if starting && at > now {
             return;
         }
         self.send_after = None;
-        let (context, pod) = (self.context.clone(), self.pod.clone());
+        let context = self.context.clone();
         let (status, sent) = (self.current.clone(), self.sent.clone());
         self.spawn(STATUS, async move {
-            let result = api::write_status(&context, &pod, &sent, &status).await;
+            let result = api::write_status(&context, &target, &sent, &status).await;
             Done::Status(Box::new(status), result)
         });
     }

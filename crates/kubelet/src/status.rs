@@ -11,8 +11,10 @@ use k8s_openapi::api::core::v1::{
     ContainerStatus, ContainerUser, HostIP, LinuxContainerUser, Pod, PodIP, PodStatus, VolumeMountStatus,
 };
 
+use crate::allocation::Pending;
 use crate::plan::Probed;
 use crate::podutil::{self, init_containers, is_sidecar, spec};
+use crate::resize;
 use crate::runtime::{self, PodView};
 
 mod conditions;
@@ -32,6 +34,17 @@ pub(crate) struct Verdict {
     pub message: String,
 }
 
+/// Where a resize stands.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Resize {
+    /// Why it is not granted (yet).
+    pub pending: Option<Pending>,
+    /// Why what was granted cannot be carried out (now).
+    pub error: Option<String>,
+    /// The pod's generation at which the last one was granted.
+    pub granted_at: Option<i64>,
+}
+
 /// Everything the status is made from.
 pub(crate) struct Inputs<'a> {
     pub pod: &'a Pod,
@@ -49,6 +62,7 @@ pub(crate) struct Inputs<'a> {
     pub verdict: Option<&'a Verdict>,
     /// The verdict came before anything of the pod existed.
     pub refused: bool,
+    pub resize: &'a Resize,
     pub now: Timestamp,
 }
 
@@ -317,7 +331,7 @@ fn convert(
         state: Some(state),
         user,
         volume_mounts: mounts(spec),
-        resources: spec.resources.clone(),
+        resources: resize::shown(spec, container),
         allocated_resources: spec.resources.as_ref().and_then(|resources| resources.requests.clone()),
         ..ContainerStatus::default()
     }

@@ -48,6 +48,10 @@ fn changes(before: &Value, after: &Value) -> Value {
         let mut value = value.clone();
         if key == "conditions" {
             let old = before.get(key).and_then(Value::as_array);
+            let kinds: Vec<Value> =
+                value.as_array().into_iter().flatten().map(|c| c["type"].clone()).collect();
+            let lost = old.into_iter().flatten().filter(|old| !kinds.contains(&old["type"]));
+            let lost: Vec<Value> = lost.map(|old| json!({"$patch": "delete", "type": old["type"]})).collect();
             for condition in value.as_array_mut().into_iter().flatten() {
                 let kind = condition["type"].clone();
                 let same = old.into_iter().flatten().find(|old| old["type"] == kind);
@@ -59,6 +63,7 @@ fn changes(before: &Value, after: &Value) -> Value {
                     fields.entry(field.clone()).or_insert(Value::Null);
                 }
             }
+            value.as_array_mut().into_iter().for_each(|list| list.extend(lost.clone()));
         }
         patch.insert(key.clone(), value);
     }
@@ -104,5 +109,8 @@ mod tests {
             "conditions": [{"type": "Ready", "status": "True", "reason": null}]});
         assert_eq!(changes(&before, &after), expected);
         assert_eq!(changes(&after, &after), json!({}));
+        let none = json!({"phase": "Running", "podIP": "1", "conditions": []});
+        let expected = json!({"conditions": [{"$patch": "delete", "type": "Ready"}]});
+        assert_eq!(changes(&after, &none), expected);
     }
 }

@@ -7,10 +7,10 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::start::StartError;
-use super::{CLEAN, DELETE, Done, POD, SANDBOX, STATUS, Stage, VOLUMES, Worker, api};
+use super::{CLEAN, DELETE, Done, POD, RESIZE, SANDBOX, STATUS, Stage, VOLUMES, Worker, api};
 use crate::plan::Start;
 use crate::status::Waiting;
-use crate::{events, podutil};
+use crate::{events, podutil, static_pods};
 
 impl Worker {
     pub(super) fn back_off(&mut self, key: &str, first: Duration, most: Duration) {
@@ -67,6 +67,24 @@ impl Worker {
                     self.back_off(POD, Duration::from_millis(500), Duration::from_secs(10));
                 }
             }
+            Done::Resize(result) => {
+                self.busy.remove(RESIZE);
+                self.dirty = true;
+                match result {
+                    Ok(()) => {
+                        self.retry.remove(RESIZE);
+                        self.resize.error = None;
+                        let message = "Pod resize completed";
+                        self.context.recorder.normal(events::pod(&self.pod), "ResizeCompleted", message);
+                    }
+                    Err(error) => {
+                        let message = format!("Error resizing the pod: {error}");
+                        self.context.recorder.warning(events::pod(&self.pod), "ResizeError", message);
+                        self.resize.error = Some(error);
+                        self.back_off(RESIZE, Duration::from_secs(1), Duration::from_secs(30));
+                    }
+                }
+            }
             Done::Clean(result) => {
                 self.busy.remove(CLEAN);
                 match result {
@@ -83,6 +101,9 @@ impl Worker {
                     Ok(()) => {
                         self.retry.remove(STATUS);
                         self.sent = *status;
+                    }
+                    Err(error) if api::gone(&error) && static_pods::is_static(&self.pod) => {
+                        self.mirror = None
                     }
                     Err(error) if api::gone(&error) => self.removed = true,
                     Err(error) => {

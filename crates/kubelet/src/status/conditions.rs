@@ -5,9 +5,17 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::Inputs;
 use crate::podutil::{self, init_containers, is_sidecar, spec};
+use crate::resize;
 
-const OWNED: [&str; 5] =
-    ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
+const OWNED: [&str; 7] = [
+    "PodReadyToStartContainers",
+    "Initialized",
+    "Ready",
+    "ContainersReady",
+    "PodScheduled",
+    "PodResizePending",
+    "PodResizeInProgress",
+];
 
 struct Made {
     status: bool,
@@ -50,6 +58,18 @@ pub(super) fn of(
     let mut conditions = foreign;
     for (name, made) in made {
         conditions.push(finish(inputs, name, made));
+    }
+    if let Some(pending) = inputs.resize.pending.as_ref().filter(|_| !inputs.terminal) {
+        let made = Made { status: true, reason: Some(pending.reason), message: pending.message.clone() };
+        conditions.push(finish(inputs, "PodResizePending", made));
+    }
+    if !inputs.terminal && resize::in_progress(inputs.pod, inputs.view) {
+        let error = inputs.resize.error.clone();
+        let reason = error.as_ref().map(|_| "Error");
+        let made = Made { status: true, reason, message: error.unwrap_or_default() };
+        let mut condition = finish(inputs, "PodResizeInProgress", made);
+        condition.observed_generation = inputs.resize.granted_at.or(condition.observed_generation);
+        conditions.push(condition);
     }
     conditions
 }

@@ -49,6 +49,7 @@ impl Case {
 
     fn status(&self) -> PodStatus {
         generate(&Inputs {
+            resize: &Resize::default(),
             pod: &self.pod,
             view: &self.view,
             probes: &self.probes,
