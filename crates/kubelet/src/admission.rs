@@ -5,6 +5,7 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Node, Pod};
 
 use crate::context::Context;
+use crate::eviction::{self, Pressure};
 use crate::podutil::{self, init_containers, is_sidecar, spec};
 use crate::quantity;
 use crate::status::Verdict;
@@ -20,6 +21,9 @@ pub(crate) fn check(context: &Context, pod: &Pod, pods: &[Arc<Pod>], node: Optio
             let message = "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector";
             return refuse("NodeAffinity", message.to_owned());
         }
+    }
+    if let Some(verdict) = short(context, pod) {
+        return Some(verdict);
     }
     for (name, milli) in [("cpu", true), ("memory", false)] {
         let wanted = request(pod, name, milli);
@@ -55,6 +59,35 @@ pub(crate) fn check(context: &Context, pod: &Pod, pods: &[Arc<Pod>], node: Optio
         return refuse("OutOfpods", message);
     }
     None
+}
+
+/// A node that is short of something takes critical pods only; of memory, also those that asked for what they use.
+fn short(context: &Context, pod: &Pod) -> Option<Verdict> {
+    let short = context.pressures.now();
+    if short.is_empty() || eviction::is_critical(pod) {
+        return None;
+    }
+    if short == [Pressure::Memory] {
+        let tolerates = spec(pod).tolerations.iter().flatten().any(|toleration| {
+            let effect = toleration.effect.as_deref().unwrap_or_default();
+            let key = toleration.key.as_deref().unwrap_or_default();
+            let any = key.is_empty() && toleration.operator.as_deref() == Some("Exists");
+            (any || key == "node.kubernetes.io/memory-pressure") && matches!(effect, "" | "NoSchedule")
+        });
+        if podutil::qos_class(pod) != "BestEffort" || tolerates {
+            return None;
+        }
+    }
+    let names: Vec<&str> = short
+        .iter()
+        .map(|pressure| match pressure {
+            Pressure::Memory => "MemoryPressure",
+            Pressure::Disk | Pressure::Inodes => "DiskPressure",
+            Pressure::Pids => "PIDPressure",
+        })
+        .collect();
+    let message = format!("The node had condition: [{}]. ", names.join(", "));
+    Some(Verdict { reason: "Evicted".to_owned(), message })
 }
 
 fn active(pod: &Pod) -> bool {

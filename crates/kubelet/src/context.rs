@@ -10,6 +10,7 @@ use crate::allocation::Allocations;
 use crate::cgroups::Cgroups;
 use crate::dns::Resolver;
 use crate::events::Recorder;
+use crate::eviction::Pressures;
 use crate::images::Images;
 use crate::objects::Objects;
 use crate::runtime::Cri;
@@ -25,6 +26,8 @@ pub(crate) struct Context {
     pub services: Services,
     pub tokens: Tokens,
     pub images: Images,
+    /// What the node is short of.
+    pub pressures: Pressures,
     /// What each pod has been allotted.
     pub allocations: Allocations,
     pub cgroups: Option<Cgroups>,

@@ -5,8 +5,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use cri::v1::{
-    Container, ContainerState, ImageFsInfoRequest, ImageSpec, ListImagesRequest, RemoveContainerRequest,
-    RemoveImageRequest,
+    Container, ContainerState, Image, ImageFsInfoRequest, ImageSpec, ListImagesRequest,
+    RemoveContainerRequest, RemoveImageRequest,
 };
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
@@ -72,28 +72,7 @@ async fn images(context: &Shared, unused_since: &mut HashMap<String, u64>, round
     let place =
         info.image_filesystems.first().and_then(|usage| usage.fs_id.as_ref()).map(|id| id.mountpoint.clone());
     let place = place.unwrap_or_else(|| context.config.root_dir.to_string_lossy().into_owned());
-    let listed =
-        context.cri.images().list_images(ListImagesRequest { filter: None }).await?.into_inner().images;
-    let used: HashSet<String> = context
-        .cri
-        .containers(None)
-        .await?
-        .into_iter()
-        .flat_map(|container| {
-            [
-                container.image_ref,
-                container.image_id,
-                container.image.map(|image| image.image).unwrap_or_default(),
-            ]
-        })
-        .collect();
-    let mut unused: Vec<_> = listed
-        .into_iter()
-        .filter(|image| {
-            let names = std::iter::once(&image.id).chain(&image.repo_digests).chain(&image.repo_tags);
-            !image.pinned && !names.into_iter().any(|name| used.contains(name))
-        })
-        .collect();
+    let mut unused = unused(context).await?;
     unused_since.retain(|id, _| unused.iter().any(|image| image.id == *id));
     for image in &unused {
         unused_since.entry(image.id.clone()).or_insert(round);
@@ -112,6 +91,40 @@ async fn images(context: &Shared, unused_since: &mut HashMap<String, u64>, round
         if full(&place) < LOW {
             return Ok(());
         }
+    }
+    Ok(())
+}
+
+/// Images that no container uses and that are not pinned.
+async fn unused(context: &Shared) -> Result<Vec<Image>, Status> {
+    let listed =
+        context.cri.images().list_images(ListImagesRequest { filter: None }).await?.into_inner().images;
+    let used: HashSet<String> = context
+        .cri
+        .containers(None)
+        .await?
+        .into_iter()
+        .flat_map(|container| {
+            [
+                container.image_ref,
+                container.image_id,
+                container.image.map(|image| image.image).unwrap_or_default(),
+            ]
+        })
+        .collect();
+    let unused = listed.into_iter().filter(|image| {
+        let names = std::iter::once(&image.id).chain(&image.repo_digests).chain(&image.repo_tags);
+        !image.pinned && !names.into_iter().any(|name| used.contains(name))
+    });
+    Ok(unused.collect())
+}
+
+/// Removes ended containers and every image that nobody uses: the disk is needed.
+pub(crate) async fn reclaim(context: &Shared) -> Result<(), Status> {
+    containers(context).await?;
+    for image in unused(context).await? {
+        let spec = ImageSpec { image: image.id, ..ImageSpec::default() };
+        context.cri.images().remove_image(RemoveImageRequest { image: Some(spec) }).await?;
     }
     Ok(())
 }

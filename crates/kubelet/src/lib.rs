@@ -15,6 +15,7 @@ mod downward;
 mod env;
 mod error;
 mod events;
+mod eviction;
 mod gc;
 mod handler;
 mod images;
@@ -79,6 +80,7 @@ pub async fn run(config: KubeletConfig, shutdown: CancellationToken) -> Result<(
         services: services::Services::watch(client.clone(), stop.clone()),
         tokens: tokens::Tokens::new(client),
         images: images::Images::default(),
+        pressures: eviction::Pressures::default(),
         allocations: allocation::Allocations::new(&config.root_dir),
         cgroups,
         resolver: dns::Resolver::parse(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default()),
@@ -92,6 +94,7 @@ pub async fn run(config: KubeletConfig, shutdown: CancellationToken) -> Result<(
     tasks.spawn(node::run(context.clone(), seen, stop.clone()));
     tasks.spawn(server::serve(context.clone(), pods.clone(), listener, stop.clone()));
     tasks.spawn(logs::run_rotation(context.clone(), stop.clone()));
+    tasks.spawn(eviction::run(context.clone(), pods.clone(), stop.clone()));
     tasks.spawn(gc::run(context.clone(), pods.clone(), stop.clone()));
     manager::run(context, pods, node, stop).await
 }

@@ -22,6 +22,7 @@ use crate::mirrors::{self, Mirrors};
 use crate::pod::{Inbox, Worker};
 use crate::podutil;
 use crate::static_pods::{self, StaticPods};
+use crate::status::Verdict;
 use crate::volumes;
 
 /// How often what nobody owns is looked for.
@@ -57,6 +58,18 @@ impl Pods {
             .values()
             .filter(|entry| podutil::namespace(&entry.pod) == namespace && podutil::name(&entry.pod) == name);
         found.next().map(|entry| entry.pod.clone())
+    }
+
+    /// Whether the node still has anything of the pod.
+    pub(crate) fn holds(&self, uid: &str) -> bool {
+        self.entries.lock().get(uid).is_some_and(|entry| !entry.inbox.is_quiet())
+    }
+
+    /// Ends a pod because of the node's needs; tells whether there is such a pod.
+    pub(crate) fn evict(&self, uid: &str, verdict: Verdict) -> bool {
+        let entries = self.entries.lock();
+        let entry = entries.get(uid);
+        entry.inspect(|entry| entry.inbox.evict(verdict)).is_some()
     }
 
     /// Changes whenever something happened to any container.

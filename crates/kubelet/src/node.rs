@@ -163,6 +163,7 @@ async fn report(context: Shared, api: Api<Node>, mut seen: watch::Receiver<Optio
     let name = context.config.node_name.clone();
     let mut written = Instant::now();
     let mut last: Option<NodeStatus> = None;
+    let mut short = context.pressures.follow();
     loop {
         let known = seen.borrow_and_update().clone();
         let api_status = known.and_then(|node| node.status.clone()).unwrap_or_default();
@@ -194,7 +195,8 @@ async fn report(context: Shared, api: Api<Node>, mut seen: watch::Receiver<Optio
         }
         let pause = if ready { CALM } else { EAGER };
         if ready {
-            tokio::time::sleep(pause).await;
+            // A shortage is told at once: the scheduler is to send no more pods.
+            let _ = tokio::time::timeout(pause, short.changed()).await;
         } else {
             // A pod range that arrives is what mostly makes the node ready.
             let _ = tokio::time::timeout(pause, seen.changed()).await;

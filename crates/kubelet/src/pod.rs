@@ -3,6 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -45,6 +46,8 @@ const SAFETY_LOOK: Duration = Duration::from_secs(120);
 pub(crate) struct Inbox {
     news: Mutex<News>,
     notify: Notify,
+    /// Nothing of the pod runs any more.
+    quiet: AtomicBool,
 }
 
 #[derive(Default)]
@@ -54,12 +57,24 @@ struct News {
     runtime: bool,
     /// The copy in the API, of a static pod.
     mirror: Option<Option<Arc<Pod>>>,
+    evict: Option<Verdict>,
 }
 
 impl Inbox {
     pub(crate) fn update(&self, pod: Arc<Pod>) {
         self.news.lock().pod = Some(pod);
         self.notify.notify_one();
+    }
+
+    /// The pod fails for the node's needs, with no time to end by itself.
+    pub(crate) fn evict(&self, verdict: Verdict) {
+        self.news.lock().evict = Some(verdict);
+        self.notify.notify_one();
+    }
+
+    /// Whether nothing of the pod runs any more.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.quiet.load(Ordering::Relaxed)
     }
 
     /// What the API has of a static pod.
@@ -138,6 +153,7 @@ pub(crate) struct Worker {
     next_look: Instant,
     verdict: Option<Verdict>,
     refused: bool,
+    evicted: bool,
     /// The pod reached its end by itself.
     ended: bool,
     waiting: HashMap<String, Waiting>,
@@ -182,6 +198,7 @@ impl Worker {
             next_look: Instant::now() + SAFETY_LOOK,
             verdict: None,
             refused: false,
+            evicted: false,
             ended: false,
             waiting: HashMap::new(),
             backoffs: Backoffs::default(),
@@ -281,6 +298,10 @@ impl Worker {
                 self.sent = copy.as_ref().and_then(|copy| copy.status.clone()).unwrap_or_default();
             }
             self.mirror = copy;
+        }
+        if let Some(verdict) = news.evict.filter(|_| self.stage == Stage::Running) {
+            self.verdict = Some(verdict);
+            self.evicted = true;
         }
         self.removed |= news.removed;
         self.dirty |= news.runtime;
@@ -587,6 +608,8 @@ impl Worker {
         let wanted = spec(&self.pod).termination_grace_period_seconds.unwrap_or(30);
         let grace = if podutil::deleting(&self.pod) {
             self.pod.metadata.deletion_grace_period_seconds.unwrap_or(wanted)
+        } else if self.evicted {
+            1
         } else if self.removed && !static_pods::is_static(&self.pod) {
             1
         } else {
@@ -600,6 +623,7 @@ impl Worker {
         let quiet = !self.view.any_running() && !self.view.sandbox_ready();
         if quiet && !starting && !self.busy.contains(POD) {
             self.stage = Stage::Cleaning;
+            self.inbox.quiet.store(true, Ordering::Relaxed);
             return;
         }
         let grace = self.grace();

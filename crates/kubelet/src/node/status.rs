@@ -9,13 +9,12 @@ use k8s_openapi::api::core::v1::{
 
 use super::capacity;
 use crate::context::Context;
+use crate::eviction::Pressure;
 use crate::podutil;
 
 /// The Kubernetes version this kubelet behaves as.
 pub(crate) const VERSION: &str = "v1.36.2";
 const MAX_IMAGES: usize = 50;
-/// Free bytes with which a node is never short of disk.
-const ENOUGH_DISK: u64 = 10 << 30;
 
 /// The status as it is now; conditions that did not change keep the times of `before`.
 pub(super) async fn make(context: &Context, before: &NodeStatus) -> NodeStatus {
@@ -73,23 +72,15 @@ pub(super) fn differs(before: &NodeStatus, after: &NodeStatus) -> bool {
     plain(before) != plain(after)
 }
 
-/// Upstream's thresholds, but a tenth of a large disk is no need.
-fn disk_pressure(size: u64, free: u64, inodes: u64, inodes_left: u64) -> bool {
-    free < (size / 10).min(ENOUGH_DISK) || (inodes > 0 && inodes_left < inodes / 20)
-}
-
 async fn conditions(context: &Context, before: &NodeStatus) -> Vec<NodeCondition> {
     let problem = problem(context).await;
     let ready = match problem {
         None => ("Ready", true, "KubeletReady", "kubelet is posting ready status".to_owned()),
         Some(problem) => ("Ready", false, "KubeletNotReady", problem),
     };
-    let memory_low = {
-        let table = tokio::fs::read_to_string("/proc/meminfo").await.unwrap_or_default();
-        capacity::meminfo(&table, "MemAvailable") < 100 << 20
-    };
-    let disk_low = capacity::file_system(&context.config.root_dir)
-        .is_some_and(|(size, free, inodes, left)| disk_pressure(size, free, inodes, left));
+    let short = context.pressures.now();
+    let memory_low = short.contains(&Pressure::Memory);
+    let disk_low = short.iter().any(|pressure| matches!(pressure, Pressure::Disk | Pressure::Inodes));
     let memory = if memory_low {
         (
             "MemoryPressure",
@@ -110,8 +101,16 @@ async fn conditions(context: &Context, before: &NodeStatus) -> Vec<NodeCondition
     } else {
         ("DiskPressure", false, "KubeletHasNoDiskPressure", "kubelet has no disk pressure".to_owned())
     };
-    let pids =
-        ("PIDPressure", false, "KubeletHasSufficientPID", "kubelet has sufficient PID available".to_owned());
+    let pids = if short.contains(&Pressure::Pids) {
+        (
+            "PIDPressure",
+            true,
+            "KubeletHasInsufficientPID",
+            "kubelet has insufficient PID available".to_owned(),
+        )
+    } else {
+        ("PIDPressure", false, "KubeletHasSufficientPID", "kubelet has sufficient PID available".to_owned())
+    };
     let now = podutil::time(Timestamp::now());
     let made = [memory, disk, pids, ready].map(|(name, status, reason, message)| {
         let status = if status { "True" } else { "False" };
@@ -193,20 +192,5 @@ async fn info(context: &Context) -> NodeSystemInfo {
         system_uuid: if system.is_empty() { machine.clone() } else { system },
         machine_id: machine,
         ..NodeSystemInfo::default()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_large_disk_is_full_later() {
-        let gib = 1 << 30;
-        assert!(disk_pressure(50 * gib, 4 * gib, 0, 0));
-        assert!(!disk_pressure(50 * gib, 6 * gib, 0, 0));
-        assert!(!disk_pressure(500 * gib, 20 * gib, 0, 0));
-        assert!(disk_pressure(500 * gib, 9 * gib, 0, 0));
-        assert!(disk_pressure(500 * gib, 100 * gib, 100, 4));
     }
 }

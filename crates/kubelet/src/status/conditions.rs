@@ -59,6 +59,12 @@ pub(super) fn of(
     for (name, made) in made {
         conditions.push(finish(inputs, name, made));
     }
+    if let Some(verdict) = inputs.verdict.filter(|verdict| verdict.reason == "Evicted" && !inputs.refused) {
+        conditions.retain(|condition| condition.type_ != "DisruptionTarget");
+        let message = verdict.message.clone();
+        let made = Made { status: true, reason: Some("TerminationByKubelet"), message };
+        conditions.push(finish(inputs, "DisruptionTarget", made));
+    }
     if let Some(pending) = inputs.resize.pending.as_ref().filter(|_| !inputs.terminal) {
         let made = Made { status: true, reason: Some(pending.reason), message: pending.message.clone() };
         conditions.push(finish(inputs, "PodResizePending", made));
