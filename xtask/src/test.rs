@@ -17,6 +17,7 @@ const NEEDS: &[(&str, &str)] = &[
     ("/usr/sbin/ip", "iproute2"),
     ("/usr/bin/python3", "python3"),
     ("/usr/bin/ps", "procps"),
+    ("/usr/sbin/mkfs.ext4", "e2fsprogs"),
 ];
 
 pub fn run(names: &[&str]) -> Result<()> {

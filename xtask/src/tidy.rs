@@ -30,6 +30,11 @@ const FORBIDDEN: &[(&str, &[&str], &str)] = &[
     ("scheduler", &["store", "apiserver", "hyper"], "the scheduler reaches the state through the API alone"),
     ("kubelet", &["store", "apiserver", "runtime", "libcontainer", "network"], "the kubelet speaks CRI"),
     (
+        "provisioner",
+        &["store", "apiserver", "cri"],
+        "the provisioner reaches the cluster through the API alone",
+    ),
+    (
         "runtime",
         &["kube", "k8s-openapi", "api", "store", "apiserver", "kubelet"],
         "the runtime knows no Kubernetes object",

@@ -1,8 +1,10 @@
-//! The objects that a cluster of ours starts with beyond those of every API server: what cluster DNS needs.
+//! The objects that a cluster of ours starts with beyond those of every API server: what cluster DNS and the
+//! node's own storage need.
 
 use anyhow::Context;
 use k8s_openapi::api::core::v1::{Service, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
+use k8s_openapi::api::storage::v1::StorageClass;
 use kube::{Api, Client};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -36,7 +38,39 @@ pub async fn ensure(client: Client, addresses: &[&str]) -> anyhow::Result<()> {
         "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "system:coredns"},
         "subjects": [{"kind": "ServiceAccount", "name": "kube-dns", "namespace": "kube-system"}],
     });
+    let local = json!({
+        "metadata": {
+            "name": "local",
+            "annotations": {"storageclass.kubernetes.io/is-default-class": "true"},
+        },
+        "provisioner": provisioner::PROVISIONER,
+        "volumeBindingMode": "WaitForFirstConsumer",
+        "reclaimPolicy": "Delete",
+        "allowVolumeExpansion": true,
+    });
+    let keeper = "system:local-provisioner";
+    let keeper_account = json!({"metadata": {"name": "local-provisioner"}});
+    let keeper_role = json!({
+        "metadata": {"name": keeper},
+        "rules": [
+            {"apiGroups": [""], "resources": ["persistentvolumes"],
+                "verbs": ["get", "list", "watch", "create", "patch", "delete"]},
+            {"apiGroups": [""], "resources": ["persistentvolumeclaims"], "verbs": ["get", "list", "watch"]},
+            {"apiGroups": [""], "resources": ["persistentvolumeclaims/status"], "verbs": ["patch"]},
+            {"apiGroups": ["storage.k8s.io"], "resources": ["storageclasses"], "verbs": ["get", "list", "watch"]},
+            {"apiGroups": ["", "events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch", "update"]},
+        ],
+    });
+    let keeper_binding = json!({
+        "metadata": {"name": keeper},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": keeper},
+        "subjects": [{"kind": "ServiceAccount", "name": "local-provisioner", "namespace": "kube-system"}],
+    });
     tokio::try_join!(
+        create::<StorageClass>(Api::all(client.clone()), local),
+        create::<ClusterRole>(Api::all(client.clone()), keeper_role),
+        create::<ClusterRoleBinding>(Api::all(client.clone()), keeper_binding),
+        create::<ServiceAccount>(Api::namespaced(client.clone(), "kube-system"), keeper_account),
         create::<ClusterRole>(Api::all(client.clone()), role),
         create::<ClusterRoleBinding>(Api::all(client.clone()), binding),
         create::<ServiceAccount>(Api::namespaced(client.clone(), "kube-system"), account),
@@ -54,9 +88,7 @@ where
     if api.get_metadata_opt(&name).await.with_context(|| format!("looking for {name}"))?.is_some() {
         return Ok(());
     }
-    let object: K = serde_json::from_value(object).context("an object of cluster DNS")?;
-    api.create(&Default::default(), &object)
-        .await
-        .with_context(|| format!("making {name} for cluster DNS"))?;
+    let object: K = serde_json::from_value(object).context("an object that the cluster starts with")?;
+    api.create(&Default::default(), &object).await.with_context(|| format!("making {name}"))?;
     Ok(())
 }

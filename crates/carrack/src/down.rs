@@ -22,6 +22,7 @@ pub async fn run(args: Down) -> anyhow::Result<()> {
     runtime::teardown(&crate::parts::runtime_config(paths.data(), paths.runtime_socket())).await?;
     network::teardown().context("removing links and rules")?;
     kubelet::teardown(&paths.kubelet(), "/").context("removing pod volumes")?;
+    provisioner::unmount_all(&paths.volumes()).context("unmounting the node's volumes")?;
     if args.purge {
         std::fs::remove_dir_all(paths.data())
             .with_context(|| format!("removing {}", paths.data().display()))?;

@@ -118,6 +118,9 @@ pub fn spawn_node(
     config.serving_key = serving.key_pem;
     config.client_ca = pki.ca.cert_pem();
     spawn(running, "the kubelet", kubelet::run(config, shutdown.clone()));
+    let config = provisioner::Config { node: node.name.clone(), root: paths.volumes() };
+    let keeper = clients.service_account("local-provisioner");
+    spawn(running, "the provisioner of local volumes", provisioner::run(keeper, config, shutdown.clone()));
     let config = proxy_config(&node.name);
     spawn(
         running,

@@ -55,6 +55,10 @@ impl Paths {
     pub fn kubelet(&self) -> PathBuf {
         self.0.join("kubelet")
     }
+    /// The node's own volumes.
+    pub fn volumes(&self) -> PathBuf {
+        self.0.join("volumes")
+    }
     pub fn pod_logs(&self) -> PathBuf {
         self.0.join("log/pods")
     }

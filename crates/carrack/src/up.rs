@@ -80,6 +80,8 @@ async fn start(
     let name = node::name(args.node_name.as_deref())?;
     let addresses = node::addresses(&args.node_ips)?;
 
+    // Volumes are there before any pod that uses them runs.
+    provisioner::mount_all(&paths.volumes()).context("mounting the node's volumes")?;
     // The runtime needs nothing of the API: it starts beside the server.
     let runtime = parts::runtime_config(paths.data(), paths.runtime_socket());
     spawn(running, "the container runtime", runtime::serve(runtime, shutdown.clone()));

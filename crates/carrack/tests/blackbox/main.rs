@@ -7,5 +7,6 @@ mod images;
 mod lifecycle;
 mod machine;
 mod network;
+mod storage;
 mod workloads;
 mod wrong_input;
