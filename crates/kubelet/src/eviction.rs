@@ -123,6 +123,9 @@ async fn relieve(context: &Shared, pods: &Pods, pressure: Pressure) {
         }
     }
     let active = active(pods);
+    if active.is_empty() {
+        return;
+    }
     let stats = stats(context).await;
     let uses: Vec<Use> =
         active.iter().map(|pod| measure(context, pod, stats.get(podutil::uid(pod)))).collect();

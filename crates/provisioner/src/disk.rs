@@ -32,8 +32,10 @@ pub enum DiskError {
         #[source]
         source: io::Error,
     },
-    #[error("mkfs.ext4 failed: {0}")]
-    Format(String),
+    #[error("{program} failed: {said}")]
+    Tool { program: String, said: String },
+    #[error("the file system can only grow while no pod uses it on this machine (it takes CAP_SYS_RESOURCE)")]
+    InUse,
     #[error("the node has {free} bytes left, the volume asks for {size}")]
     Full { size: u64, free: u64 },
 }
@@ -113,10 +115,17 @@ impl Disk {
         if !self.image.exists() || self.is_mounted() {
             return Ok(());
         }
+        // Two devices on one file would be two file systems that know nothing of each other.
+        let (device, open) = match attached(&self.image) {
+            Some(device) => (device, None),
+            None => {
+                let (device, open) = attach(&self.image)
+                    .map_err(io_error(format!("cannot attach {} to a loop device", self.image.display())))?;
+                (device, Some(open))
+            }
+        };
         std::fs::create_dir_all(&self.dir)
             .map_err(io_error(format!("cannot create {}", self.dir.display())))?;
-        let (device, open) = attach(&self.image)
-            .map_err(io_error(format!("cannot attach {} to a loop device", self.image.display())))?;
         let mounted = mount(Some(&device), &self.dir, Some("ext4"), MsFlags::empty(), None::<&str>);
         drop(open);
         mounted.map_err(|error| io_error(format!("cannot mount {}", self.dir.display()))(error.into()))
@@ -134,10 +143,13 @@ impl Disk {
             return Ok(());
         }
         umount2(&self.dir, MntFlags::UMOUNT_NOFOLLOW)
-            .map_err(|error| io_error(format!("cannot unmount {}", self.dir.display()))(error.into()))
+            .map_err(|error| io_error(format!("cannot unmount {}", self.dir.display()))(error.into()))?;
+        // A pod must rather fail to start than write to what lies below the mount.
+        std::fs::remove_dir(&self.dir)
+            .map_err(io_error(format!("cannot remove the mount point {}", self.dir.display())))
     }
 
-    /// Grows the mounted volume; a plain directory needs nothing.
+    /// Grows the volume, in use if the machine allows that; a plain directory needs nothing.
     pub fn grow(&self, size: u64) -> Result<(), DiskError> {
         if !self.image.exists() {
             return Ok(());
@@ -151,10 +163,32 @@ impl Disk {
         self.mount()?;
         let device = self.device().map_err(io_error(failed()))?;
         control(&device, LOOP_SET_CAPACITY, std::ptr::null()).map_err(io_error(failed()))?;
+        drop(device);
         let blocks = whole(size).max(now) / BLOCK;
         let dir = File::open(&self.dir).map_err(io_error(failed()))?;
-        control(&dir, EXT4_IOC_RESIZE_FS, (&raw const blocks).cast()).map_err(io_error(failed()))?;
-        Ok(())
+        match control(&dir, EXT4_IOC_RESIZE_FS, (&raw const blocks).cast()) {
+            Ok(_) => Ok(()),
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
+                drop(dir);
+                self.grow_at_rest()
+            }
+            Err(error) => Err(io_error(failed())(error)),
+        }
+    }
+
+    /// Grows the file system to its file's size while nobody uses it.
+    fn grow_at_rest(&self) -> Result<(), DiskError> {
+        self.unmount()?;
+        if attached(&self.image).is_some() {
+            // Pods hold mounts of their own.
+            self.mount()?;
+            return Err(DiskError::InUse);
+        }
+        // 1 of e2fsck says that it mended something.
+        let grown = tool("e2fsck", &["-f", "-p"], &self.image, &[0, 1])
+            .and_then(|()| tool("resize2fs", &[], &self.image, &[0]));
+        self.mount()?;
+        grown
     }
 
     /// The loop device that the volume is mounted from.
@@ -194,16 +228,34 @@ fn open_to_all(dir: &Path) -> Result<(), DiskError> {
 
 /// Makes a file system; `false` if this machine has no program for it.
 fn format(image: &Path) -> Result<bool, DiskError> {
-    let mut command = Command::new("mkfs.ext4");
     // No blocks are kept for root, and the inode tables are made as they are needed.
-    command.args(["-q", "-F", "-m", "0", "-b", "4096", "-E", "lazy_itable_init=1,lazy_journal_init=1"]);
-    command.env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin").arg(image);
-    match command.output() {
-        Ok(output) if output.status.success() => Ok(true),
-        Ok(output) => Err(DiskError::Format(String::from_utf8_lossy(&output.stderr).trim().to_owned())),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(io_error("cannot start mkfs.ext4")(error)),
+    let args = ["-q", "-F", "-m", "0", "-b", "4096", "-E", "lazy_itable_init=1,lazy_journal_init=1"];
+    match tool("mkfs.ext4", &args, image, &[0]) {
+        Ok(()) => Ok(true),
+        Err(DiskError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
     }
+}
+
+/// Runs a program on the image; an error unless it ends with one of these codes.
+fn tool(program: &str, args: &[&str], image: &Path, good: &[i32]) -> Result<(), DiskError> {
+    let mut command = Command::new(program);
+    command.args(args).arg(image).env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin");
+    let output = command.output().map_err(io_error(format!("cannot start {program}")))?;
+    if output.status.code().is_some_and(|code| good.contains(&code)) {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    Err(DiskError::Tool { program: program.to_owned(), said })
+}
+
+/// The loop device that already stands before the file.
+fn attached(image: &Path) -> Option<PathBuf> {
+    let image = std::fs::canonicalize(image).ok()?;
+    std::fs::read_dir("/sys/block").into_iter().flatten().flatten().find_map(|entry| {
+        let file = std::fs::read_to_string(entry.path().join("loop/backing_file")).ok()?;
+        (Path::new(file.trim_end()) == image).then(|| Path::new("/dev").join(entry.file_name()))
+    })
 }
 
 /// `struct loop_info64` of linux/loop.h.
