@@ -133,9 +133,15 @@ impl Machine {
 
     /// Starts `carrack up` and waits until it says that the cluster is ready.
     pub fn start(&mut self) {
+        self.start_with(&[]);
+    }
+
+    /// The same with further flags.
+    pub fn start_with(&mut self, flags: &[&str]) {
         let data = self.data_dir();
-        let mut command =
-            self.command(CARRACK, &["up", "--data-dir", &data.to_string_lossy(), "--node-name", "node-1"]);
+        let data = data.to_string_lossy();
+        let own = ["up", "--data-dir", &data, "--node-name", "node-1"];
+        let mut command = self.command(CARRACK, &[&own, flags].concat());
         let mut child = command.stderr(Stdio::piped()).stdin(Stdio::null()).spawn().expect("nsenter starts");
         let mut said = String::new();
         let lines = BufReader::new(child.stderr.take().expect("piped"));

@@ -7,6 +7,7 @@ mod images;
 mod lifecycle;
 mod machine;
 mod network;
+mod static_pods;
 mod storage;
 mod workloads;
 mod wrong_input;

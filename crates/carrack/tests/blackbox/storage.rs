@@ -100,12 +100,21 @@ spec:
     machine.wait_for("pod/elastic", "{.status.containerStatuses[0].allocatedResources.cpu}", "200m");
     let restarts = "{.status.containerStatuses[0].restartCount}";
     machine.wait_for("pod/elastic", restarts, "0");
-    // More than the machine has is never granted, and said so.
-    resize("5000");
+    // What another pod has is granted once that pod is gone.
+    let cores = std::thread::available_parallelism().expect("cores").get();
+    let cpu = format!("cpu: {}m", cores * 1000 - 400);
+    let other = pod.replace("elastic", "greedy").replace("cpu: 50m", &cpu).replace("cpu: 100m", &cpu);
+    machine.apply(&other).ok();
+    machine.wait_for("pod/greedy", "{.status.phase}", "Running");
+    resize("600m");
     machine.wait_for(
         "pod/elastic",
         "{.status.conditions[?(@.type==\"PodResizePending\")].reason}",
-        "Infeasible",
+        "Deferred",
     );
     machine.wait_for("pod/elastic", "{.status.containerStatuses[0].resources.limits.cpu}", "200m");
+    machine.kubectl(&["delete", "pod", "greedy", "--grace-period=0", "--force"]).ok();
+    machine.wait_for("pod/elastic", "{.status.containerStatuses[0].resources.limits.cpu}", "600m");
+    machine.wait_for("pod/elastic", "{.status.conditions[?(@.type==\"PodResizePending\")].reason}", "");
+    machine.wait_for("pod/elastic", restarts, "0");
 }
