@@ -170,6 +170,7 @@ pub fn path(server: &Server, parts: &Parts, path: &str) -> Result<Response<Body>
                     let hash = url.split_once("hash=").map_or("", |(_, hash)| hash).to_owned();
                     match hashes.iter_mut().find(|(n, _)| *n == name) {
                         // A group that is served here as well: its address changes with either.
+                        Some((_, own)) if own.contains(&hash) => {}
                         Some((_, own)) => own.push_str(&hash),
                         None => hashes.push((name, hash)),
                     }
