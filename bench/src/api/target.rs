@@ -103,7 +103,7 @@ fn wait(started: Instant, folder: &Path) -> anyhow::Result<()> {
 }
 
 async fn ready(
-    processes: Vec<Child>,
+    mut processes: Vec<Child>,
     access: Access,
     started: Instant,
     folder: &Path,
@@ -114,6 +114,11 @@ async fn ready(
             && matches!(connection.call(&probe).await, Ok((200, _)))
         {
             return Ok(Running { processes, access, ready: started.elapsed() });
+        }
+        for process in &mut processes {
+            if let Some(status) = process.try_wait()? {
+                anyhow::bail!("it ended by itself ({status}): see the logs in {}", folder.display());
+            }
         }
         wait(started, folder)?;
         tokio::time::sleep(Duration::from_millis(2)).await;
@@ -159,7 +164,7 @@ async fn reference(apiserver: &str, etcd: &str, folder: &Path) -> anyhow::Result
         .args(["--bind-address=127.0.0.1", "--authorization-mode=Node,RBAC", "--anonymous-auth=true"])
         .args(["--service-cluster-ip-range=10.96.0.0/16", "--service-account-issuer=https://bench"])
         .args([file("client-ca-file", "ca.crt"), file("tls-cert-file", "server.crt")])
-        .args([file("tls-private-key-file", "server.key"), file("service-account-key-file", "sa.key")])
+        .args([file("tls-private-key-file", "server.key"), file("service-account-key-file", "sa.pub")])
         .args([file("service-account-signing-key-file", "sa.key"), file("cert-dir", "certs")])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -193,5 +198,7 @@ fn certificates(folder: &Path) -> anyhow::Result<()> {
         write(&format!("{name}.crt"), params.signed_by(&key, &issuer)?.pem())?;
         write(&format!("{name}.key"), key.serialize_pem())?;
     }
-    Ok(write("sa.key", KeyPair::generate()?.serialize_pem())?)
+    let accounts = KeyPair::generate()?;
+    write("sa.pub", accounts.public_key_pem())?;
+    Ok(write("sa.key", accounts.serialize_pem())?)
 }

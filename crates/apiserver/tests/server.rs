@@ -134,7 +134,7 @@ async fn indexed_watches_see_their_own_events_alone() {
             if round == 0 {
                 maps.create(&PostParams::default(), &config_map(name)).await.expect("created");
             } else {
-                let patch = Patch::Merge(json!({"data": {"k": round.to_string()}}));
+                let patch = Patch::Merge(json!({"data": {"k": format!("round {round}")}}));
                 maps.patch(name, &PatchParams::default(), &patch).await.expect("patched");
             }
         }

@@ -360,5 +360,5 @@ fn a_power_cut_that_tears_writes_loses_no_acknowledged_write() {
     let database = redb::Database::builder().create_with_backend(disk).expect("opens");
     let store = Embedded::with_database(database, &folder.path().join("store"), Options::default());
     let store: Store = Arc::new(store.expect("opens"));
-    runtime.block_on(async { history.lock().check(&store, compacted).await });
+    runtime.block_on(history.into_inner().check(&store, compacted));
 }

@@ -187,17 +187,17 @@ impl Cluster {
         let net = std::process::id() % 200 + 20;
         for from in 0..3 {
             let mut hosts = "127.0.0.1 localhost\n".to_owned();
-            for to in 0..3 {
+            for (to, (_, port)) in ports.iter().enumerate() {
                 let address: SocketAddr = if from == to {
-                    SocketAddr::from(([127, 0, 0, 1], ports[to].1))
+                    SocketAddr::from(([127, 0, 0, 1], *port))
                 } else {
-                    SocketAddr::from(([127, net as u8, from as u8 + 1, to as u8 + 1], ports[to].1))
+                    SocketAddr::from(([127, net as u8, from as u8 + 1, to as u8 + 1], *port))
                 };
                 hosts += &format!("{} m{to}.test\n", address.ip());
                 if from != to {
                     let (sender, cut) = watch::channel(false);
                     let listener = TcpListener::bind(address).await.expect("the port is free there");
-                    tasks.spawn(relay(listener, SocketAddr::from(([127, 0, 0, 1], ports[to].1)), cut));
+                    tasks.spawn(relay(listener, SocketAddr::from(([127, 0, 0, 1], *port)), cut));
                     links.push((from, to, sender));
                 }
             }
