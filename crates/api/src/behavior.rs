@@ -95,7 +95,7 @@ impl Behavior {
     pub fn validate_update(&self, new: &Value, old: &Value) -> Vec<FieldError> {
         match self {
             Self::BuiltIn(row) => {
-                let mut errors = (row.validate)(new);
+                let mut errors = if row.update_is_whole { Vec::new() } else { (row.validate)(new) };
                 errors.extend((row.validate_update)(new, old));
                 errors
             }

@@ -1,8 +1,8 @@
 //! The built-in kinds as rows: the type table, the resource table, and for each kind a [`Strategy`]. Pure: no I/O.
 
 mod behavior;
+pub mod custom;
 pub mod expressions;
-pub mod field;
 pub mod fields;
 pub mod kinds;
 pub mod labels;
@@ -15,10 +15,10 @@ mod table;
 
 pub use behavior::{Behavior, Custom};
 pub use resource::{Column, Resource, Resources, Subresource};
+pub use schema::field::{self, FieldError, FieldErrorKind};
 pub use schema::quantity;
 pub use strategy::{
-    FieldError, FieldErrorKind, ScalePaths, Strategy, generic_prepare_create, generic_prepare_status,
-    generic_prepare_update, generic_row,
+    ScalePaths, Strategy, generic_prepare_create, generic_prepare_status, generic_prepare_update, generic_row,
 };
 pub use table::{bootstrap, resources, types};
 

@@ -85,6 +85,7 @@ impl Resource {
             kind: kind(&self.group, &self.version, &self.kind),
             type_id: self.type_id,
             list_type_id: self.list_type_id,
+            custom: self.strategy.is_custom(),
             subresources: self
                 .subresources
                 .iter()

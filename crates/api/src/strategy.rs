@@ -5,6 +5,8 @@ use jiff::Timestamp;
 use schema::Str;
 use serde_json::Value;
 
+use crate::FieldError;
+
 /// The functions of one kind. Rows are written `Strategy { default: ..., ..Strategy::GENERIC }`.
 #[derive(Clone)]
 pub struct Strategy {
@@ -17,6 +19,8 @@ pub struct Strategy {
     pub validate: fn(&Value) -> Vec<FieldError>,
     /// Runs after `validate` of the new object, and adds what depends on the old one.
     pub validate_update: fn(new: &Value, old: &Value) -> Vec<FieldError>,
+    /// `validate_update` tells what is wrong with the new object as well, and `validate` is for creates alone.
+    pub update_is_whole: bool,
     /// Warnings for a create or update.
     pub warnings: fn(new: &Value, old: Option<&Value>) -> Vec<String>,
     /// Before a status update is validated: keeps everything but status.
@@ -49,105 +53,6 @@ pub struct ScalePaths {
     pub selector: Str,
 }
 
-/// What is wrong with a field, as `Status.details.causes` tells it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum FieldErrorKind {
-    Required,
-    Invalid,
-    Duplicate,
-    NotSupported,
-    Forbidden,
-    TooLong,
-    TooMany,
-    NotFound,
-    TypeInvalid,
-    Internal,
-}
-
-impl FieldErrorKind {
-    /// The `reason` of a cause.
-    pub fn reason(self) -> &'static str {
-        match self {
-            Self::Required => "FieldValueRequired",
-            Self::Invalid => "FieldValueInvalid",
-            Self::Duplicate => "FieldValueDuplicate",
-            Self::NotSupported => "FieldValueNotSupported",
-            Self::Forbidden => "FieldValueForbidden",
-            Self::TooLong => "FieldValueTooLong",
-            Self::TooMany => "FieldValueTooMany",
-            Self::NotFound => "FieldValueNotFound",
-            Self::TypeInvalid => "FieldValueTypeInvalid",
-            Self::Internal => "InternalError",
-        }
-    }
-
-    /// The words that open the message.
-    pub fn words(self) -> &'static str {
-        match self {
-            Self::Required => "Required value",
-            Self::Invalid => "Invalid value",
-            Self::Duplicate => "Duplicate value",
-            Self::NotSupported => "Unsupported value",
-            Self::Forbidden => "Forbidden",
-            Self::TooLong => "Too long",
-            Self::TooMany => "Too many",
-            Self::NotFound => "Not found",
-            Self::TypeInvalid => "Invalid value",
-            Self::Internal => "Internal error",
-        }
-    }
-}
-
-/// One finding of a validation.
-#[derive(Clone, Debug, PartialEq)]
-pub struct FieldError {
-    pub kind: FieldErrorKind,
-    /// The path, `spec.containers[0].name`.
-    pub field: String,
-    pub value: Value,
-    pub detail: String,
-}
-
-impl FieldError {
-    pub fn new(
-        kind: FieldErrorKind,
-        field: impl Into<String>,
-        value: impl Into<Value>,
-        detail: impl Into<String>,
-    ) -> Self {
-        Self { kind, field: field.into(), value: value.into(), detail: detail.into() }
-    }
-
-    /// The message without the field: `Invalid value: "x": why`.
-    pub fn body(&self) -> String {
-        let words = self.kind.words();
-        let detail = |head: String| match self.detail.as_str() {
-            "" => head,
-            detail => format!("{head}: {detail}"),
-        };
-        match self.kind {
-            FieldErrorKind::Required
-            | FieldErrorKind::Forbidden
-            | FieldErrorKind::TooLong
-            | FieldErrorKind::Internal => detail(words.to_owned()),
-            _ => detail(format!("{words}: {}", go_value(&self.value))),
-        }
-    }
-
-    /// The whole message: `spec.x: Invalid value: "y": why`.
-    pub fn message(&self) -> String {
-        format!("{}: {}", self.field, self.body())
-    }
-}
-
-/// A value as the messages show it: strings quoted, nil as `null`, the rest as JSON.
-fn go_value(value: &Value) -> String {
-    match value {
-        Value::String(s) => format!("{s:?}"),
-        other => other.to_string(),
-    }
-}
-
 impl Strategy {
     /// What every kind does unless its row says otherwise.
     pub const GENERIC: Self = Self {
@@ -156,6 +61,7 @@ impl Strategy {
         prepare_update: generic_prepare_update,
         validate: |_| Vec::new(),
         validate_update: |_, _| Vec::new(),
+        update_is_whole: false,
         warnings: |_, _| Vec::new(),
         prepare_status: generic_prepare_status,
         validate_status: |_, _| Vec::new(),

@@ -105,7 +105,7 @@ fn groups(sources: &Sources<'_>, core: bool, form: Form) -> Vec<(String, Vec<Str
 }
 
 /// Stable versions before beta before alpha before others, newer before older.
-fn age(version: &str) -> (u8, u32, u32) {
+pub(crate) fn age(version: &str) -> (u8, u32, u32) {
     let read = || {
         let rest = version.strip_prefix('v')?;
         let split = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());

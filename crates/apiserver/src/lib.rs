@@ -11,6 +11,7 @@ pub mod authz;
 pub mod bootstrap;
 mod config;
 mod config_file;
+mod crds;
 mod dial;
 mod discovery;
 mod duration;

@@ -12,8 +12,7 @@ use http::request::Parts;
 use http::{Response, StatusCode};
 use jiff::Timestamp;
 use parking_lot::Mutex;
-use schema::openapi::{Route, SubRoute, document, v2, v2_protobuf, v3, v3_index};
-use schema::{Kind, Str};
+use schema::openapi::{Route, document, v2, v2_protobuf, v3, v3_index};
 use sha2::{Digest, Sha256};
 
 use crate::http::body::Body;
@@ -45,35 +44,7 @@ struct Made {
 fn routes<'a>(rows: &'a Rows, only: Option<&str>) -> Vec<Route<'a>> {
     rows.iter()
         .filter(|row| only.is_none_or(|only| document(row.group(), &row.resource.version) == only))
-        .map(|row| {
-            let r = &row.resource;
-            let kind = |group: &Str, version: &Str, kind: &Str| Kind {
-                group: group.clone(),
-                version: version.clone(),
-                kind: kind.clone(),
-            };
-            Route {
-                types: &r.types,
-                group: &r.group,
-                version: &r.version,
-                plural: &r.plural,
-                namespaced: r.namespaced,
-                verbs: &r.verbs,
-                kind: kind(&r.group, &r.version, &r.kind),
-                type_id: r.type_id,
-                list_type_id: r.list_type_id,
-                subresources: r
-                    .subresources
-                    .iter()
-                    .map(|s| SubRoute {
-                        name: &s.name,
-                        verbs: &s.verbs,
-                        kind: kind(&s.group, &s.version, &s.kind),
-                        type_id: s.type_id,
-                    })
-                    .collect(),
-            }
-        })
+        .map(|row| row.resource.route())
         .collect()
 }
 

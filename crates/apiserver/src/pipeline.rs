@@ -229,6 +229,9 @@ where
         track.record.annotate("k8s.io/deprecated", "true");
         call.warn(warning);
     }
+    if let Some(warning) = &served.deprecation {
+        call.warn(&**warning);
+    }
     let answered = dispatch(&call, &served, body).await;
     let warnings = std::mem::take(&mut *call.warnings.lock().unwrap_or_else(|e| e.into_inner()));
     let mut response = answered.map_err(|status| status.with_warnings(warnings.clone()))?;
@@ -268,6 +271,9 @@ async fn authenticate(server: &Server, parts: &Parts, peer: &Peer) -> Result<Arc
 async fn dispatch(call: &Call, served: &Arc<Served>, body: Bytes) -> Answered {
     let info = &call.info;
     let not_allowed = || {
+        if served.resource.strategy.is_custom() {
+            return Status::method_not_allowed(served.group(), served.plural(), &info.verb);
+        }
         Status::new(
             405,
             "MethodNotAllowed",
@@ -287,7 +293,10 @@ async fn dispatch(call: &Call, served: &Arc<Served>, body: Bytes) -> Answered {
     }
     if !info.subresource.is_empty() {
         let Some(row) = served.resource.subresource(&info.subresource) else {
-            return Err(Status::no_such_resource());
+            return Err(match served.resource.strategy.is_custom() {
+                true => served.not_found(&info.name),
+                false => Status::no_such_resource(),
+            });
         };
         if !info.rest.is_empty() {
             return Err(Status::no_such_resource());

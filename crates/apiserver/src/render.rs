@@ -197,12 +197,15 @@ fn list_metadata(selected: &Selected) -> Map<String, Value> {
 
 /// A list of objects as the version shows them.
 pub fn list(call: &Call, served: &Served, selected: Selected) -> Answered {
-    let metadata = list_metadata(&selected);
+    let mut metadata = list_metadata(&selected);
+    let whole = served.resource.strategy.is_custom();
+    if whole && matches!(call.output.convert, Convert::None) {
+        metadata.entry("continue").or_insert_with(|| "".into());
+    }
     let resource = &served.resource;
     let kind = format!("{}List", resource.kind);
     if call.output.plain() {
         // Items of built-in kinds do not say what they are, those of custom resources do.
-        let whole = resource.strategy.is_custom();
         let body = ListBody::new(list_head(served, metadata), selected.items, whole);
         return Ok(response(StatusCode::OK, "application/json", Body::List(body)));
     }
@@ -222,7 +225,6 @@ pub fn list(call: &Call, served: &Served, selected: Selected) -> Answered {
             "items": items.iter().map(partial).collect::<Vec<_>>(),
         }),
         Convert::None => {
-            let whole = resource.strategy.is_custom();
             for item in items.iter_mut().filter(|_| !whole).filter_map(Value::as_object_mut) {
                 item.remove("kind");
                 item.remove("apiVersion");

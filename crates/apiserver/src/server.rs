@@ -80,6 +80,7 @@ pub struct Server {
     pub discovery: crate::discovery::Documents,
     pub openapi: crate::openapi::Documents,
     pub aggregation: Arc<crate::aggregation::Aggregator>,
+    pub definitions: crate::crds::Definitions,
 }
 
 impl Server {
@@ -124,6 +125,8 @@ impl ApiServer {
         let codec = Codec { transform: hooks.transform.clone() };
         let (registry, revision, reload) = Registry::open(store.clone(), codec.clone()).await?;
         let registry = Arc::new(registry);
+        let definitions = crate::crds::Definitions::new(crate::webhook::Client::new(view.clone()));
+        crate::crds::load(&registry, &definitions);
         let shutdown = CancellationToken::new();
         let caches = registry.caches.clone();
         tokio::spawn(feed::follow(store, caches, codec, revision, reload, shutdown.clone()));
@@ -146,6 +149,7 @@ impl ApiServer {
             discovery: crate::discovery::Documents::default(),
             openapi: crate::openapi::Documents::default(),
             aggregation: Arc::default(),
+            definitions,
             config,
             registry: registry.clone(),
             hooks,
@@ -162,6 +166,7 @@ impl ApiServer {
         });
         drop(view.registry.set(registry));
         drop(view.server.set(Arc::downgrade(&server)));
+        tokio::spawn(crate::crds::run(Arc::downgrade(&server)));
         let listener = Arc::new(parking_lot::Mutex::new(Some(listener)));
         Ok(Self { server, listener, address, tls })
     }

@@ -2,12 +2,14 @@
 //! patches, server-side apply, OpenAPI and protobuf all read the same [`Types`]. Knows no kind by name; no I/O.
 
 mod decode;
+pub mod field;
 pub mod managed;
 mod normalize;
 pub mod openapi;
 pub mod patch;
 pub mod proto;
 pub mod quantity;
+pub mod structural;
 mod table;
 pub mod time;
 mod types;

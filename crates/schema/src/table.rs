@@ -59,6 +59,7 @@ fn header(types: &mut Types, line: &'static str) -> Result<Type, &'static str> {
         preserve_unknown: false,
         kinds: Vec::new(),
         unions: None,
+        published: None,
     };
     for part in parts {
         match part.split_once('=') {

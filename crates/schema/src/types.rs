@@ -60,6 +60,8 @@ pub struct Type {
     pub kinds: Vec<Kind>,
     /// `x-kubernetes-unions`, verbatim.
     pub unions: Option<Value>,
+    /// The definition in the OpenAPI documents, where it is not made from the shape (custom resources).
+    pub published: Option<Box<crate::structural::openapi::Published>>,
 }
 
 /// Group, version and kind.
@@ -231,6 +233,28 @@ impl Types {
         id
     }
 
+    /// Copies a type of another table with all that it needs; its number here.
+    pub fn import(&mut self, other: &Self, id: TypeId) -> TypeId {
+        let mut ty = other.get(id).clone();
+        if let Some(known) = self.by_name(&ty.name) {
+            return known;
+        }
+        // The name is taken first, since types may refer to themselves.
+        let place = Type { shape: Shape::Any, kinds: Vec::new(), ..ty.clone() };
+        self.add(place);
+        ty.shape = match ty.shape {
+            Shape::List(element) => Shape::List(self.import(other, element)),
+            Shape::Map(element) => Shape::Map(self.import(other, element)),
+            Shape::Either(one, two) => Shape::Either(self.import(other, one), self.import(other, two)),
+            Shape::Object(fields) => {
+                let copy = |field: Field| Field { ty: self.import(other, field.ty), ..field };
+                Shape::Object(fields.into_iter().map(copy).collect())
+            }
+            shape => shape,
+        };
+        self.add(ty)
+    }
+
     /// The number of the type that an expression names (`string`, `[]X`, `map:X`, a type's name), added if it is new.
     /// An unknown name becomes an object without fields, to be filled by [`Types::add`].
     pub fn intern(&mut self, expression: impl Into<Str>) -> TypeId {
@@ -256,6 +280,7 @@ impl Types {
             preserve_unknown: false,
             kinds: Vec::new(),
             unions: None,
+            published: None,
         })
     }
 }

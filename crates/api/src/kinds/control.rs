@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::json::{Read, Write, keep};
 use super::prepare;
+use super::validation::definition;
 use crate::Strategy;
 
 pub(super) static FLOW_SCHEMA: Strategy =
@@ -105,14 +106,11 @@ pub(super) static API_SERVICE: Strategy = Strategy {
 
 pub(super) static CUSTOM_RESOURCE_DEFINITION: Strategy = Strategy {
     default: default_definition,
+    warnings: definition::warnings,
+    unconditional_update: false,
+    update_is_whole: true,
     prepare_create: |definition| {
-        let stored: Vec<Value> = definition
-            .at("spec")
-            .items("versions")
-            .iter()
-            .filter(|version| version.flag("storage"))
-            .map(|version| version.at("name").clone())
-            .collect();
+        let stored: Vec<Value> = storage_version(definition).into_iter().collect();
         prepare::create_with(
             definition,
             json!({"conditions": null, "acceptedNames": {"plural": "", "kind": ""}, "storedVersions": stored}),
@@ -121,23 +119,16 @@ pub(super) static CUSTOM_RESOURCE_DEFINITION: Strategy = Strategy {
     prepare_update: |new, old| {
         prepare::update_counted(new, old);
         // The version that is stored from now on is one of those that were ever stored.
-        let storage = new.at("spec").items("versions").iter().find(|v| v.flag("storage")).cloned();
-        if let Some(name) = storage.as_ref().and_then(|version| version.get("name")) {
+        if let Some(name) = storage_version(new) {
             let mut stored = new.at("status").items("storedVersions").to_vec();
-            if !stored.contains(name) {
-                stored.push(name.clone());
+            if !stored.contains(&name) {
+                stored.push(name);
                 new.child("status").put("storedVersions", stored);
             }
         }
     },
-    prepare_status: |new, old| {
-        prepare::status(new, old);
-        let managed = new.at("metadata").at("managedFields").clone();
-        prepare::reset_metadata(new, old);
-        if !managed.is_null() {
-            new.child("metadata").put("managedFields", managed);
-        }
-    },
+    // Unlike other kinds a definition lets its metadata be written here.
+    prepare_status: prepare::status,
     ..Strategy::GENERIC
 };
 
@@ -212,11 +203,27 @@ fn default_definition(definition: &mut Value) {
         names.fill_zero("singular", kind.to_lowercase());
         names.fill_zero("listKind", format!("{kind}List"));
     }
-    spec.child("conversion").fill_zero("strategy", "None");
+    if !spec.has("conversion") {
+        spec.put("conversion", json!({"strategy": "None"}));
+    }
     if let Some(service) = spec
         .existing("conversion")
         .and_then(|conversion| conversion.existing("webhook")?.existing("clientConfig")?.existing("service"))
     {
         service.fill("port", 443);
     }
+    if definition.at("status").items("storedVersions").is_empty()
+        && let Some(stored) = storage_version(definition)
+    {
+        let status = definition.child("status");
+        status.put("storedVersions", json!([stored]));
+        status.fill("conditions", Value::Null);
+        status.fill("acceptedNames", json!({"plural": "", "kind": ""}));
+    }
+}
+
+/// The name of the version that a definition stores.
+fn storage_version(definition: &Value) -> Option<Value> {
+    let versions = definition.at("spec").items("versions");
+    versions.iter().find(|version| version.flag("storage")).map(|version| version.at("name").clone())
 }

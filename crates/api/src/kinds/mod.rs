@@ -11,11 +11,11 @@ mod network;
 pub mod pod;
 mod podspec;
 mod policy;
-mod prepare;
+pub(crate) mod prepare;
 pub(crate) mod rows;
 mod service;
 mod storage;
-mod validation;
+pub(crate) mod validation;
 mod workloads;
 
 use std::sync::LazyLock;
@@ -26,6 +26,7 @@ pub use control::prepare_approval;
 pub use rows::human_duration;
 pub use validation::control::validate_approval;
 pub use validation::core::validate_finalize;
+pub use validation::definition::{Approval, approval_state, is_protected};
 pub use validation::pod::{validate_ephemeral_containers, validate_resize};
 
 /// The kinds that have rules of their own.

@@ -89,7 +89,8 @@ impl Rows {
         let mut by_resource: HashMap<String, usize> = HashMap::with_capacity(rows.len());
         for (at, row) in rows.iter().enumerate() {
             let (group, plural) = (row.group(), row.plural());
-            by_name.insert(format!("{group}/{}/{plural}", row.resource.version), at);
+            // A built-in row is not displaced.
+            by_name.entry(format!("{group}/{}/{plural}", row.resource.version)).or_insert(at);
             let first = by_resource.entry(format!("{group}/{plural}")).or_insert(at);
             if row.primary && !rows[*first].primary {
                 *first = at;
@@ -181,9 +182,9 @@ impl Registry {
         self.rows.load().any(group, plural).cloned()
     }
 
-    /// Whether anything is served in a group.
+    /// Whether a built-in resource is served in a group.
     pub fn any_of(&self, group: &str) -> bool {
-        self.rows.load().iter().any(|row| row.group() == group)
+        self.rows.load().iter().any(|row| row.group() == group && !row.resource.strategy.is_custom())
     }
 
     /// Compares every cache with the store. One that does not agree is read anew and its watchers are ended; `told` hears of

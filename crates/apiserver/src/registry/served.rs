@@ -59,6 +59,10 @@ pub struct Served {
     pub gone: CancellationToken,
     /// Why nothing may be created: the resource is about to go.
     pub closed: Option<&'static str>,
+    /// No watch begins before this revision: the resource was not what it is now.
+    pub since: u64,
+    /// The warning that every use gives.
+    pub deprecation: Option<Arc<str>>,
     form: Form,
     id: u64,
 }
@@ -74,7 +78,18 @@ impl Served {
         form: Form,
     ) -> Self {
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
-        Self { resource, cache, storage, primary, gone: CancellationToken::new(), closed: None, form, id }
+        Self {
+            resource,
+            cache,
+            storage,
+            primary,
+            gone: CancellationToken::new(),
+            closed: None,
+            since: 0,
+            deprecation: None,
+            form,
+            id,
+        }
     }
 
     pub fn group(&self) -> &str {

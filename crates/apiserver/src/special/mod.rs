@@ -124,6 +124,8 @@ pub struct Special {
     pub keeps: Option<fn(&Value) -> bool>,
     /// Changes an object that has been marked for deletion.
     pub marked: Option<fn(&mut Value)>,
+    /// Marks an object for deletion in a way of its own; `false` if there is nothing more to mark.
+    pub begin_delete: Option<fn(&mut Value) -> bool>,
     pub before_delete: Option<fn(&Server, &Value) -> Result<(), Status>>,
     pub begin_create: Option<BeginCreate>,
     pub begin_update: Option<BeginUpdate>,
@@ -138,6 +140,7 @@ impl Special {
         grace: None,
         keeps: None,
         marked: None,
+        begin_delete: None,
         before_delete: None,
         begin_create: None,
         begin_update: None,
@@ -156,6 +159,7 @@ pub fn of(group: &str, plural: &str) -> &'static Special {
         ("", "pods") => &pods::ROW,
         ("", "namespaces") => &namespaces::ROW,
         ("", "services") => &services::ROW,
+        ("apiextensions.k8s.io", "customresourcedefinitions") => &crate::crds::ROW,
         ("", "events") | ("events.k8s.io", "events") => &UNCOLLECTED,
         ("", "replicationcontrollers") => &ORPHANS,
         (

@@ -278,6 +278,9 @@ fn plan(
     options: &DeleteOptions,
 ) -> Result<Plan, Status> {
     let deleting = !meta::text(old, "deletionTimestamp").is_empty();
+    if special.begin_delete.is_some_and(|begin| begin(new)) {
+        return Ok(Plan::Mark);
+    }
     let (mut graceful, mut at_once) = (false, false);
     if served.resource.strategy.has_graceful_delete() {
         let current =

@@ -88,6 +88,16 @@ impl Call {
                 Ok(schema::Decoded { value, warnings: Vec::new() })
             }
         };
+        if resource.strategy.is_custom()
+            && let Ok(decoded) = &decoded
+            && let Some(kind) = decoded.value.get("kind").and_then(Value::as_str)
+            && kind != resource.kind
+        {
+            let name = meta::text(&decoded.value, "name");
+            let detail = format!("must be {}", resource.kind);
+            let error = crate::FieldError::new(crate::FieldErrorKind::Invalid, "kind", kind, detail);
+            return Err(Status::invalid(&resource.group, kind, name, &[error]));
+        }
         let mut value = self.checked(decoded, gvk)?;
         resource.complete(&mut value);
         if self.audit.wants(Level::Request) {

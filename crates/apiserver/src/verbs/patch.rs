@@ -26,14 +26,21 @@ pub enum Kind {
 
 impl Kind {
     /// After the Content-Type.
-    pub fn of(call: &Call) -> Result<Self, Status> {
+    pub fn of(call: &Call, served: &Served) -> Result<Self, Status> {
         let header = call.headers.get(CONTENT_TYPE).and_then(|h| h.to_str().ok()).unwrap_or_default();
         let media_type = header.split(';').next().unwrap_or_default().trim();
+        let custom = served.resource.strategy.is_custom();
         Ok(match media_type {
             "application/json-patch+json" => Self::Json,
             "application/merge-patch+json" => Self::Merge,
-            "application/strategic-merge-patch+json" => Self::Strategic,
+            "application/strategic-merge-patch+json" if !custom => Self::Strategic,
             "application/apply-patch+yaml" => Self::Apply,
+            _ if custom => {
+                return Err(Status::unsupported_media_type(
+                    "the body of the request was in an unknown format - accepted media types include: \
+                     application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml",
+                ));
+            }
             _ => {
                 return Err(Status::unsupported_media_type(
                     "the body of the request was in an unknown format - accepted media types include: \
@@ -129,7 +136,7 @@ pub fn apply(
 }
 
 pub async fn run(call: &Call, served: &Served, part: Part, body: Bytes) -> Answered {
-    let kind = Kind::of(call)?;
+    let kind = Kind::of(call, served)?;
     let write = WriteOptions::read(&call.query, "PatchOptions")?;
     if kind == Kind::Apply && write.field_manager.is_empty() {
         return Err(Status::invalid_field(

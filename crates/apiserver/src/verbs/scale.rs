@@ -75,14 +75,19 @@ pub async fn run(call: &Call, served: &Served, body: Bytes) -> Answered {
     if call.info.verb == "get" {
         let object = call.server.registry.get(served, &key).await?;
         let object = object.ok_or_else(|| served.not_found(&call.info.name))?;
-        return render::scale(call, of(&served.read(&object).await?, &paths));
+        let object = served.read(&object).await?;
+        if served.resource.strategy.is_custom() && object.pointer(&paths.spec_replicas).is_none() {
+            let path = paths.spec_replicas.replace('/', ".");
+            return Err(Status::internal(format!("the spec replicas field {path:?} does not exist")));
+        }
+        return render::scale(call, of(&object, &paths));
     }
     let patching = call.info.verb == "patch";
     let write = WriteOptions::read(&call.query, if patching { "PatchOptions" } else { "UpdateOptions" })?;
     let id = scale_type()?;
     let patch = match patching {
         true => {
-            let kind = Kind::of(call)?;
+            let kind = Kind::of(call, served)?;
             Some((kind, parse(call, kind, &body, write.field_validation)?))
         }
         false => None,
@@ -102,7 +107,7 @@ pub async fn run(call: &Call, served: &Served, body: Bytes) -> Answered {
         namespace: &call.info.namespace,
         part: Part::Other(&special::SCALE),
         create: false,
-        retry: patching,
+        retry: patching || whole.as_ref().is_some_and(|w| meta::text(w, "resourceVersion").is_empty()),
         managed: true,
     };
     let make = |old: Option<Arc<Value>>| {
@@ -146,7 +151,8 @@ fn set(served: &Served, old: &Value, scale: &Value, paths: &ScalePaths, name: &s
         )));
     }
     let replicas = scale.pointer("/spec/replicas").and_then(Value::as_i64).unwrap_or(0);
-    if replicas < 0 {
+    // A custom resource is judged as a whole afterwards.
+    if replicas < 0 && !served.resource.strategy.is_custom() {
         let detail = "must be greater than or equal to 0";
         let error = FieldError::new(FieldErrorKind::Invalid, "spec.replicas", replicas, detail);
         return Err(Status::invalid("autoscaling", "Scale", name, &[error]));
@@ -158,10 +164,11 @@ fn set(served: &Served, old: &Value, scale: &Value, paths: &ScalePaths, name: &s
     }
     let mut new = old.clone();
     let version = meta::text(scale, "resourceVersion").to_owned();
-    meta::of(&mut new)?.insert("resourceVersion".to_owned(), version.into());
-    let (parent, field) = paths.spec_replicas.rsplit_once('/').unwrap_or(("", "replicas"));
-    if let Some(parent) = new.pointer_mut(parent).and_then(Value::as_object_mut) {
-        parent.insert(field.to_owned(), replicas.into());
+    if !version.is_empty() || served.resource.strategy.unconditional_update() {
+        meta::of(&mut new)?.insert("resourceVersion".to_owned(), version.into());
     }
+    let (parent, field) = paths.spec_replicas.rsplit_once('/').unwrap_or(("", "replicas"));
+    let parent = parent.trim_start_matches('/').replace('/', ".");
+    crate::read::object_mut(&mut new, &parent).insert(field.to_owned(), replicas.into());
     Ok(new)
 }

@@ -140,6 +140,9 @@ pub async fn run(call: &Call, served: &Arc<Served>) -> Answered {
     } else if version == 0 {
         (registry.fresh().await?, None)
     } else {
+        if version < served.since {
+            return refused(call, Status::expired(format!("too old resource version: {version}")));
+        }
         if version > registry.store.revision() {
             registry.reach(version).await?;
         }
@@ -315,7 +318,10 @@ impl Watcher {
             }
             () = tokio::time::sleep_until(self.deadline) => self.done = true,
             () = self.shutdown.cancelled() => self.done = true,
-            () = self.served.gone.cancelled() => self.done = true,
+            () = self.served.gone.cancelled() => {
+                // What happened until the end is still sent.
+                self.done = !matches!(self.since(), Recent::Events(events) if !events.is_empty());
+            }
         }
         Ok(None)
     }

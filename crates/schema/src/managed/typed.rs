@@ -108,6 +108,7 @@ impl<'t> Typed<'t> {
             Shape::RawExtension | Shape::FieldsV1 => {
                 Atom::Map { owner: None, element: Some(Ref::Deduced), atomic: false }
             }
+            Shape::Any if ty.preserve_unknown => untyped(true),
             Shape::Any | Shape::Either(..) => untyped(false),
             _ => Atom::Scalar,
         }

@@ -44,11 +44,20 @@ fn reach<'t>(types: &'t Types, id: TypeId, wanted: &mut BTreeMap<&'t str, (&'t T
         return;
     }
     wanted.insert(&ty.name, (types, id));
+    if ty.published.is_some() {
+        for id in ["ObjectMeta", "ListMeta"].iter().filter_map(|name| types.by_name(&meta(name))) {
+            reach(types, id, wanted);
+        }
+        return;
+    }
     types.fields(id).iter().for_each(|field| reach(types, field.ty, wanted));
 }
 
 fn definition(types: &Types, id: TypeId, dialect: Dialect, groups: &BTreeSet<&str>) -> Value {
     let ty = types.get(id);
+    if let Some(published) = &ty.published {
+        return if dialect == Dialect::V2 { published.v2.clone() } else { published.v3.clone() };
+    }
     let mut schema = match &ty.shape {
         Shape::Object(_) | Shape::RawExtension | Shape::FieldsV1 => json!({"type": "object"}),
         Shape::Time | Shape::MicroTime => json!({"type": "string", "format": "date-time"}),

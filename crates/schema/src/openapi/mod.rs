@@ -34,6 +34,8 @@ pub struct Route<'a> {
     pub type_id: TypeId,
     pub list_type_id: Option<TypeId>,
     pub subresources: Vec<SubRoute<'a>>,
+    /// The kind was defined while the server runs: no protobuf, no strategic merge patch.
+    pub custom: bool,
 }
 
 /// A subresource as the documents show it.

@@ -17,6 +17,8 @@ const PATCH_TYPES: [&str; 4] = [
     "application/strategic-merge-patch+json",
     "application/apply-patch+yaml",
 ];
+const CUSTOM_PATCH_TYPES: [&str; 3] =
+    ["application/json-patch+json", "application/merge-patch+json", "application/apply-patch+yaml"];
 const LIST: [(&str, &str); 11] = [
     ("allowWatchBookmarks", "boolean"),
     ("continue", "string"),
@@ -324,7 +326,8 @@ impl Paths<'_> {
         }
         if has(verbs, "patch") {
             let mut patch = self.write("patch", "patch", suffix, kind, ty, &["200", "201"]);
-            patch.body = Some((meta("Patch"), &PATCH_TYPES));
+            let types: &[&str] = if self.route.custom { &CUSTOM_PATCH_TYPES } else { &PATCH_TYPES };
+            patch.body = Some((meta("Patch"), types));
             patch.query.push(FORCE);
             item.insert("patch".to_owned(), self.operation(patch));
         }
@@ -399,7 +402,8 @@ impl Paths<'_> {
             .map(|(name, ty)| self.parameter(name, ty, "query"))
             .collect();
         let streams = WATCH_TYPES.iter().filter(|_| operation.streams);
-        let answers: Vec<&str> = JSON_TYPES.iter().chain(streams).copied().collect();
+        let plain = |media: &&str| !route.custom || !media.contains("protobuf");
+        let answers: Vec<&str> = JSON_TYPES.iter().chain(streams).copied().filter(plain).collect();
         let answer = match operation.answer {
             Some(id) => reference(&self.type_name(id), self.dialect),
             None => json!({"type": "string"}),

@@ -20,6 +20,7 @@ fn routes<'a>(types: &'a Types, id: TypeId, verbs: &'static [Str]) -> Vec<Route<
         kind,
         type_id: id,
         list_type_id: None,
+        custom: false,
         subresources: vec![status],
     }]
 }

@@ -96,7 +96,7 @@ fn choice(errors: &mut Errors, holder: &Value, path: &Path<'_>, key: &str, known
     }
 }
 
-fn url(errors: &mut Errors, text: &str, path: &Path<'_>) {
+pub(crate) fn url(errors: &mut Errors, text: &str, path: &Path<'_>) {
     const FORM: &str = "; desired format: https://host[/path]";
     let Some((scheme, rest)) = text.split_once("://") else {
         errors.invalid(path, text, format!("'https' is the only allowed URL scheme{FORM}"));

@@ -9,6 +9,7 @@ pub(crate) mod control;
 pub(crate) mod core;
 mod cron;
 mod csi;
+pub mod definition;
 mod devices;
 mod events;
 mod network;
@@ -68,6 +69,9 @@ const fn named(rules: Rules, name: fn(&str) -> Vec<String>) -> Rules {
 /// The checks of a kind; what a kind does not name is unchecked, but for its name, which is a subdomain.
 pub(crate) fn rules_for(group: &str, kind: &str) -> Rules {
     match (group, kind) {
+        ("apiextensions.k8s.io", "CustomResourceDefinition") => {
+            with_status(rules(definition::validate, definition::update), definition::status_update)
+        }
         ("", "ConfigMap") => rules(core::config_map, core::config_map_update),
         ("", "Endpoints") => rules(service::endpoints, no_update),
         ("", "Event") | ("events.k8s.io", "Event") => rules(events::event, events::update),

@@ -4,7 +4,104 @@ use std::fmt;
 
 use serde_json::Value;
 
-use crate::{FieldError, FieldErrorKind};
+/// What is wrong with a field, as `Status.details.causes` tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FieldErrorKind {
+    Required,
+    Invalid,
+    Duplicate,
+    NotSupported,
+    Forbidden,
+    TooLong,
+    TooMany,
+    NotFound,
+    TypeInvalid,
+    Internal,
+}
+
+impl FieldErrorKind {
+    /// The `reason` of a cause.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Required => "FieldValueRequired",
+            Self::Invalid => "FieldValueInvalid",
+            Self::Duplicate => "FieldValueDuplicate",
+            Self::NotSupported => "FieldValueNotSupported",
+            Self::Forbidden => "FieldValueForbidden",
+            Self::TooLong => "FieldValueTooLong",
+            Self::TooMany => "FieldValueTooMany",
+            Self::NotFound => "FieldValueNotFound",
+            Self::TypeInvalid => "FieldValueTypeInvalid",
+            Self::Internal => "InternalError",
+        }
+    }
+
+    /// The words that open the message.
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Required => "Required value",
+            Self::Invalid => "Invalid value",
+            Self::Duplicate => "Duplicate value",
+            Self::NotSupported => "Unsupported value",
+            Self::Forbidden => "Forbidden",
+            Self::TooLong => "Too long",
+            Self::TooMany => "Too many",
+            Self::NotFound => "Not found",
+            Self::TypeInvalid => "Invalid value",
+            Self::Internal => "Internal error",
+        }
+    }
+}
+
+/// One finding of a validation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FieldError {
+    pub kind: FieldErrorKind,
+    /// The path, `spec.containers[0].name`.
+    pub field: String,
+    pub value: Value,
+    pub detail: String,
+}
+
+impl FieldError {
+    pub fn new(
+        kind: FieldErrorKind,
+        field: impl Into<String>,
+        value: impl Into<Value>,
+        detail: impl Into<String>,
+    ) -> Self {
+        Self { kind, field: field.into(), value: value.into(), detail: detail.into() }
+    }
+
+    /// The message without the field: `Invalid value: "x": why`.
+    pub fn body(&self) -> String {
+        let words = self.kind.words();
+        let detail = |head: String| match self.detail.as_str() {
+            "" => head,
+            detail => format!("{head}: {detail}"),
+        };
+        match self.kind {
+            FieldErrorKind::Required
+            | FieldErrorKind::Forbidden
+            | FieldErrorKind::TooLong
+            | FieldErrorKind::Internal => detail(words.to_owned()),
+            _ => detail(format!("{words}: {}", go_value(&self.value))),
+        }
+    }
+
+    /// The whole message: `spec.x: Invalid value: "y": why`.
+    pub fn message(&self) -> String {
+        format!("{}: {}", self.field, self.body())
+    }
+}
+
+/// A value as the messages show it: strings quoted, nil as `null`, the rest as JSON.
+fn go_value(value: &Value) -> String {
+    match value {
+        Value::String(s) => format!("{s:?}"),
+        other => other.to_string(),
+    }
+}
 
 /// The path of a field, `spec.containers[0].name`; cheap to extend.
 #[derive(Clone, Copy, Debug)]

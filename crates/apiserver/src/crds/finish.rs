@@ -1,0 +1,88 @@
+//! The end of a definition: its instances are deleted, and when the last is gone it goes itself.
+
+use std::sync::Arc;
+
+use serde_json::Value;
+use tokio::sync::watch::Receiver;
+
+use super::special::FINALIZER;
+use super::{conditions, rows};
+use crate::Status;
+use crate::read::{Read, object_mut};
+use crate::registry::Served;
+use crate::server::Server;
+use crate::verbs::delete::{DeleteOptions, delete_with};
+use crate::verbs::write::Checks;
+
+/// Whether a definition waits for its instances to go.
+pub fn is_going(object: &Value) -> bool {
+    object.has("metadata.deletionTimestamp") && object.texts("metadata.finalizers").any(|f| f == FINALIZER)
+}
+
+/// Takes the next step. The answer rings when an instance changes, if there are any left.
+pub async fn step(server: &Arc<Server>, object: &Value) -> Result<Option<Receiver<u64>>, Status> {
+    let name = object.name();
+    let Some((_, row)) = server.definitions.stored(name) else {
+        return gone(server, object, "NeverEstablished", "resource was never established").await;
+    };
+    let bell = row.cache.bell();
+    if row.cache.count() > 0 {
+        pending(server, object).await?;
+        delete(server, &row).await?;
+    }
+    server.registry.fresh().await?;
+    if row.cache.count() > 0 {
+        return Ok(Some(bell));
+    }
+    gone(server, object, "InstanceDeletionCompleted", "removed all instances").await
+}
+
+/// Tells that the deletion has begun, once.
+async fn pending(server: &Arc<Server>, object: &Value) -> Result<(), Status> {
+    let told = conditions::find(object, "Terminating");
+    if told.is_some_and(|c| c.text("reason") == "InstanceDeletionInProgress") {
+        return Ok(());
+    }
+    let mut object = object.clone();
+    let message = "CustomResource deletion is in progress";
+    conditions::set(&mut object, "Terminating", true, "InstanceDeletionInProgress", message);
+    conditions::write(server, &object).await
+}
+
+async fn delete(server: &Arc<Server>, row: &Arc<Served>) -> Result<(), Status> {
+    let options = DeleteOptions::default();
+    for instance in row.cache.list("", None).0 {
+        match delete_with(server, row, &instance.key, instance.name(), &options, &Checks::OWN).await {
+            Err(status) if status.code() == 404 => {}
+            Err(status) => return Err(status),
+            Ok(_) => {}
+        }
+    }
+    Ok(())
+}
+
+/// Lets the definition go.
+async fn gone(
+    server: &Arc<Server>,
+    object: &Value,
+    reason: &str,
+    message: &str,
+) -> Result<Option<Receiver<u64>>, Status> {
+    let row = rows::definitions(server).ok_or_else(Status::no_such_resource)?;
+    // The condition may have been written just now.
+    let Some(present) = server.registry.get(&row, object.name()).await? else { return Ok(None) };
+    let mut object = present.value()?;
+    if !is_going(&object) {
+        return Ok(None);
+    }
+    conditions::set(&mut object, "Terminating", false, reason, message);
+    let left: Vec<Value> =
+        object.items("metadata.finalizers").iter().filter(|f| *f != FINALIZER).cloned().collect();
+    let metadata = object_mut(&mut object, "metadata");
+    match left.is_empty() {
+        true => drop(metadata.remove("finalizers")),
+        false => drop(metadata.insert("finalizers".to_owned(), left.into())),
+    }
+    conditions::write(server, &object).await?;
+    Ok(None)
+}
