@@ -608,9 +608,7 @@ impl Worker {
         let wanted = spec(&self.pod).termination_grace_period_seconds.unwrap_or(30);
         let grace = if podutil::deleting(&self.pod) {
             self.pod.metadata.deletion_grace_period_seconds.unwrap_or(wanted)
-        } else if self.evicted {
-            1
-        } else if self.removed && !static_pods::is_static(&self.pod) {
+        } else if self.evicted || self.removed && !static_pods::is_static(&self.pod) {
             1
         } else {
             wanted

@@ -14,7 +14,8 @@ pub fn object_meta(meta: &Value, path: &str) -> Vec<FieldError> {
     for (key, prefix) in [("generateName", true), ("name", false)] {
         let name = meta.text(key);
         let found = names::path_segment(name);
-        if !name.is_empty() && !(prefix && matches!(name, "." | "..")) {
+        let dots = prefix && matches!(name, "." | "..");
+        if !name.is_empty() && !dots {
             errors.all_invalid(&path.child(key), name, found);
         }
     }

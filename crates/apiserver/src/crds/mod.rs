@@ -73,7 +73,7 @@ impl Definitions {
         }
         *built = kept;
         let mut all: Vec<Arc<Served>> = built.values().flat_map(|built| built.rows.clone()).collect();
-        all.sort_by(|a, b| rows::order(a).cmp(&rows::order(b)));
+        all.sort_by_key(|row| rows::order(row));
         registry.install(all);
     }
 

@@ -1,6 +1,5 @@
 //! One place to call: its connections, and the exchange of a request for an answer.
 
-use std::future::Future;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -247,17 +246,15 @@ fn refusal(error: &std::io::Error) -> String {
 }
 
 /// Speaks HTTP/1.1 on a connection; a task of its own drives it until it closes.
-fn open<S>(stream: S) -> impl Future<Output = Result<Sender, String>>
+async fn open<S>(stream: S) -> Result<Sender, String>
 where
     S: hyper::rt::Read + hyper::rt::Write + Send + Unpin + 'static,
 {
-    async move {
-        let (sender, connection) = http1::handshake(stream).await.map_err(|e| e.to_string())?;
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "a connection to a webhook ended");
-            }
-        });
-        Ok(sender)
-    }
+    let (sender, connection) = http1::handshake(stream).await.map_err(|e| e.to_string())?;
+    tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(%error, "a connection to a webhook ended");
+        }
+    });
+    Ok(sender)
 }

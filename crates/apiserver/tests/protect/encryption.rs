@@ -31,7 +31,7 @@ fn rule(resources: &str, providers: &str) -> String {
 fn key(kind: &str, names: &[&str]) -> String {
     use base64::Engine as _;
     let secret =
-        |name: &str| base64::engine::general_purpose::STANDARD.encode(name.repeat(32)[..32].as_bytes());
+        |name: &str| base64::engine::general_purpose::STANDARD.encode(&name.repeat(32).as_bytes()[..32]);
     let keys: Vec<String> =
         names.iter().map(|name| format!("{{name: {name}, secret: {}}}", secret(name))).collect();
     format!("{kind}: {{keys: [{}]}}", keys.join(", "))

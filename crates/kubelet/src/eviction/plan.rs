@@ -164,7 +164,7 @@ pub(super) fn message(pressure: Pressure, signals: &Signals, pod: &Pod, used: &U
 /// Bytes as a quantity with the largest unit that keeps it exact.
 pub(super) fn bytes(count: u64) -> String {
     let units = [("Gi", 30), ("Mi", 20), ("Ki", 10)];
-    let whole = units.into_iter().find(|(_, shift)| count > 0 && count % (1 << shift) == 0);
+    let whole = units.into_iter().find(|(_, shift)| count > 0 && count.is_multiple_of(1 << shift));
     whole.map_or_else(|| count.to_string(), |(unit, shift)| format!("{}{unit}", count >> shift))
 }
 

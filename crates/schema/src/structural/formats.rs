@@ -220,7 +220,7 @@ fn card(text: &str) -> bool {
             if i % 2 == 0 { digit } else { digit * 2 / 10 + digit * 2 % 10 }
         })
         .sum();
-    sum % 10 == 0
+    sum.is_multiple_of(10)
 }
 
 fn byte(text: &str) -> bool {
