@@ -7,6 +7,16 @@ use crate::types::{Field, Omit, Shape, TypeId, Types};
 
 /// Brings an object of a type into normal form. Fields that the type does not know are left alone.
 pub fn normalize(types: &Types, id: TypeId, value: &mut Value) {
+    bring(types, id, value, false);
+}
+
+/// The same, but for optional lists that are empty: they stay, since defaults are for what is absent, and validation tells
+/// an empty list from none. What is stored and what managers own is in normal form.
+pub fn normalize_open(types: &Types, id: TypeId, value: &mut Value) {
+    bring(types, id, value, true);
+}
+
+fn bring(types: &Types, id: TypeId, value: &mut Value, open: bool) {
     match types.shape(id) {
         Shape::Object(fields) => {
             if value.is_null() {
@@ -14,44 +24,46 @@ pub fn normalize(types: &Types, id: TypeId, value: &mut Value) {
             }
             let Some(map) = value.as_object_mut() else { return };
             for field in fields {
-                normalize_field(types, field, map);
+                normalize_field(types, field, map, open);
             }
         }
         Shape::List(element) => {
             for item in value.as_array_mut().into_iter().flatten() {
-                fill(types, *element, item);
+                fill(types, *element, item, open);
             }
         }
         Shape::Map(element) => {
             for (_, item) in value.as_object_mut().into_iter().flatten() {
-                fill(types, *element, item);
+                fill(types, *element, item, open);
             }
         }
         Shape::Either(object, other) => {
-            normalize(types, if value.is_object() { *object } else { *other }, value);
+            bring(types, if value.is_object() { *object } else { *other }, value, open);
         }
         _ => {}
     }
 }
 
-fn fill(types: &Types, id: TypeId, value: &mut Value) {
+fn fill(types: &Types, id: TypeId, value: &mut Value, open: bool) {
     if value.is_null() {
         *value = zero(types, id);
     } else {
-        normalize(types, id, value);
+        bring(types, id, value, open);
     }
 }
 
-fn normalize_field(types: &Types, field: &Field, map: &mut Map<String, Value>) {
+fn normalize_field(types: &Types, field: &Field, map: &mut Map<String, Value>, open: bool) {
     match map.get_mut(field.name.as_ref()) {
         Some(value) if !value.is_null() => {
-            normalize(types, field.ty, value);
-            // The stored form does not tell an empty list from none.
-            let list = matches!(types.shape(field.ty), Shape::List(_));
-            if list && field.omit == Omit::Never && value.as_array().is_some_and(Vec::is_empty) {
+            bring(types, field.ty, value, open);
+            // The stored form does not tell an empty list or map from none.
+            let shape = types.shape(field.ty);
+            let list = matches!(shape, Shape::List(_));
+            let gathers = list || matches!(shape, Shape::Map(_));
+            if gathers && field.omit == Omit::Never && is_empty(shape, value) {
                 *value = Value::Null;
             }
-            let gone = !field.pointer
+            let gone = !(field.pointer || list && open)
                 && match field.omit {
                     Omit::Never => false,
                     Omit::Empty | Omit::Zero => is_empty(types.shape(field.ty), value),

@@ -7,7 +7,7 @@ mod yaml;
 
 use serde_json::Value;
 
-use crate::normalize::normalize;
+use crate::normalize::normalize_open;
 use crate::types::{TypeId, Types};
 use lexer::{Lexer, Syntax};
 
@@ -54,7 +54,8 @@ impl From<Syntax> for DecodeError {
     }
 }
 
-/// Decodes a JSON body as an object of a type, in normal form.
+/// Decodes a JSON body as an object of a type, in normal form but for optional lists that are empty: defaults are for what
+/// is absent. Whoever has no defaults to fill in calls [`normalize`](crate::normalize) next.
 pub fn decode_json(
     types: &Types,
     id: TypeId,
@@ -64,7 +65,7 @@ pub fn decode_json(
     decode(types, id, body, validation, Vec::new())
 }
 
-/// Decodes a YAML body as an object of a type, in normal form. Only the first document counts.
+/// Decodes a YAML body as an object of a type, as [`decode_json`] does. Only the first document counts.
 pub fn decode_yaml(
     types: &Types,
     id: TypeId,
@@ -127,7 +128,7 @@ fn decode(
     let mut decoder = typed::Decoder::new(types, body, validation != FieldValidation::Ignore);
     let mut value = decoder.run(id)?;
     errors.append(&mut decoder.findings.errors);
-    normalize(types, id, &mut value);
+    normalize_open(types, id, &mut value);
     finish(value, errors, validation)
 }
 

@@ -2,17 +2,21 @@
 
 mod entries;
 mod overlay;
+mod scale;
 mod set;
+mod text;
 mod typed;
 mod update;
 
 use serde_json::{Map, Value};
 
-use crate::normalize::zero;
+use crate::normalize::{normalize, zero};
 use crate::types::{TypeId, Types};
 use entries::{Manager, Managers};
 pub use overlay::overlay;
+pub use scale::{ReplicasPath, path_of, to_parent, to_scale};
 pub use set::Set;
+pub use text::{entries_text, fields_text};
 use typed::{Ref, Typed};
 
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
@@ -30,7 +34,8 @@ pub struct Context<'a> {
     pub ignored: &'a [&'a str],
     /// The time of the write, RFC 3339 in whole seconds; empty where none is recorded (the scale subresource).
     pub now: &'a str,
-    /// The object at another version of its kind, for managers that wrote at that version; `None` if it is not served.
+    /// An object of any version of the kind (its own apiVersion tells which) at another version, for managers that wrote at
+    /// that version; `None` if one of them is not served.
     pub convert: &'a dyn Fn(&Value, &str) -> Option<(TypeId, Value)>,
 }
 
@@ -81,7 +86,10 @@ pub fn update(context: &Context<'_>, live: Option<&Value>, new: &mut Value, mana
         Some(_) if managers.is_empty() => managers,
         live => {
             let live = live.map_or_else(|| empty(context), stripped);
-            update::update(context, &live, new, managers, manager)
+            // Nobody owns an empty list that will not be stored.
+            let mut stored = new.clone();
+            normalize(context.types, context.type_id, &mut stored);
+            update::update(context, &live, &stored, managers, manager)
         }
     };
     write(new, &managers);

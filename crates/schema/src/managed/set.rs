@@ -131,6 +131,24 @@ impl Set {
         Self { nodes: nodes.collect() }
     }
 
+    /// Lets the elements that `whole` says are owned as a whole stand for what lies below them.
+    pub(super) fn reconcile<R: Copy>(
+        &self,
+        place: R,
+        whole: &dyn Fn(R) -> bool,
+        down: &dyn Fn(R, &str) -> R,
+    ) -> Self {
+        let nodes = self.nodes.iter().map(|(element, node)| {
+            let below = down(place, element);
+            let node = match !node.children.is_empty() && whole(below) {
+                true => Node { member: true, children: Self::default() },
+                false => Node { member: node.member, children: node.children.reconcile(below, whole, down) },
+            };
+            (element.clone(), node)
+        });
+        Self { nodes: nodes.collect() }
+    }
+
     /// All paths.
     pub fn paths(&self) -> Vec<Vec<String>> {
         let mut out = Vec::new();

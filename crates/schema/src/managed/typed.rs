@@ -461,17 +461,32 @@ impl<'t> Typed<'t> {
             let id = owner(place);
             id.zip(name).is_some_and(|(id, name)| self.types.field(id, name).is_some())
         };
-        let down = |place: Ref<'t>, element: &str| {
-            let Some(id) = owner(place) else { return Ref::Deduced };
-            match element.strip_prefix("f:") {
-                Some(name) => match self.types.field(id, name) {
-                    Some(field) => Ref::Field(field),
-                    None => self.types.element(id).map_or(Ref::Deduced, Ref::Type),
-                },
-                None => self.types.element(id).map_or(Ref::Deduced, Ref::Type),
-            }
+        set.with_named(Ref::Type(id), &named, &|place, element| self.below(place, element))
+    }
+
+    /// What is known of the value behind a path element.
+    fn below(self, place: Ref<'t>, element: &str) -> Ref<'t> {
+        let id = match place {
+            Ref::Type(id) => id,
+            Ref::Field(field) => field.ty,
+            _ => return Ref::Deduced,
         };
-        set.with_named(Ref::Type(id), &named, &down)
+        let field = element.strip_prefix("f:").and_then(|name| self.types.field(id, name));
+        match field {
+            Some(field) => Ref::Field(field),
+            None => self.types.element(id).map_or(Ref::Deduced, Ref::Type),
+        }
+    }
+
+    /// A set of paths after the types have changed: values that are atomic now are owned as a whole.
+    pub fn reconcile(self, id: TypeId, set: &Set) -> Set {
+        let whole = |place: Ref<'t>| {
+            matches!(
+                self.atom(place, None),
+                Atom::Map { atomic: true, .. } | Atom::List { list: Keyed::Atomic, .. }
+            )
+        };
+        set.reconcile(Ref::Type(id), &whole, &|place, element| self.below(place, element))
     }
 
     /// What is wrong with an applied configuration.

@@ -51,10 +51,26 @@ fn fields(context: &Context<'_>, id: TypeId, value: &Value) -> Set {
 
 /// The object at a version, with its type there.
 fn at(context: &Context<'_>, object: &Value, version: &str) -> Option<(TypeId, Value)> {
-    if version == context.api_version {
+    let own = object.get("apiVersion").and_then(Value::as_str);
+    if version == context.api_version && own.is_none_or(|own| own == version) {
         return Some((context.type_id, object.clone()));
     }
     (context.convert)(object, version)
+}
+
+/// Brings what managers own into line with the types of today: of a value that has become atomic they own the whole.
+/// Managers of versions that are no longer served are forgotten.
+fn reconcile(context: &Context<'_>, live: &Value, managers: &mut Managers) {
+    let typed = Typed { types: context.types };
+    managers.retain(|_, owned| {
+        let id = match owned.api_version == context.api_version {
+            true => Some(context.type_id),
+            false => at(context, live, &owned.api_version).map(|(id, _)| id),
+        };
+        let Some(id) = id else { return false };
+        owned.set = typed.reconcile(id, &owned.set);
+        true
+    });
 }
 
 /// Takes what changed from all managers but one. What changed is the answer.
@@ -105,6 +121,7 @@ pub(super) fn update(
     mut managers: Managers,
     manager: &str,
 ) -> Managers {
+    reconcile(context, live, &mut managers);
     let Ok(changed) = take(context, live, new, &mut managers, None, true) else { return managers };
     let set = changed.modified.union(&changed.added).difference(&STRIPPED_SET);
     if !set.is_empty() {
@@ -130,6 +147,7 @@ pub(super) fn apply(
     manager: &str,
     force: bool,
 ) -> Result<(Option<Value>, Managers), Failure> {
+    reconcile(context, live, &mut managers);
     let typed = Typed { types: context.types };
     let merged = typed.merge(Ref::Type(context.type_id), Some(live), Some(config));
     let merged = merged.ok_or_else(|| Failure::Invalid("failed to merge config".to_owned()))?;
@@ -155,30 +173,58 @@ pub(super) fn apply(
     Ok((changed.then_some(new), managers))
 }
 
-/// Removes what the manager applied last time and neither it nor anybody else names now.
+/// Removes what the manager applied last time and neither it nor anybody else names now. It works at the version of the
+/// last apply; what cannot be brought there stays.
 fn prune(context: &Context<'_>, merged: Value, managers: &Managers, last: Option<&Owned>) -> Value {
     let Some(last) = last.filter(|l| !l.set.is_empty()) else { return merged };
-    // Across versions, what is removed cannot be told apart from what conversion moves.
-    if last.api_version != context.api_version {
-        return merged;
-    }
-    let id = context.type_id;
+    let Some((id, whole)) = at(context, &merged, &last.api_version) else { return merged };
     let typed = Typed { types: context.types };
-    let place = Ref::Type(id);
+    let was = typed.with_named(id, &last.set);
+    let pruned = typed.remove(Ref::Type(id), &whole, &was);
+    let mut owned: BTreeMap<&str, Set> = BTreeMap::new();
+    for manager in managers.values() {
+        let set = owned.entry(&manager.api_version).or_default();
+        *set = set.union(&manager.set);
+    }
+    // What others own, and what this manager still names, comes back; first at the version that is pruned, since a
+    // conversion may need it.
+    let mut state = (whole, pruned);
+    if let Some(set) = owned.remove(last.api_version.as_str()) {
+        state = add_back(context, state, &last.api_version, &set);
+    }
+    for (version, set) in owned {
+        state = add_back(context, state, version, &set);
+    }
+    // What nobody owned before comes back: only what was this manager's may go.
+    let (Some((id, whole)), Some((_, pruned))) =
+        (at(context, &state.0, &last.api_version), at(context, &state.1, &last.api_version))
+    else {
+        return merged;
+    };
+    let kept = typed.with_named(id, &fields(context, id, &pruned));
+    let all = typed.with_named(id, &fields(context, id, &whole));
+    let pruned = typed.remove(Ref::Type(id), &whole, &all.difference(&kept).intersection(&was));
+    at(context, &pruned, context.api_version).map_or(merged, |(_, pruned)| pruned)
+}
+
+/// The merged object and what is left of it, both at a version, with what is owned at that version back in.
+fn add_back(
+    context: &Context<'_>,
+    (whole, pruned): (Value, Value),
+    version: &str,
+    owned: &Set,
+) -> (Value, Value) {
+    let (Some((id, at_whole)), Some((_, at_pruned))) =
+        (at(context, &whole, version), at(context, &pruned, version))
+    else {
+        return (whole, pruned);
+    };
+    let typed = Typed { types: context.types };
     let named = |set: &Set| typed.with_named(id, set);
-    let was = named(&last.set);
-    let all = named(&fields(context, id, &merged));
-    let mut pruned = typed.remove(place, &merged, &was);
-    // Add back what others own, and what this manager still names.
-    let owned = managers
-        .values()
-        .filter(|o| o.api_version == context.api_version)
-        .fold(Set::default(), |sum, o| sum.union(&o.set));
-    let kept = named(&fields(context, id, &pruned)).union(&named(&owned));
-    pruned = typed.remove(place, &merged, &all.difference(&kept));
-    // Add back what nobody owned before: only what was this manager's may go.
-    let kept = named(&fields(context, id, &pruned));
-    typed.remove(place, &merged, &all.difference(&kept).intersection(&was))
+    let kept = named(&fields(context, id, &at_pruned)).union(&named(owned));
+    let all = named(&fields(context, id, &at_whole));
+    let pruned = typed.remove(Ref::Type(id), &at_whole, &all.difference(&kept));
+    (at_whole, pruned)
 }
 
 /// What client-side apply owns by its annotation, and has not been changed since.

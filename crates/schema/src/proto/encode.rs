@@ -119,7 +119,12 @@ fn element(
                 inner.int(2, nanos.into());
             }
         }
-        Shape::FieldsV1 | Shape::RawExtension | Shape::Any => {
+        Shape::FieldsV1 => {
+            if !value.is_null() {
+                inner.bytes(1, crate::managed::fields_text(value).as_bytes());
+            }
+        }
+        Shape::RawExtension | Shape::Any => {
             if !value.is_null() {
                 inner.bytes(1, value.to_string().as_bytes());
             }
