@@ -127,6 +127,19 @@ impl Behavior {
         }
     }
 
+    /// Warnings for a write to the status.
+    pub fn warnings_status(&self, new: &Value, old: Option<&Value>) -> Vec<String> {
+        match self {
+            Self::BuiltIn(row) => (row.warnings_status)(new, old),
+            Self::Custom(_) => Vec::new(),
+        }
+    }
+
+    /// Finalizers without a domain must be one of those that upstream knows.
+    pub fn standard_finalizers(&self) -> bool {
+        matches!(self, Self::BuiltIn(row) if row.standard_finalizers)
+    }
+
     /// Table cells in the order of the resource's columns.
     pub fn row(&self, object: &Value, now: Timestamp) -> Vec<Value> {
         match self {
@@ -186,7 +199,7 @@ impl Behavior {
 }
 
 impl crate::Resource {
-    /// Decodes a JSON body, in normal form and not yet defaulted.
+    /// Decodes a JSON body, open and not yet defaulted.
     pub fn decode_json(&self, body: &[u8], validation: FieldValidation) -> Result<Decoded, DecodeError> {
         match &self.strategy {
             Behavior::BuiltIn(_) => schema::decode_json(&self.types, self.type_id, body, validation),
@@ -194,7 +207,7 @@ impl crate::Resource {
         }
     }
 
-    /// Decodes a YAML body, in normal form and not yet defaulted.
+    /// Decodes a YAML body, open and not yet defaulted.
     pub fn decode_yaml(&self, body: &[u8], validation: FieldValidation) -> Result<Decoded, DecodeError> {
         match &self.strategy {
             Behavior::BuiltIn(_) => schema::decode_yaml(&self.types, self.type_id, body, validation),
@@ -204,7 +217,7 @@ impl crate::Resource {
         }
     }
 
-    /// Brings a tree into normal form, as if it had been decoded.
+    /// Brings a tree into that form, as if it had been decoded.
     pub fn decode_value(&self, value: &Value, validation: FieldValidation) -> Result<Decoded, DecodeError> {
         match &self.strategy {
             Behavior::BuiltIn(_) => schema::decode_value(&self.types, self.type_id, value, validation),
@@ -212,12 +225,21 @@ impl crate::Resource {
         }
     }
 
-    /// Fills in all defaults.
+    /// Fills in all defaults of a decoded object. It stays open ([`schema::normalize_open`]) until it has been validated.
     pub fn complete(&self, object: &mut Value) {
         if !self.strategy.is_custom() {
             schema::fill_defaults(&self.types, self.type_id, object);
         }
         self.strategy.default(object);
+        self.open(object);
+    }
+
+    /// Brings an object into normal form, but for empty lists, which are for validation to see.
+    pub fn open(&self, object: &mut Value) {
+        match &self.strategy {
+            Behavior::BuiltIn(_) => schema::normalize_open(&self.types, self.type_id, object),
+            Behavior::Custom(custom) => custom.normalize(object),
+        }
     }
 
     /// Brings an object into normal form.

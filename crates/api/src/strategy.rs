@@ -23,6 +23,8 @@ pub struct Strategy {
     pub update_is_whole: bool,
     /// Warnings for a create or update.
     pub warnings: fn(new: &Value, old: Option<&Value>) -> Vec<String>,
+    /// Warnings for a write to the status.
+    pub warnings_status: fn(new: &Value, old: Option<&Value>) -> Vec<String>,
     /// Before a status update is validated: keeps everything but status.
     pub prepare_status: fn(new: &mut Value, old: &Value),
     pub validate_status: fn(new: &Value, old: &Value) -> Vec<FieldError>,
@@ -34,6 +36,8 @@ pub struct Strategy {
     pub field_labels: &'static [&'static str],
     /// What is wrong with a name; empty if nothing is.
     pub name: fn(&str) -> Vec<String>,
+    /// Finalizers without a domain must be one of those that upstream knows.
+    pub standard_finalizers: bool,
     /// An update of an absent object creates it.
     pub allow_create_on_update: bool,
     /// An update without a resourceVersion is accepted.
@@ -63,12 +67,14 @@ impl Strategy {
         validate_update: |_, _| Vec::new(),
         update_is_whole: false,
         warnings: |_, _| Vec::new(),
+        warnings_status: |_, _| Vec::new(),
         prepare_status: generic_prepare_status,
         validate_status: |_, _| Vec::new(),
         row: generic_row,
         fields: |_| Vec::new(),
         field_labels: &[],
         name: |_| Vec::new(),
+        standard_finalizers: false,
         allow_create_on_update: false,
         unconditional_update: true,
         scale: None,
@@ -123,6 +129,24 @@ fn keep(new: &mut Value, old: &Value, part: &str) {
             map.remove(part);
         }
     }
+}
+
+/// Takes the findings about forms of addresses back whose value the old object has as well: what older servers accepted
+/// may stay.
+pub fn ratchet(errors: &mut Vec<FieldError>, old: &Value) {
+    fn holds(value: &Value, wanted: &Value) -> bool {
+        match value {
+            Value::Array(list) => list.iter().any(|item| holds(item, wanted)),
+            Value::Object(map) => map.values().any(|item| holds(item, wanted)),
+            other => other == wanted,
+        }
+    }
+    errors.retain(|error| {
+        !(crate::kinds::is_legacy_form(error)
+            && ["spec", "status", "subsets", "endpoints"]
+                .iter()
+                .any(|part| old.get(part).is_some_and(|part| holds(part, &error.value))))
+    });
 }
 
 /// Name and creation time.

@@ -1,5 +1,7 @@
 //! The kinds of resource.k8s.io.
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
 use serde_json::Value;
 
@@ -14,7 +16,10 @@ pub(super) static RESOURCE_CLAIM: Strategy = Strategy {
     default: |claim| default_requests(claim.child("spec")),
     prepare_create: prepare::create,
     prepare_update: prepare::update,
-    prepare_status: prepare::status_only,
+    prepare_status: |new, old| {
+        prepare::status_only(new, old);
+        drop_deallocated(new, old);
+    },
     ..Strategy::GENERIC
 };
 
@@ -43,6 +48,35 @@ pub(super) static RESOURCE_SLICE: Strategy = Strategy {
     field_labels: &["spec.nodeName", "spec.driver"],
     ..Strategy::GENERIC
 };
+
+/// What tells one allocated device from another, as messages show it: `driver/pool/device`, and the share if there is one.
+pub(super) fn device_id(result: &Value) -> String {
+    let id = ["driver", "pool", "device"].map(|key| result.text(key)).join("/");
+    match result.text("shareID") {
+        "" => id,
+        share => format!("{id}/{share}"),
+    }
+}
+
+/// The status of a device goes with its allocation.
+fn drop_deallocated(new: &mut Value, old: &Value) {
+    let allocated = |claim: &Value| -> BTreeSet<String> {
+        claim.dig(&["status", "allocation", "devices"]).items("results").iter().map(device_id).collect()
+    };
+    let still = allocated(new);
+    let gone: BTreeSet<String> = allocated(old).into_iter().filter(|id| !still.contains(id)).collect();
+    let devices = new.at("status").items("devices");
+    if devices.is_empty() || gone.is_empty() {
+        return;
+    }
+    let left: Vec<Value> = devices.iter().filter(|d| !gone.contains(&device_id(d))).cloned().collect();
+    match left.is_empty() {
+        true => {
+            new.child("status").take_key("devices");
+        }
+        false => new.child("status").put("devices", left),
+    }
+}
 
 fn default_requests(spec: &mut Value) {
     let Some(devices) = spec.existing("devices") else { return };

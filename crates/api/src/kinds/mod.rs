@@ -16,6 +16,7 @@ pub(crate) mod rows;
 mod service;
 mod storage;
 pub(crate) mod validation;
+mod warnings;
 mod workloads;
 
 use std::sync::LazyLock;
@@ -23,7 +24,9 @@ use std::sync::LazyLock;
 use crate::Strategy;
 
 pub use control::prepare_approval;
+pub use policy::AUTOSCALER_ANNOTATIONS;
 pub use rows::human_duration;
+pub(crate) use validation::common::is_legacy_form;
 pub use validation::control::validate_approval;
 pub use validation::core::validate_finalize;
 pub use validation::definition::{Approval, approval_state, is_protected};
@@ -107,6 +110,12 @@ static WHOLE: LazyLock<Vec<(&'static str, &'static str, Strategy)>> = LazyLock::
             strategy.validate_update = rules.validate_update;
             strategy.validate_status = rules.validate_status;
             strategy.name = rules.name;
+            // These groups are no part of upstream's own validation library.
+            strategy.standard_finalizers = !matches!(
+                group,
+                "admissionregistration.k8s.io" | "apiextensions.k8s.io" | "apiregistration.k8s.io"
+            );
+            (strategy.warnings, strategy.warnings_status) = warnings::warnings_for(group, kind);
             (group, kind, strategy)
         })
         .collect()

@@ -33,6 +33,27 @@ pub(super) static HORIZONTAL_POD_AUTOSCALER: Strategy = Strategy {
     ..Strategy::GENERIC
 };
 
+/// Where autoscaling/v1 keeps what it has no fields for; in the other version they mean nothing and are dropped.
+pub const AUTOSCALER_ANNOTATIONS: [&str; 6] = [
+    "autoscaling.alpha.kubernetes.io/behavior",
+    "autoscaling.alpha.kubernetes.io/conditions",
+    "autoscaling.alpha.kubernetes.io/current-metrics",
+    "autoscaling.alpha.kubernetes.io/metrics",
+    "autoscaling.alpha.kubernetes.io/scale-down-tolerance",
+    "autoscaling.alpha.kubernetes.io/scale-up-tolerance",
+];
+
+fn drop_annotations(autoscaler: &mut Value) {
+    let Some(meta) = autoscaler.existing("metadata") else { return };
+    let Some(annotations) = meta.existing("annotations") else { return };
+    for key in AUTOSCALER_ANNOTATIONS {
+        annotations.take_key(key);
+    }
+    if meta.at("annotations").as_object().is_some_and(serde_json::Map::is_empty) {
+        meta.take_key("annotations");
+    }
+}
+
 fn is_v1(autoscaler: &Value) -> bool {
     autoscaler.text("apiVersion") == "autoscaling/v1"
 }
@@ -50,6 +71,8 @@ fn default_autoscaler(autoscaler: &mut Value) {
         }
         return;
     }
+    drop_annotations(autoscaler);
+    let spec = autoscaler.child("spec");
     if spec.items("metrics").is_empty() {
         spec.put(
             "metrics",

@@ -8,10 +8,14 @@ use crate::Strategy;
 
 pub(super) static SERVICE: Strategy = Strategy {
     default: default_service,
-    prepare_create: |object| object.put("status", json!({"loadBalancer": {}})),
+    prepare_create: |object| {
+        object.put("status", json!({"loadBalancer": {}}));
+        drop_internal_policy(object);
+    },
     prepare_update: |new, old| {
         prepare::update(new, old);
         drop_type_dependent(new, old);
+        drop_internal_policy(new);
     },
     prepare_status: prepare::status,
     fields: |object| {
@@ -156,6 +160,16 @@ fn drop_type_dependent(new: &mut Value, old: &Value) {
     }
     if spec.text("type") != "LoadBalancer" {
         new.child("status").put("loadBalancer", json!({}));
+    }
+}
+
+/// An alias has no traffic of its own. Upstream hides the field on every read.
+fn drop_internal_policy(object: &mut Value) {
+    let spec = object.child("spec");
+    if spec.text("type") == "ExternalName"
+        && matches!(spec.text("internalTrafficPolicy"), "Cluster" | "Local")
+    {
+        spec.take_key("internalTrafficPolicy");
     }
 }
 

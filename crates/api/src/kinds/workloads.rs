@@ -43,8 +43,6 @@ pub(super) static REPLICA_SET: Strategy = Strategy {
     prepare_update: prepare::update_counted,
     prepare_status: prepare::status,
     scale: Some(REPLICAS),
-    fields: |object| vec![("status.replicas", object.at("status").num("replicas").to_string())],
-    field_labels: &["status.replicas"],
     ..Strategy::GENERIC
 };
 

@@ -8,7 +8,7 @@ use super::common::{self, immutable, not_negative, one_of};
 use super::{cron, podspec};
 use crate::FieldError;
 use crate::field::{Errors, Path};
-use crate::kinds::json::{Read, Write, keep, same};
+use crate::kinds::json::{Read, Write, keep};
 use crate::labels::Selector;
 use crate::names;
 
@@ -436,14 +436,22 @@ fn template_update(errors: &mut Errors, spec: &Value, old: &Value, path: &Path<'
         }
         for list in ["containers", "initContainers"] {
             let own = template.at("spec").items(list);
-            for (container, new) in before.child("spec").items_mut(list).iter_mut().zip(own) {
-                keep(container, new, "resources");
+            let olds = before.child("spec").items_mut(list);
+            if own.len() != olds.len() {
+                continue;
+            }
+            for (container, new) in olds.iter_mut().zip(own) {
+                if container.text("name") == new.text("name") {
+                    keep(container, new, "resources");
+                }
             }
         }
     }
-    if !same(template, &before) {
-        let detail = common::IMMUTABLE;
-        errors.invalid(&path.child("template"), template.clone(), detail);
+    let at = path.child("template");
+    if mutable {
+        common::immutable(errors, template.at("spec"), before.at("spec"), &at.child("spec"));
+    } else {
+        common::immutable(errors, template, &before, &at);
     }
 }
 

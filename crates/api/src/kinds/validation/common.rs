@@ -1,9 +1,10 @@
 //! Checks that many kinds share.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use serde_json::Value;
 
+use crate::FieldError;
 use crate::field::{Errors, Path};
 use crate::kinds::json::Read;
 use crate::names;
@@ -145,15 +146,67 @@ pub(crate) fn parse_ip(text: &str) -> Option<IpAddr> {
     Some(IpAddr::from(bytes))
 }
 
-pub(crate) fn ip(errors: &mut Errors, text: &str, path: &Path<'_>) {
-    if parse_ip(text).is_none() {
+/// An address of an old field, by today's rules; the answer is `None` where something is wrong with it.
+/// [`crate::ratchet`] forgives an update what was there before.
+pub(crate) fn ip(errors: &mut Errors, text: &str, path: &Path<'_>) -> Option<IpAddr> {
+    let before = errors.0.len();
+    let ip = parse_ip(text);
+    if ip.is_none() {
         errors.invalid(path, text, "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)");
+    } else if text.parse::<IpAddr>().is_err() {
+        errors.invalid(path, text, LEADING_ZEROS);
+    } else if is_mapped(text) {
+        errors.invalid(path, text, MAPPED);
+    }
+    ip.filter(|_| errors.0.len() == before)
+}
+
+const LEADING_ZEROS: &str = "must not have leading 0s";
+const MAPPED: &str = "must not be an IPv4-mapped IPv6 address";
+const RANGE_ZEROS: &str = "must not have leading 0s in IP or prefix length";
+const RANGE_MAPPED: &str = "must not have an IPv4-mapped IPv6 address";
+const RANGE_BITS: &str = "must not have bits set beyond the prefix length";
+
+/// Whether a finding is about a form of address that older servers accepted.
+pub(crate) fn is_legacy_form(error: &FieldError) -> bool {
+    [LEADING_ZEROS, MAPPED, RANGE_ZEROS, RANGE_MAPPED, RANGE_BITS].contains(&error.detail.as_str())
+}
+
+fn is_mapped(text: &str) -> bool {
+    text.parse::<Ipv6Addr>().is_ok_and(|v6| v6.to_ipv4_mapped().is_some())
+}
+
+/// The address and prefix length of a range; leading zeros as in [`parse_ip`].
+pub(crate) fn parse_cidr(text: &str) -> Option<(IpAddr, u8)> {
+    let (address, length) = text.split_once('/')?;
+    let digits = !length.is_empty() && length.bytes().all(|b| b.is_ascii_digit());
+    let length: u8 = length.trim_start_matches('0').parse().ok().or(digits.then_some(0))?;
+    let ip = parse_ip(address)?;
+    let most = if address.contains(':') { 128 } else { 32 };
+    if !digits || length > most {
+        return None;
+    }
+    // A range of mapped addresses is one of IPv4 if it lies within them.
+    match ip {
+        IpAddr::V6(v6) if length >= 96 && v6.to_ipv4_mapped().is_some() => {
+            Some((IpAddr::V4(v6.to_ipv4_mapped()?), length - 96))
+        }
+        ip => Some((ip, length)),
     }
 }
 
 pub(crate) fn cidr(errors: &mut Errors, text: &str, path: &Path<'_>) {
-    if text.parse::<ipnet::IpNet>().is_err() {
+    let Some((ip, length)) = parse_cidr(text) else {
         errors.invalid(path, text, "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)");
+        return;
+    };
+    let (address, digits) = text.split_once('/').unwrap_or((text, ""));
+    if address.parse::<IpAddr>().is_err() || (digits.len() > 1 && digits.starts_with('0')) {
+        errors.invalid(path, text, RANGE_ZEROS);
+    } else if is_mapped(address) {
+        errors.invalid(path, text, RANGE_MAPPED);
+    } else if ipnet::IpNet::new(ip, length).is_ok_and(|net| net.addr() != net.trunc().addr()) {
+        errors.invalid(path, text, RANGE_BITS);
     }
 }
 

@@ -369,6 +369,60 @@ fn conditions(errors: &mut Errors, object: &Value) {
     }
 }
 
+/// Conditions of the type that all newer kinds share (`metav1.Condition`).
+pub(crate) fn meta_conditions(errors: &mut Errors, conditions: &[Value], path: &Path<'_>) {
+    const REASON: usize = 1024;
+    const MESSAGE: usize = 32 * 1024;
+    for (index, condition) in conditions.iter().enumerate() {
+        let at = path.index(index);
+        let kind = condition.text("type");
+        if conditions[..index].iter().any(|other| other.text("type") == kind) {
+            errors.duplicate(&at.child("type"), kind);
+        }
+        common::label_name(errors, kind, &at.child("type"));
+        let known = ["False", "True", "Unknown"];
+        let status = condition.text("status");
+        if !known.contains(&status) {
+            errors.not_supported(&at.child("status"), status, &known);
+        }
+        if condition.num("observedGeneration") < 0 {
+            let detail = "must be greater than or equal to zero";
+            errors.invalid(&at.child("observedGeneration"), condition.num("observedGeneration"), detail);
+        }
+        if !condition.has("lastTransitionTime") {
+            errors.required(&at.child("lastTransitionTime"), "");
+        }
+        let (reason, at_reason) = (condition.text("reason"), at.child("reason"));
+        if reason.is_empty() {
+            errors.required(&at_reason, "");
+        } else {
+            if !is_reason(reason) {
+                errors.invalid(
+                    &at_reason,
+                    reason,
+                    "a condition reason must start with alphabetic character, optionally followed by a string of \
+                     alphanumeric characters or '_,:', and must end with an alphanumeric character or '_' (e.g. \
+                     'my_name', or 'MY_NAME', or 'MyName', or 'ReasonA,ReasonB', or 'ReasonA:ReasonB', regex used for \
+                     validation is '[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?')",
+                );
+            }
+            if reason.len() > REASON {
+                errors.too_long(&at_reason, REASON);
+            }
+        }
+        if condition.text("message").len() > MESSAGE {
+            errors.too_long(&at.child("message"), MESSAGE);
+        }
+    }
+}
+
+fn is_reason(text: &str) -> bool {
+    let word = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
+    text.bytes().all(|b| word(b) || matches!(b, b',' | b':'))
+        && text.bytes().next().is_some_and(|b| b.is_ascii_alphabetic())
+        && text.bytes().last().is_some_and(word)
+}
+
 fn condition_changes(new: &Value, old: &Value, approving: bool) -> Errors {
     let mut errors = Errors::new();
     let status = Path::new("status");
@@ -407,45 +461,32 @@ pub(crate) fn signing_request_status(new: &Value, old: &Value) -> Vec<FieldError
         errors.forbidden(&at, "updates may not modify existing certificate content");
     }
     let pem = base64::engine::general_purpose::STANDARD.decode(certificate(new)).unwrap_or_default();
-    if !certificate(new).is_empty() && !is_certificates(&String::from_utf8_lossy(&pem)) {
-        errors.invalid(&at, "<certificate data>", "must contain at least one CERTIFICATE PEM block");
+    if !certificate(new).is_empty()
+        && let Err(told) = certificates(&pem)
+    {
+        errors.invalid(&at, "<certificate data>", told);
     }
     errors.0
 }
 
-/// Whether a text holds certificates in PEM and nothing that only looks like one: each block is complete, and what is in
-/// it is one DER sequence.
-fn is_certificates(text: &str) -> bool {
-    const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
-    const END: &str = "-----END CERTIFICATE-----";
-    let mut rest = text;
-    let mut found = false;
-    while let Some((_, after)) = rest.split_once("-----BEGIN ").map(|(before, _)| rest.split_at(before.len()))
-    {
-        let Some((body, tail)) = after.strip_prefix(BEGIN).and_then(|body| body.split_once(END)) else {
-            return false;
-        };
-        let body: String = body.split_ascii_whitespace().collect();
-        let Ok(der) = base64::engine::general_purpose::STANDARD.decode(body) else { return false };
-        if !is_der_sequence(&der) {
-            return false;
+/// What is wrong with a chain of certificates: only blocks of certificates, without headers, each of them DER.
+fn certificates(text: &[u8]) -> Result<(), &'static str> {
+    let blocks = super::pem::blocks(text);
+    if blocks.is_empty() {
+        return Err("must contain at least one CERTIFICATE PEM block");
+    }
+    for block in blocks {
+        if block.label != "CERTIFICATE" {
+            return Err("only CERTIFICATE PEM blocks are allowed");
         }
-        found = true;
-        rest = tail;
+        if block.headers {
+            return Err("no PEM block headers are permitted");
+        }
+        if !super::pem::is_certificate(&block.content) {
+            return Err("x509: malformed certificate");
+        }
     }
-    found
-}
-
-/// Whether the bytes are one DER sequence of the length that it says.
-fn is_der_sequence(der: &[u8]) -> bool {
-    let (Some(0x30), Some(&first)) = (der.first(), der.get(1)) else { return false };
-    if first < 0x80 {
-        return der.len() == 2 + usize::from(first);
-    }
-    let count = usize::from(first & 0x7f);
-    let Some(digits) = der.get(2..2 + count).filter(|_| (1..=4).contains(&count)) else { return false };
-    let length = digits.iter().fold(0usize, |sum, digit| (sum << 8) | usize::from(*digit));
-    der.len() == 2 + count + length
+    Ok(())
 }
 
 /// An update through `approval`: conditions may be added, not removed.

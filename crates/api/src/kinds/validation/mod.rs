@@ -12,7 +12,9 @@ mod csi;
 pub mod definition;
 mod devices;
 mod events;
+mod job_status;
 mod network;
+pub(crate) mod pem;
 pub(crate) mod pod;
 mod podspec;
 mod policy;
@@ -21,6 +23,7 @@ mod resources;
 mod scheduling;
 mod security;
 mod service;
+mod statuses;
 mod storage;
 #[cfg(test)]
 mod tests;
@@ -82,7 +85,9 @@ pub(crate) fn rules_for(group: &str, kind: &str) -> Rules {
         ),
         ("", "Node") => with_status(rules(core::node, core::node_update), core::node_status),
         ("", "PersistentVolume") => rules(storage::volume, storage::volume_update),
-        ("", "PersistentVolumeClaim") => rules(storage::claim, storage::claim_update),
+        ("", "PersistentVolumeClaim") => {
+            with_status(rules(storage::claim, storage::claim_update), statuses::claim)
+        }
         ("", "Pod") => with_status(rules(pod::validate_write, pod::validate_update), pod::validate_status),
         ("", "PodTemplate") => rules(workloads::pod_template, no_update),
         ("", "ReplicationController") => {
@@ -92,7 +97,10 @@ pub(crate) fn rules_for(group: &str, kind: &str) -> Rules {
             with_status(rules(core::resource_quota, core::resource_quota_update), core::resource_quota_status)
         }
         ("", "Secret") => rules(core::secret, core::secret_update),
-        ("", "Service") => named(rules(service::service, service::service_update), names::dns1123_label),
+        ("", "Service") => named(
+            with_status(rules(service::service, service::service_update), statuses::service),
+            names::dns1123_label,
+        ),
         ("admissionregistration.k8s.io", "MutatingAdmissionPolicy") => {
             rules(admission::mutating_policy, no_update)
         }
@@ -129,9 +137,11 @@ pub(crate) fn rules_for(group: &str, kind: &str) -> Rules {
         ("apps", "StatefulSet") => {
             with_status(rules(workloads::stateful_set, workloads::stateful_set_update), workloads::status)
         }
-        ("autoscaling", "HorizontalPodAutoscaler") => rules(policy::autoscaler, no_update),
+        ("autoscaling", "HorizontalPodAutoscaler") => {
+            with_status(rules(policy::autoscaler, no_update), statuses::autoscaler)
+        }
         ("batch", "CronJob") => named(rules(batch::cron_job, no_update), cron_job_name),
-        ("batch", "Job") => rules(batch::job, batch::job_update),
+        ("batch", "Job") => with_status(rules(batch::job, batch::job_update), job_status::job_status),
         ("certificates.k8s.io", "CertificateSigningRequest") => named(
             with_status(
                 rules(control::signing_request, control::signing_request_update),
@@ -150,13 +160,15 @@ pub(crate) fn rules_for(group: &str, kind: &str) -> Rules {
         ("networking.k8s.io", "IPAddress") => {
             named(rules(network::ip_address, network::ip_address_update), network::ip_address_name)
         }
-        ("networking.k8s.io", "Ingress") => rules(network::ingress, no_update),
+        ("networking.k8s.io", "Ingress") => {
+            with_status(rules(network::ingress, no_update), statuses::ingress)
+        }
         ("networking.k8s.io", "IngressClass") => rules(network::ingress_class, network::ingress_class_update),
         ("networking.k8s.io", "NetworkPolicy") => rules(network::network_policy, no_update),
         ("networking.k8s.io", "ServiceCIDR") => rules(network::service_cidr, network::service_cidr_update),
         ("node.k8s.io", "RuntimeClass") => rules(core::runtime_class, core::runtime_class_update),
         ("policy", "PodDisruptionBudget") => {
-            with_status(rules(policy::disruption_budget, no_update), policy::disruption_budget_status)
+            with_status(rules(policy::disruption_budget, no_update), statuses::disruption_budget)
         }
         ("rbac.authorization.k8s.io", "ClusterRole") => {
             named(rules(access::cluster_role, no_update), names::path_segment)
@@ -169,7 +181,9 @@ pub(crate) fn rules_for(group: &str, kind: &str) -> Rules {
             named(rules(access::role_binding, access::binding_update), names::path_segment)
         }
         ("resource.k8s.io", "DeviceClass") => rules(devices::class, no_update),
-        ("resource.k8s.io", "ResourceClaim") => rules(devices::claim, devices::same_spec),
+        ("resource.k8s.io", "ResourceClaim") => {
+            with_status(rules(devices::claim, devices::same_spec), devices::claim_status)
+        }
         ("resource.k8s.io", "ResourceClaimTemplate") => rules(devices::claim_template, devices::same_spec),
         ("resource.k8s.io", "ResourceSlice") => rules(devices::slice, devices::slice_update),
         ("scheduling.k8s.io", "PriorityClass") => rules(core::priority_class, core::priority_class_update),

@@ -286,11 +286,8 @@ fn addresses(errors: &mut Errors, status: &Value, old: &Value, list: &str, path:
     for (index, address) in status.items(list).iter().enumerate() {
         let text = address.text("ip");
         let known = old.items(list).iter().any(|old| old.text("ip") == text);
-        match common::parse_ip(text) {
-            Some(ip) => families.push(ip.is_ipv4()),
-            None if known => {}
-            None => common::ip(errors, text, &path.index(index)),
-        }
+        let ip = if known { common::parse_ip(text) } else { common::ip(errors, text, &path.index(index)) };
+        families.extend(ip.map(|ip| ip.is_ipv4()));
     }
     if status.items(list).len() > 1 && (families.len() != 2 || families[0] == families[1]) {
         let detail = "may specify no more than one IP for each IP family";

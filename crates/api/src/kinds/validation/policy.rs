@@ -30,15 +30,6 @@ pub(crate) fn disruption_budget(object: &Value) -> Vec<FieldError> {
     errors.0
 }
 
-pub(crate) fn disruption_budget_status(new: &Value, _: &Value) -> Vec<FieldError> {
-    let mut errors = Errors::new();
-    let path = Path::new("status");
-    for key in ["disruptionsAllowed", "currentHealthy", "desiredHealthy", "expectedPods"] {
-        common::not_negative(&mut errors, new.at("status"), &path, key);
-    }
-    errors.0
-}
-
 pub(crate) fn autoscaler(object: &Value) -> Vec<FieldError> {
     let mut errors = Errors::new();
     let (spec, path) = (object.at("spec"), Path::new("spec"));

@@ -40,9 +40,8 @@ pub(crate) fn service(object: &Value) -> Vec<FieldError> {
     }
     let list = path.child("externalIPs");
     for (index, ip) in strings(spec, "externalIPs").into_iter().enumerate() {
-        match parse_ip(ip) {
-            None => common::ip(&mut errors, ip, &list.index(index)),
-            Some(_) => endpoint_ip(&mut errors, ip, &list.index(index)),
+        if common::ip(&mut errors, ip, &list.index(index)).is_some() {
+            endpoint_ip(&mut errors, ip, &list.index(index));
         }
     }
     one_of(
@@ -193,12 +192,9 @@ fn cluster_ips(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
             }
             continue;
         }
-        match parse_ip(ip) {
+        match common::ip(errors, ip, &at.index(index)) {
             Some(ip) => parsed.push(ip),
-            None => {
-                unreadable = true;
-                common::ip(errors, ip, &at.index(index));
-            }
+            None => unreadable = true,
         }
     }
     if ips.len() > 2 {
@@ -407,9 +403,9 @@ pub(crate) fn endpoints(object: &Value) -> Vec<FieldError> {
             let list_path = at.child(list);
             for (index, address) in subset.items(list).iter().enumerate() {
                 let at = list_path.index(index);
-                match parse_ip(address.text("ip")) {
-                    None => common::ip(&mut errors, address.text("ip"), &at.child("ip")),
-                    Some(_) => endpoint_ip(&mut errors, address.text("ip"), &at.child("ip")),
+                let ip = address.text("ip");
+                if common::ip(&mut errors, ip, &at.child("ip")).is_some() {
+                    endpoint_ip(&mut errors, ip, &at.child("ip"));
                 }
                 if !address.text("hostname").is_empty() {
                     label(&mut errors, address.text("hostname"), &at.child("hostname"));
@@ -468,12 +464,10 @@ fn slice_endpoint(errors: &mut Errors, endpoint: &Value, kind: &str, at: &Path<'
     }
     for (index, address) in addresses.into_iter().enumerate() {
         let at = path.index(index);
-        match (kind, parse_ip(address)) {
-            ("FQDN", _) => {
-                subdomain(errors, address, &at);
-            }
-            ("IPv4" | "IPv6", None) => common::ip(errors, address, &at),
-            ("IPv4" | "IPv6", Some(ip)) => {
+        match kind {
+            "FQDN" => subdomain(errors, address, &at),
+            "IPv4" | "IPv6" => {
+                let Some(ip) = common::ip(errors, address, &at) else { continue };
                 // Upstream names the list here, not its element.
                 if ip.is_ipv4() != (kind == "IPv4") {
                     errors.invalid(&path, address, format!("must be an {kind} address"));
