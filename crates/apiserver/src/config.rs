@@ -9,6 +9,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::audit::AuditConfig;
+use crate::features::Features;
 
 /// How a server is set up. `Config::new` fills in what a single machine needs.
 #[derive(Clone, Debug)]
@@ -45,6 +46,8 @@ pub struct Config {
     pub encryption: Option<(PathBuf, bool)>,
     /// A file that says which requests are traced and where their spans go.
     pub tracing: Option<PathBuf>,
+    /// Feature gates that differ from their defaults.
+    pub features: Features,
     /// What the server was started with, by flag, for `/flagz`.
     pub flags: BTreeMap<String, String>,
 }
@@ -107,6 +110,7 @@ impl Config {
             encryption: None,
             tracing: None,
             flags: BTreeMap::new(),
+            features: Features::default(),
         }
     }
 }

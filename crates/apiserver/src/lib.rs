@@ -15,6 +15,7 @@ mod crds;
 mod dial;
 mod discovery;
 mod duration;
+mod features;
 mod flow;
 mod hooks;
 mod http;
@@ -46,15 +47,20 @@ pub mod webhook;
 mod yaml;
 
 pub use crate::http::body::Body;
+pub use crate::http::negotiate::negotiable;
 pub use access::{Access, AccessError, AccessOptions, Assembled, OidcOptions, WebhookOptions};
 pub use api::{FieldError, FieldErrorKind};
 pub use attributes::{Attributes, Decision, Gvk, Gvr, Operation, UserInfo, Verdict};
 pub use config::{Config, Protection};
 pub use duration::parse as parse_duration;
+pub use features::{FeatureError, Features};
 pub use hooks::{
     AdmissionRequest, Admit, Answer, Authenticate, Authorize, Cluster, ClusterRef, Hooks, Rotation, Snapshot,
     Transform,
 };
+pub use query::Query;
+pub use request::RequestInfo;
 pub use server::{ApiServer, Error, InProcess};
 pub use start::start;
 pub use status::{Cause, Status};
+pub use yaml::write as write_yaml;

@@ -7,7 +7,7 @@ use schema::{FieldValidation, TypeId};
 use serde_json::Value;
 
 use crate::query::WriteOptions;
-use crate::registry::Served;
+use crate::registry::{Served, convert};
 use crate::verbs::write::{Checks, Part};
 use crate::verbs::{Call, decode_status, meta};
 use crate::{Cause, Status};
@@ -37,8 +37,13 @@ async fn with<T>(served: &Served, part: Part, mut run: impl FnMut(&Context<'_>) 
         let answer = {
             let asking = RefCell::new(&mut asked);
             let other = |value: &Value, wanted: &str| -> Option<(TypeId, Value)> {
-                if wanted == api_version {
+                let own = value.get("apiVersion").and_then(Value::as_str).unwrap_or(&api_version);
+                if wanted == api_version && own == wanted {
                     return Some((resource.type_id, value.clone()));
+                }
+                // The way back from another version of a custom resource is that version's own.
+                if own != api_version && !served.selects_stored() {
+                    return None;
                 }
                 if let Some(now) = served.other_now(value, wanted) {
                     return now;
@@ -146,7 +151,14 @@ pub async fn apply(
     let merged = with(served, part, |context| {
         schema::managed::apply(context, old, config, &options.field_manager, force)
     });
-    let merged = merged.await?.map_err(|error| match error {
+    let merged = merged.await?.map_err(apply_status)?;
+    let mut value = decode(&merged, FieldValidation::Ignore)?.value;
+    resource.complete(&mut value);
+    Ok(value)
+}
+
+fn apply_status(error: ApplyError) -> Status {
+    match error {
         ApplyError::BadRequest(text) => Status::bad_request(text),
         ApplyError::Internal(text) => Status::new(500, "", text),
         ApplyError::Conflict { message, causes } => {
@@ -157,8 +169,40 @@ pub async fn apply(
             });
             Status::apply_conflict(message, causes.collect())
         }
-    })?;
-    let mut value = decode(&merged, FieldValidation::Ignore)?.value;
-    resource.complete(&mut value);
-    Ok(value)
+    }
+}
+
+/// Server-side apply of a Scale. The answer is the new Scale, and the managedFields of the object that it belongs to.
+pub fn apply_scale(
+    served: &Served,
+    (scale, scale_type): (&Value, TypeId),
+    old: &Value,
+    config: &Value,
+    replicas: &str,
+    options: &WriteOptions,
+) -> Result<(Value, Vec<Value>), Status> {
+    let path = |version: &str| {
+        let known = version == served.resource.api_version() || convert::serves(&served.resource, version);
+        known.then(|| schema::managed::path_of(replicas))
+    };
+    let parent = old.pointer("/metadata/managedFields");
+    let mut live = scale.clone();
+    meta::of(&mut live)?.insert("managedFields".to_owned(), schema::managed::to_scale(parent, &path).into());
+    let now = meta::now();
+    let context = Context {
+        types: api::types(),
+        type_id: scale_type,
+        api_version: "autoscaling/v1",
+        kind: "Scale",
+        subresource: "scale",
+        ignored: &[],
+        now: &now,
+        convert: &|_, _| None,
+    };
+    let force = options.force.unwrap_or(false);
+    let merged = schema::managed::apply(&context, Some(&live), config, &options.field_manager, force);
+    let merged = merged.map_err(apply_status)?;
+    let entries = merged.pointer("/metadata/managedFields");
+    let parent = schema::managed::to_parent(parent, entries, &served.resource.api_version(), &path);
+    Ok((merged, parent))
 }

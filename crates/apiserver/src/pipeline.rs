@@ -43,7 +43,9 @@ where
     let query = Query::parse(parts.uri.query().unwrap_or_default());
     let info = RequestInfo::parse(&parts.method, parts.uri.path(), &query);
     let upgrade = parts.extensions.remove::<hyper::upgrade::OnUpgrade>();
-    let output = negotiate::output(&parts.headers, &query, info.is_resource).unwrap_or(Output::JSON);
+    let features = server.config.features;
+    let output =
+        negotiate::output(&parts.headers, &query, info.is_resource, features).unwrap_or(Output::JSON);
     let gzip = accepts_gzip(&parts);
     let head = parts.method == Method::HEAD;
     let long = info.long_running();
@@ -193,7 +195,7 @@ where
         }
         return crate::serve::path(&server, &parts, &query, &info).await;
     }
-    let output = negotiate::output(&parts.headers, &query, true);
+    let output = negotiate::output(&parts.headers, &query, true, server.config.features);
     let served = server.registry.find(&info.group, &info.version, &info.resource);
     let Some(served) = served else {
         if info.group.is_empty() || server.registry.any_of(&info.group) {

@@ -50,17 +50,20 @@ pub fn encode(output: Output, value: &Value) -> Result<Bytes, Status> {
     }
     match output.format {
         Format::Json if output.pretty => {
-            let mut text = serde_json::to_vec_pretty(value).map_err(Status::internal)?;
+            let ordered = schema::Ordered::new(api::types(), type_of(value), value);
+            let mut text = serde_json::to_vec_pretty(&ordered).map_err(Status::internal)?;
             text.push(b'\n');
             Ok(text.into())
         }
         Format::Json => {
-            let mut text = serde_json::to_vec(value).map_err(Status::internal)?;
+            let ordered = schema::Ordered::new(api::types(), type_of(value), value);
+            let mut text = serde_json::to_vec(&ordered).map_err(Status::internal)?;
             text.push(b'\n');
             Ok(text.into())
         }
         Format::Yaml => to_yaml(value),
         Format::Protobuf => to_protobuf(value),
+        Format::Cbor => to_cbor(value),
     }
 }
 
@@ -68,22 +71,35 @@ fn to_yaml(value: &Value) -> Result<Bytes, Status> {
     Ok(crate::yaml::write(value).into())
 }
 
-/// A whole protobuf body; the tree names its kind.
-fn to_protobuf(value: &Value) -> Result<Bytes, Status> {
+/// The type of a tree that names its kind; none for what is no kind of the table.
+fn type_of(value: &Value) -> Option<schema::TypeId> {
     let types = api::types();
     let text = |key: &str| value.get(key).and_then(Value::as_str).unwrap_or_default();
     let (api_version, kind) = (text("apiVersion"), text("kind"));
     let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
-    let id = match types.by_gvk(group, version, kind) {
-        Some(id) => id,
-        None if kind == "Status" => types
-            .by_name("io.k8s.apimachinery.pkg.apis.meta.v1.Status")
-            .ok_or_else(|| Status::internal("no Status in the type table"))?,
-        None => {
-            return Err(Status::not_acceptable(format!("{kind} of {api_version} has no protobuf form")));
-        }
+    let status = || types.by_name("io.k8s.apimachinery.pkg.apis.meta.v1.Status").filter(|_| kind == "Status");
+    types.by_gvk(group, version, kind).or_else(status)
+}
+
+/// A whole protobuf body; the tree names its kind.
+fn to_protobuf(value: &Value) -> Result<Bytes, Status> {
+    let Some(id) = type_of(value) else {
+        let text = |key: &str| value.get(key).and_then(Value::as_str).unwrap_or_default();
+        let (api_version, kind) = (text("apiVersion"), text("kind"));
+        return Err(Status::not_acceptable(format!("{kind} of {api_version} has no protobuf form")));
     };
-    schema::proto::encode(types, id, value).map(Bytes::from).map_err(Status::internal)
+    schema::proto::encode(api::types(), id, value).map(Bytes::from).map_err(Status::internal)
+}
+
+/// A whole CBOR body. Kinds that are not in the table are written as their JSON shows them.
+fn to_cbor(value: &Value) -> Result<Bytes, Status> {
+    let typed = type_of(value).map(|id| (&**api::types(), id));
+    schema::cbor::encode(typed, value).map(Bytes::from).map_err(Status::internal)
+}
+
+/// The tree of a CBOR body.
+pub fn from_cbor(body: &Bytes) -> Result<Value, Status> {
+    schema::cbor::decode(body).map_err(|e| Status::bad_request(e.to_string()))
 }
 
 /// The tree of a protobuf body; `fallback` is its type if it names none.
@@ -451,6 +467,7 @@ fn frame(output: Output, kind: &str, value: &Value) -> Result<Bytes, Status> {
             let length = u32::try_from(event.len()).map_err(Status::internal)?;
             Ok([length.to_be_bytes().as_slice(), &event].concat().into())
         }
+        Format::Cbor => Ok(schema::cbor::watch_event(kind, &to_cbor(value)?).into()),
     }
 }
 

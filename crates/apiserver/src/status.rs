@@ -22,6 +22,8 @@ struct Body {
     causes: Vec<Cause>,
     retry_after: u32,
     details: bool,
+    /// A token for going on with a list.
+    token: String,
     /// For the caller, beside the failure.
     warnings: Vec<String>,
 }
@@ -61,6 +63,7 @@ impl Status {
             causes: Vec::new(),
             retry_after: 0,
             details: false,
+            token: String::new(),
             warnings: Vec::new(),
         }))
     }
@@ -127,6 +130,13 @@ impl Status {
 
     pub fn warnings(&self) -> &[String] {
         &self.0.warnings
+    }
+
+    /// A list that cannot go on as it began can go on with this token.
+    #[must_use]
+    pub fn with_continue(mut self, token: String) -> Self {
+        self.0.token = token;
+        self
     }
 
     pub fn code(&self) -> u16 {
@@ -331,6 +341,9 @@ impl Status {
             "message": body.message,
             "code": body.code,
         });
+        if !body.token.is_empty() {
+            status["metadata"]["continue"] = body.token.as_str().into();
+        }
         if !body.reason.is_empty() {
             status["reason"] = body.reason.as_ref().into();
         }

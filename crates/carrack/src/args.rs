@@ -197,6 +197,9 @@ pub struct Apiserver {
     pub access: crate::access::AccessArgs,
     #[command(flatten)]
     pub storage: Storage,
+    /// Feature gates by upstream's names: NAME=true,NAME=false
+    #[arg(long, default_value = "")]
+    pub feature_gates: apiserver::Features,
 }
 
 /// Where an API server keeps the cluster's state.

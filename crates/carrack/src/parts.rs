@@ -185,6 +185,7 @@ pub async fn apiserver(args: args::Apiserver) -> anyhow::Result<()> {
     args.flags.apply(&mut config, None)?;
     config.compaction_interval = args.storage.etcd_compaction_interval;
     args.access.apply(&mut config);
+    config.features = args.feature_gates;
     let server = apiserver::start(config, store).await?;
     eprintln!("serving on {}; kubeconfig {}", server.address(), paths.admin_kubeconfig().display());
     tokio::spawn(crate::memory::keep_small());

@@ -4,6 +4,7 @@ use http::HeaderMap;
 use http::header::{ACCEPT, CONTENT_TYPE, USER_AGENT};
 
 use crate::Status;
+use crate::features::Features;
 use crate::query::Query;
 
 /// The encodings.
@@ -12,6 +13,8 @@ pub enum Format {
     Json,
     Yaml,
     Protobuf,
+    /// Behind a feature gate.
+    Cbor,
 }
 
 impl Format {
@@ -20,16 +23,22 @@ impl Format {
             Self::Json => "application/json",
             Self::Yaml => "application/yaml",
             Self::Protobuf => "application/vnd.kubernetes.protobuf",
+            Self::Cbor => "application/cbor",
         }
     }
 
-    fn of(media_type: &str) -> Option<Self> {
-        Some(match media_type {
-            "application/json" => Self::Json,
-            "application/yaml" => Self::Yaml,
-            "application/vnd.kubernetes.protobuf" => Self::Protobuf,
-            _ => return None,
-        })
+    /// The formats that are spoken.
+    fn all(features: Features) -> &'static [Self] {
+        const ALL: [Format; 4] = [Format::Json, Format::Yaml, Format::Protobuf, Format::Cbor];
+        if features.cbor { &ALL } else { &ALL[..3] }
+    }
+
+    fn of(media_type: &str, features: Features) -> Option<Self> {
+        Self::all(features).iter().find(|format| format.media_type() == media_type).copied()
+    }
+
+    fn names(features: Features) -> String {
+        Self::all(features).iter().map(|f| f.media_type()).collect::<Vec<_>>().join(", ")
     }
 }
 
@@ -104,8 +113,6 @@ pub fn clauses(header: &str) -> Vec<Clause<'_>> {
     clauses
 }
 
-const ALL: [Format; 3] = [Format::Json, Format::Yaml, Format::Protobuf];
-
 fn conversion(params: &[(&str, &str)]) -> Option<Convert> {
     let get = |key: &str| params.iter().find(|(k, _)| *k == key).map(|(_, v)| *v).unwrap_or_default();
     let (kind, group, version) = (get("as"), get("g"), get("v"));
@@ -124,18 +131,25 @@ fn conversion(params: &[(&str, &str)]) -> Option<Convert> {
 }
 
 /// Chooses the representation. `convertible` says whether Table and the like make sense here.
-pub fn output(headers: &HeaderMap, query: &Query, convertible: bool) -> Result<Output, Status> {
+pub fn output(
+    headers: &HeaderMap,
+    query: &Query,
+    convertible: bool,
+    features: Features,
+) -> Result<Output, Status> {
     let header = headers.get(ACCEPT).and_then(|h| h.to_str().ok()).unwrap_or_default();
     let pretty = pretty(headers, query);
     if header.is_empty() {
         return Ok(Output { pretty, ..Output::JSON });
     }
     for clause in clauses(header) {
-        for format in ALL {
+        for format in Format::all(features).iter().copied() {
             let (main, sub) = format.media_type().split_once('/').unwrap_or_default();
+            // A watch of CBOR is a sequence, and may be asked for as one.
+            let sequence = format == Format::Cbor && (clause.main, clause.sub) == (main, "cbor-seq");
             // `application/*` chooses nothing, as in the reference.
             let any = clause.main == "*" && clause.sub == "*";
-            if !any && (clause.main != main || clause.sub != sub) {
+            if !any && !sequence && (clause.main != main || clause.sub != sub) {
                 continue;
             }
             let param = |key: &str| {
@@ -156,12 +170,8 @@ pub fn output(headers: &HeaderMap, query: &Query, convertible: bool) -> Result<O
             return Ok(Output { format, pretty: pretty && format == Format::Json, convert, stream, beta });
         }
     }
-    Err(not_acceptable())
-}
-
-fn not_acceptable() -> Status {
-    let names: Vec<&str> = ALL.iter().map(|f| f.media_type()).collect();
-    Status::not_acceptable(format!("only the following media types are accepted: {}", names.join(", ")))
+    let names = Format::names(features);
+    Err(Status::not_acceptable(format!("only the following media types are accepted: {names}")))
 }
 
 fn pretty(headers: &HeaderMap, query: &Query) -> bool {
@@ -172,18 +182,23 @@ fn pretty(headers: &HeaderMap, query: &Query) -> bool {
     ["curl", "Wget", "Mozilla/5.0"].iter().any(|a| agent.starts_with(a))
 }
 
+/// Whether an answer and a body can be in what the headers say, with every format spoken.
+pub fn negotiable(headers: &HeaderMap, query: &Query) -> bool {
+    let features = Features { cbor: true };
+    output(headers, query, true, features).is_ok() && input(headers, features).is_ok()
+}
+
 /// The encoding of a request body.
-pub fn input(headers: &HeaderMap) -> Result<Format, Status> {
+pub fn input(headers: &HeaderMap, features: Features) -> Result<Format, Status> {
     let header = headers.get(CONTENT_TYPE).and_then(|h| h.to_str().ok()).unwrap_or_default();
     let media_type = header.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     if media_type.is_empty() {
         return Ok(Format::Json);
     }
-    Format::of(&media_type).ok_or_else(|| {
-        let names: Vec<&str> = ALL.iter().map(|f| f.media_type()).collect();
+    Format::of(&media_type, features).ok_or_else(|| {
+        let names = Format::names(features);
         Status::unsupported_media_type(format!(
-            "the body of the request was in an unknown format - accepted media types include: {}",
-            names.join(", ")
+            "the body of the request was in an unknown format - accepted media types include: {names}"
         ))
     })
 }
@@ -195,7 +210,9 @@ mod tests {
     fn check(accept: &str, want: Option<(Format, Convert)>) {
         let mut headers = HeaderMap::new();
         headers.insert(ACCEPT, accept.parse().expect("a header"));
-        let got = output(&headers, &Query::default(), true).ok().map(|o| (o.format, o.convert));
+        let got = output(&headers, &Query::default(), true, Features::default())
+            .ok()
+            .map(|o| (o.format, o.convert));
         assert_eq!(got, want, "{accept}");
     }
 
@@ -210,5 +227,18 @@ mod tests {
             Some((Format::Json, Convert::Table)),
         );
         check("application/json;as=Other;v=v1;g=meta.k8s.io", None);
+        check("application/cbor", None);
+    }
+
+    #[test]
+    fn gated() {
+        let features = Features { cbor: true };
+        for accept in ["application/cbor", "application/cbor-seq", "application/json;q=0.9,application/cbor"]
+        {
+            let mut headers = HeaderMap::new();
+            headers.insert(ACCEPT, accept.parse().expect("a header"));
+            let got = output(&headers, &Query::default(), true, features).map(|o| o.format);
+            assert_eq!(got, Ok(Format::Cbor), "{accept}");
+        }
     }
 }

@@ -239,7 +239,10 @@ fn members(
         }
         serde_json::to_writer(&mut *out, key)?;
         out.push(b':');
-        serde_json::to_writer(&mut *out, value)?;
+        match key.as_str() {
+            "managedFields" => out.extend_from_slice(schema::managed::entries_text(value).as_bytes()),
+            _ => serde_json::to_writer(&mut *out, value)?,
+        }
     }
     Ok(())
 }

@@ -38,7 +38,7 @@ pub async fn path(server: &Arc<Server>, parts: &Parts, query: &Query, info: &Req
     match segments.as_slice() {
         ["api" | "apis"] => {
             if parts.method == Method::POST && segments == ["apis"] {
-                return answer(parts, query, &group_list(server));
+                return answer(server, parts, query, &group_list(server));
             }
             only_get()?;
             root(server, parts, query, segments == ["api"])
@@ -46,22 +46,23 @@ pub async fn path(server: &Arc<Server>, parts: &Parts, query: &Query, info: &Req
         ["api", version] => {
             only_get()?;
             let list = discovery::resource_list(&server.registry.rows(), "", version);
-            answer(parts, query, &list.ok_or_else(Status::no_such_resource)?)
+            answer(server, parts, query, &list.ok_or_else(Status::no_such_resource)?)
         }
         ["apis", group] => {
             only_get()?;
             let (rows, table) = (server.registry.rows(), server.aggregation.table());
             let group = discovery::group(&discovery::Sources { rows: &rows, table: &table }, group);
-            answer(parts, query, &group.ok_or_else(Status::no_such_resource)?)
+            answer(server, parts, query, &group.ok_or_else(Status::no_such_resource)?)
         }
         ["apis", group, version] => {
             only_get()?;
             let list = discovery::resource_list(&server.registry.rows(), group, version);
-            answer(parts, query, &list.ok_or_else(Status::no_such_resource)?)
+            answer(server, parts, query, &list.ok_or_else(Status::no_such_resource)?)
         }
         ["version"] => {
             only_get()?;
-            // As JSON whatever is asked for: clients of every form read it before they know the server.
+            // As JSON whatever is preferred: clients of every form read it before they know the server.
+            only_json(parts)?;
             let body = serde_json::to_vec(&version()).map_err(Status::internal)?;
             Ok(render::response(StatusCode::OK, "application/json", Body::Full(body.into())))
         }
@@ -106,7 +107,7 @@ pub async fn path(server: &Arc<Server>, parts: &Parts, query: &Query, info: &Req
         }
         [] | [""] => {
             only_get()?;
-            answer(parts, query, &json!({"paths": paths(server)}))
+            answer(server, parts, query, &json!({"paths": paths(server)}))
         }
         _ => Ok(text(StatusCode::NOT_FOUND, "404 page not found\n")),
     }
@@ -149,8 +150,8 @@ fn paths(server: &Server) -> Vec<String> {
 }
 
 /// A document in whatever form is accepted. Protobuf needs the version that the JSON form leaves out.
-fn answer(parts: &Parts, query: &Query, value: &Value) -> Answered {
-    let output = negotiate::output(&parts.headers, query, false)?;
+fn answer(server: &Server, parts: &Parts, query: &Query, value: &Value) -> Answered {
+    let output = negotiate::output(&parts.headers, query, false, server.config.features)?;
     let body = if output.format == negotiate::Format::Protobuf && value.get("apiVersion").is_none() {
         let mut versioned = value.clone();
         versioned["apiVersion"] = "v1".into();
@@ -159,6 +160,17 @@ fn answer(parts: &Parts, query: &Query, value: &Value) -> Answered {
         render::encode(output, value)?
     };
     Ok(render::response(StatusCode::OK, output.format.media_type(), Body::Full(body)))
+}
+
+/// Refuses a client that does not take plain JSON; parameters of the media types do not count.
+fn only_json(parts: &Parts) -> Result<(), Status> {
+    let accept = parts.headers.get(http::header::ACCEPT).and_then(|h| h.to_str().ok()).unwrap_or_default();
+    let media_type = |clause: &str| clause.split(';').next().unwrap_or_default().trim().to_owned();
+    if accept.is_empty() || accept.split(',').map(media_type).any(|m| m == "*/*" || m == "application/json") {
+        return Ok(());
+    }
+    let text = "406: Not Acceptable\n\nAvailable representations: application/json";
+    Err(Status::not_acceptable(text).with_causes(Vec::new()))
 }
 
 const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
@@ -177,7 +189,7 @@ fn root(server: &Server, parts: &Parts, query: &Query, core: bool) -> Answered {
     });
     if !aggregated {
         let value = if core { discovery::core_versions(&server.advertised()) } else { group_list(server) };
-        return answer(parts, query, &value);
+        return answer(server, parts, query, &value);
     }
     let document = server.discovery.aggregated(&server.registry, &server.aggregation, core);
     let seen = parts.headers.get(IF_NONE_MATCH).and_then(|h| h.to_str().ok());

@@ -42,13 +42,15 @@ impl DeleteOptions {
                 .by_name("io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions")
                 .ok_or_else(|| Status::internal("no DeleteOptions in the type table"))?;
             let strict = schema::FieldValidation::Ignore;
-            let decoded = match input(&call.headers)? {
+            let decoded = match input(&call.headers, call.server.config.features)? {
                 Format::Json => schema::decode_json(types, id, body, strict),
                 Format::Yaml => schema::decode_yaml(types, id, body, strict),
+                Format::Cbor => schema::decode_value(types, id, &render::from_cbor(body)?, strict),
                 Format::Protobuf => render::from_protobuf(body, id)
                     .map(|value| Ok(schema::Decoded { value, warnings: Vec::new() }))?,
             };
-            let value = decoded.map_err(|e| Status::bad_request(e.to_string()))?.value;
+            let mut value = decoded.map_err(|e| Status::bad_request(e.to_string()))?.value;
+            schema::normalize(types, id, &mut value);
             let kind = value.get("kind").and_then(Value::as_str).unwrap_or("DeleteOptions");
             if kind != "DeleteOptions" {
                 return Err(Status::bad_request(format!("{kind} cannot be handled as DeleteOptions")));

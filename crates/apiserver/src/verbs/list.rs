@@ -26,14 +26,18 @@ pub struct Selected {
 #[derive(Serialize, Deserialize)]
 struct Token {
     v: String,
-    rv: u64,
+    /// [`NEWEST`] goes on with the newest state.
+    rv: i64,
     start: String,
 }
 
+/// The revision in a token that no longer shows the state in which its list began.
+const NEWEST: i64 = -1;
+
 const TOKEN_VERSION: &str = "meta.k8s.io/v1";
 
-fn encode_token(revision: u64, start: String) -> String {
-    let token = Token { v: TOKEN_VERSION.to_owned(), rv: revision, start };
+fn encode_token(rv: i64, start: String) -> String {
+    let token = Token { v: TOKEN_VERSION.to_owned(), rv, start };
     URL_SAFE_NO_PAD.encode(serde_json::to_vec(&token).unwrap_or_default())
 }
 
@@ -41,8 +45,18 @@ fn decode_token(text: &str) -> Result<Token, Status> {
     let bad = |why: &str| Status::bad_request(format!("continue key is not valid: {why}"));
     let bytes = URL_SAFE_NO_PAD.decode(text.trim_end_matches('=')).map_err(|e| bad(&e.to_string()))?;
     let token: Token = serde_json::from_slice(&bytes).map_err(|e| bad(&e.to_string()))?;
-    if token.v != TOKEN_VERSION || token.start.is_empty() {
-        return Err(bad("incorrect encoded version or start"));
+    if token.v != TOKEN_VERSION {
+        return Err(bad("server does not recognize this encoded version"));
+    }
+    if token.rv == 0 || token.rv < NEWEST {
+        return Err(bad("incorrect encoded start resourceVersion (version meta.k8s.io/v1)"));
+    }
+    if token.start.is_empty() {
+        return Err(bad("encoded start key empty (version meta.k8s.io/v1)"));
+    }
+    let key = token.start.strip_prefix('/').unwrap_or(&token.start);
+    if key.split('/').any(|part| matches!(part, "" | "." | "..")) {
+        return Err(bad(&token.start));
     }
     Ok(token)
 }
@@ -85,22 +99,28 @@ pub async fn select(call: &Call, served: &Served, options: &ListOptions) -> Resu
     let prefix = served.prefix(&call.info.namespace);
     let exact = at_revision(options)?;
     let registry = &call.server.registry;
-    let (items, revision, start) = match exact {
+    let unlimited = matches!(exact, At::Any) || options.limit == 0;
+    let (items, revision) = match exact {
         At::Token(token) => {
-            let start = Some(token.start);
-            match token.rv {
-                rv if served.cache.changed() <= rv && registry.applied() >= rv => {
-                    (served.cache.list(&prefix, start.as_deref()).0, rv, start)
+            let start = Some(token.start.as_str());
+            match u64::try_from(token.rv) {
+                Err(_) => {
+                    let revision = registry.fresh().await?;
+                    let (items, changed) = served.cache.list(&prefix, start);
+                    (items, revision.max(changed))
                 }
-                rv => (history(call, served, &prefix, start.as_deref(), rv, true).await?, rv, start),
+                Ok(rv) if served.cache.changed() <= rv && registry.applied() >= rv => {
+                    (served.cache.list(&prefix, start).0, rv)
+                }
+                Ok(rv) => (history(call, served, &prefix, start, rv).await?, rv),
             }
         }
         At::Exact(rv) => {
             registry.reach(rv).await?;
             if served.cache.changed() <= rv {
-                (served.cache.list(&prefix, None).0, rv, None)
+                (served.cache.list(&prefix, None).0, rv)
             } else {
-                (history(call, served, &prefix, None, rv, false).await?, rv, None)
+                (history(call, served, &prefix, None, rv).await?, rv)
             }
         }
         At::Newest | At::Any | At::NotOlder(_) => {
@@ -110,11 +130,9 @@ pub async fn select(call: &Call, served: &Served, options: &ListOptions) -> Resu
                 _ => registry.fresh().await?,
             };
             let (items, changed) = served.cache.list(&prefix, None);
-            (items, revision.max(changed), None)
+            (items, revision.max(changed))
         }
     };
-    drop(start);
-    let unlimited = matches!(at_revision(options)?, At::Any) || options.limit == 0;
     page(served, items, revision, &selector, if unlimited { 0 } else { options.limit }).await
 }
 
@@ -151,7 +169,10 @@ async fn page(
         chosen = served.views(chosen).await?;
     }
     let token = match chosen.last() {
-        Some(last) if more => Some(encode_token(revision, format!("{}\0", last.key))),
+        Some(last) if more => {
+            let revision = i64::try_from(revision).map_err(Status::internal)?;
+            Some(encode_token(revision, format!("{}\0", last.key)))
+        }
         _ => None,
     };
     let remaining = (more && selector.everything()).then(|| total - seen);
@@ -196,7 +217,6 @@ async fn history(
     prefix: &str,
     start: Option<&str>,
     revision: u64,
-    continued: bool,
 ) -> Result<Vec<Arc<Object>>, Status> {
     let (group, plural) = (served.storage.0.as_str(), served.storage.1.as_str());
     let registry = &call.server.registry;
@@ -204,15 +224,19 @@ async fn history(
     let before = std::time::Instant::now();
     let range = registry.store.range(feed::join(group, plural, prefix), from, 0, Some(revision)).await;
     crate::registry::count(served, "list", before, range.is_ok());
-    let range = range.map_err(|error| match error {
-        store::Error::Compacted { .. } if continued => Status::expired(
+    let range = range.map_err(|error| match (error, start) {
+        (store::Error::Compacted { .. }, Some(start)) => Status::expired(
             "The provided continue parameter is too old to display a consistent list result. You can start a new \
-             list without the continue parameter.",
-        ),
-        store::Error::Compacted { .. } => {
+             list without the continue parameter, or use the continue token in this response to retrieve the remainder \
+             of the results. Continuing with the provided token results in an inconsistent list - objects that were \
+             created, modified, or deleted between the time the first chunk was returned and now may show up in the \
+             list.",
+        )
+        .with_continue(encode_token(NEWEST, start.to_owned())),
+        (store::Error::Compacted { .. }, None) => {
             Status::expired(format!("The resourceVersion for the provided list is too old: {revision}"))
         }
-        other => store_error(other),
+        (other, _) => store_error(other),
     })?;
     registry.codec.ready(range.items.iter().map(|kv| &kv.value)).await;
     let mut items = Vec::with_capacity(range.items.len());

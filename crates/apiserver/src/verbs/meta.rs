@@ -138,7 +138,7 @@ pub fn validate(served: &Served, object: &Value) -> Vec<FieldError> {
     labels(metadata, &mut errors);
     annotations(metadata, &mut errors);
     owners(metadata, &mut errors);
-    finalizer_names(metadata, &mut errors);
+    finalizer_names(metadata, strategy.standard_finalizers(), &mut errors);
     errors
 }
 
@@ -241,9 +241,10 @@ fn annotations(metadata: &Value, errors: &mut Vec<FieldError>) {
 fn owners(metadata: &Value, errors: &mut Vec<FieldError>) {
     use FieldErrorKind::Invalid;
     let list = metadata.get("ownerReferences").and_then(Value::as_array);
-    let mut controller: Option<&str> = None;
-    for (i, owner) in list.into_iter().flatten().enumerate() {
-        let field = |name: &str| format!("ownerReferences[{i}].{name}");
+    let mut controller: Option<String> = None;
+    for owner in list.into_iter().flatten() {
+        // Upstream does not tell which of the references it is.
+        let field = |name: &str| format!("ownerReferences.{name}");
         let text = |name: &str| owner.get(name).and_then(Value::as_str).unwrap_or_default();
         let version = text("apiVersion");
         if version.is_empty() || version.rsplit('/').next() == Some("") {
@@ -251,33 +252,41 @@ fn owners(metadata: &Value, errors: &mut Vec<FieldError>) {
         }
         if version == "v1" && text("kind") == "Event" {
             let detail = "/v1, Kind=Event is disallowed from being an owner";
-            errors.push(error(Invalid, &format!("ownerReferences[{i}]"), owner.clone(), detail));
+            errors.push(error(Invalid, "ownerReferences", owner.clone(), detail));
         }
         for name in ["kind", "name", "uid"] {
             if text(name).is_empty() {
-                errors.push(error(Invalid, &field(name), "", format!("{name} must not be empty")));
+                errors.push(error(Invalid, &field(name), "", "must not be empty"));
             }
         }
         if owner.get("controller") == Some(&Value::Bool(true)) {
-            if let Some(first) = controller {
+            if let Some(first) = &controller {
                 let detail = format!(
-                    "Only one reference can have Controller set to true. Found \"true\" in references for {first} and {}",
+                    "Only one reference can have Controller set to true. Found \"true\" in references for {first} and {}/{}",
+                    text("kind"),
                     text("name")
                 );
                 errors.push(error(Invalid, "ownerReferences", Value::from(list.cloned()), detail));
             }
-            controller = Some(text("name"));
+            controller.get_or_insert_with(|| format!("{}/{}", text("kind"), text("name")));
         }
     }
 }
 
-fn finalizer_names(metadata: &Value, errors: &mut Vec<FieldError>) {
+/// Short names that upstream's own kinds may use.
+const STANDARD_FINALIZERS: [&str; 3] = ["kubernetes", "orphan", "foregroundDeletion"];
+
+fn finalizer_names(metadata: &Value, standard: bool, errors: &mut Vec<FieldError>) {
     use FieldErrorKind::Invalid;
     let list = metadata.get("finalizers").and_then(Value::as_array);
     let names: Vec<&str> = list.into_iter().flatten().filter_map(Value::as_str).collect();
-    for name in &names {
+    for (index, name) in names.iter().enumerate() {
         if let Some(why) = qualified_name(name) {
             errors.push(error(Invalid, "finalizers", *name, why));
+        }
+        if standard && !name.contains('/') && !STANDARD_FINALIZERS.contains(name) {
+            let detail = "name is neither a standard finalizer name nor is it fully qualified";
+            errors.push(error(Invalid, &format!("finalizers[{index}]"), *name, detail));
         }
     }
     if names.contains(&"orphan") && names.contains(&"foregroundDeletion") {

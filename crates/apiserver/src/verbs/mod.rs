@@ -45,11 +45,13 @@ pub struct Call {
 }
 
 impl Call {
-    /// Adds a warning for the caller, once.
+    /// Adds a warning for the caller; the same text is told once.
     pub fn warn(&self, text: impl Into<String>) {
+        // More than this would not be shown anyway.
+        const MOST: usize = 1000;
         let mut warnings = self.warnings.lock().unwrap_or_else(|e| e.into_inner());
         let text = text.into();
-        if !warnings.contains(&text) {
+        if warnings.len() < MOST && !warnings.contains(&text) {
             warnings.push(text);
         }
     }
@@ -74,31 +76,36 @@ impl Call {
     ) -> Result<Value, Status> {
         let resource = &served.resource;
         let gvk = (&*resource.group, &*resource.version, &*resource.kind);
-        let decoded = match input(&self.headers)? {
-            Format::Json => resource.decode_json(body, validation),
-            Format::Yaml => resource.decode_yaml(body, validation),
-            Format::Protobuf if resource.strategy.is_custom() => {
-                return Err(Status::unsupported_media_type(
-                    "the body of the request was in an unknown format - accepted media types include: \
-                     application/json, application/yaml",
-                ));
+        let format = input(&self.headers, self.server.config.features)?;
+        let custom = resource.strategy.is_custom();
+        let mut value = self.checked(gvk, validation, |validation| {
+            let decoded = match format {
+                Format::Json => resource.decode_json(body, validation),
+                Format::Yaml => resource.decode_yaml(body, validation),
+                Format::Cbor => resource.decode_value(&crate::render::from_cbor(body)?, validation),
+                Format::Protobuf if custom => {
+                    return Err(Status::unsupported_media_type(
+                        "the body of the request was in an unknown format - accepted media types include: \
+                         application/json, application/yaml",
+                    ));
+                }
+                Format::Protobuf => {
+                    let value = crate::render::from_protobuf(body, resource.type_id)?;
+                    Ok(schema::Decoded { value, warnings: Vec::new() })
+                }
+            };
+            if custom
+                && let Ok(decoded) = &decoded
+                && let Some(kind) = decoded.value.get("kind").and_then(Value::as_str)
+                && kind != resource.kind
+            {
+                let name = meta::text(&decoded.value, "name");
+                let detail = format!("must be {}", resource.kind);
+                let error = crate::FieldError::new(crate::FieldErrorKind::Invalid, "kind", kind, detail);
+                return Err(Status::invalid(&resource.group, kind, name, &[error]));
             }
-            Format::Protobuf => {
-                let value = crate::render::from_protobuf(body, resource.type_id)?;
-                Ok(schema::Decoded { value, warnings: Vec::new() })
-            }
-        };
-        if resource.strategy.is_custom()
-            && let Ok(decoded) = &decoded
-            && let Some(kind) = decoded.value.get("kind").and_then(Value::as_str)
-            && kind != resource.kind
-        {
-            let name = meta::text(&decoded.value, "name");
-            let detail = format!("must be {}", resource.kind);
-            let error = crate::FieldError::new(crate::FieldErrorKind::Invalid, "kind", kind, detail);
-            return Err(Status::invalid(&resource.group, kind, name, &[error]));
-        }
-        let mut value = self.checked(decoded, gvk)?;
+            Ok(decoded)
+        })?;
         resource.complete(&mut value);
         if self.audit.wants(Level::Request) {
             self.audit.object(&value);
@@ -106,7 +113,7 @@ impl Call {
         Ok(value)
     }
 
-    /// The body as an object of a type; a missing kind or version is filled in, a wrong one refused.
+    /// The body as an object of a type, in normal form; a missing kind or version is filled in, a wrong one refused.
     pub fn decode_as(
         &self,
         types: &schema::Types,
@@ -115,28 +122,38 @@ impl Call {
         body: &Bytes,
         validation: FieldValidation,
     ) -> Result<Value, Status> {
-        let decoded = match input(&self.headers)? {
-            Format::Json => schema::decode_json(types, id, body, validation),
-            Format::Yaml => schema::decode_yaml(types, id, body, validation),
-            Format::Protobuf => {
-                let value = crate::render::from_protobuf(body, id)?;
-                Ok(schema::Decoded { value, warnings: Vec::new() })
-            }
-        };
-        self.checked(decoded, gvk)
+        let format = input(&self.headers, self.server.config.features)?;
+        let mut value = self.checked(gvk, validation, |validation| {
+            Ok(match format {
+                Format::Json => schema::decode_json(types, id, body, validation),
+                Format::Yaml => schema::decode_yaml(types, id, body, validation),
+                Format::Cbor => schema::decode_value(types, id, &crate::render::from_cbor(body)?, validation),
+                Format::Protobuf => {
+                    let value = crate::render::from_protobuf(body, id)?;
+                    Ok(schema::Decoded { value, warnings: Vec::new() })
+                }
+            })
+        })?;
+        schema::normalize(types, id, &mut value);
+        Ok(value)
     }
 
-    /// A decoded body, if it is of the kind that is wanted.
+    /// A decoded body, if it is of the kind that is wanted. Another kind has other fields: what is wrong with them is told
+    /// only of the right one.
     fn checked(
         &self,
-        decoded: Result<schema::Decoded, DecodeError>,
         (group, version, kind): (&str, &str, &str),
+        validation: FieldValidation,
+        read: impl Fn(FieldValidation) -> Result<Result<schema::Decoded, DecodeError>, Status>,
     ) -> Result<Value, Status> {
         let api_version = if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") };
+        let (decoded, refused) = match read(validation)? {
+            Err(error @ DecodeError::Strict(_)) => {
+                (read(FieldValidation::Ignore)?, Some(decode_status(&error, version, kind)))
+            }
+            decoded => (decoded, None),
+        };
         let decoded = decoded.map_err(|e| decode_status(&e, version, kind))?;
-        for warning in decoded.warnings {
-            self.warn(warning);
-        }
         let mut value = decoded.value;
         let Some(map) = value.as_object_mut() else {
             return Err(Status::bad_request("the body of the request is no object"));
@@ -156,6 +173,12 @@ impl Call {
         }
         map.insert("apiVersion".to_owned(), api_version.into());
         map.insert("kind".to_owned(), kind.into());
+        if let Some(refused) = refused {
+            return Err(refused);
+        }
+        for warning in decoded.warnings {
+            self.warn(warning);
+        }
         self.audit.object(&value);
         Ok(value)
     }

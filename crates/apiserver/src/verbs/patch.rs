@@ -24,17 +24,23 @@ pub enum Kind {
     Apply,
 }
 
+const APPLY_CBOR: &str = "application/apply-patch+cbor";
+
+fn media_type(call: &Call) -> &str {
+    let header = call.headers.get(CONTENT_TYPE).and_then(|h| h.to_str().ok()).unwrap_or_default();
+    header.split(';').next().unwrap_or_default().trim()
+}
+
 impl Kind {
     /// After the Content-Type.
     pub fn of(call: &Call, served: &Served) -> Result<Self, Status> {
-        let header = call.headers.get(CONTENT_TYPE).and_then(|h| h.to_str().ok()).unwrap_or_default();
-        let media_type = header.split(';').next().unwrap_or_default().trim();
         let custom = served.resource.strategy.is_custom();
-        Ok(match media_type {
+        Ok(match media_type(call) {
             "application/json-patch+json" => Self::Json,
             "application/merge-patch+json" => Self::Merge,
             "application/strategic-merge-patch+json" if !custom => Self::Strategic,
             "application/apply-patch+yaml" => Self::Apply,
+            APPLY_CBOR if call.server.config.features.cbor => Self::Apply,
             _ if custom => {
                 return Err(Status::unsupported_media_type(
                     "the body of the request was in an unknown format - accepted media types include: \
@@ -55,6 +61,11 @@ impl Kind {
 /// The tree of a patch body.
 pub fn parse(call: &Call, kind: Kind, body: &Bytes, validation: FieldValidation) -> Result<Value, Status> {
     let decoded = match kind {
+        Kind::Apply if media_type(call) == APPLY_CBOR => {
+            let value = schema::cbor::decode(body)
+                .map_err(|e| Status::bad_request(format!("error decoding CBOR: {e}")))?;
+            schema::Decoded { value, warnings: Vec::new() }
+        }
         Kind::Apply => schema::decode_any_yaml(body, validation)
             .map_err(|e| Status::bad_request(format!("error decoding YAML: {e}")))?,
         _ => schema::decode_any(body, validation).map_err(|e| match e {
@@ -135,9 +146,8 @@ pub fn apply(
     Ok(value)
 }
 
-pub async fn run(call: &Call, served: &Served, part: Part, body: Bytes) -> Answered {
-    let kind = Kind::of(call, served)?;
-    let write = WriteOptions::read(&call.query, "PatchOptions")?;
+/// What apply must say, and other patches may not.
+pub fn check_options(kind: Kind, write: &WriteOptions) -> Result<(), Status> {
     if kind == Kind::Apply && write.field_manager.is_empty() {
         return Err(Status::invalid_field(
             ("meta.k8s.io", "PatchOptions", ""),
@@ -156,6 +166,13 @@ pub async fn run(call: &Call, served: &Served, part: Part, body: Bytes) -> Answe
             "may not be specified for non-apply patch",
         ));
     }
+    Ok(())
+}
+
+pub async fn run(call: &Call, served: &Served, part: Part, body: Bytes) -> Answered {
+    let kind = Kind::of(call, served)?;
+    let write = WriteOptions::read(&call.query, "PatchOptions")?;
+    check_options(kind, &write)?;
     let patch = parse(call, kind, &body, write.field_validation)?;
     let manager = call.manager(&write);
     let admission_options = write.shown("UpdateOptions");

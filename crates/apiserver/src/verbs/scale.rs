@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures::FutureExt;
 use serde_json::{Map, Value, json};
 
-use super::patch::{Kind, parse};
+use super::patch::{Kind, check_options, parse};
 use super::write::{Checks, Face, Part, Update, update};
 use super::{Answered, Call, meta};
 use crate::query::WriteOptions;
@@ -88,6 +88,7 @@ pub async fn run(call: &Call, served: &Served, body: Bytes) -> Answered {
     let patch = match patching {
         true => {
             let kind = Kind::of(call, served)?;
+            check_options(kind, &write)?;
             Some((kind, parse(call, kind, &body, write.field_validation)?))
         }
         false => None,
@@ -101,6 +102,7 @@ pub async fn run(call: &Call, served: &Served, body: Bytes) -> Answered {
     let face = Shown { served, paths: &paths, name: &call.info.name };
     let mut checks = Checks::of(call, &admission_options, write.dry_run, &manager);
     checks.face = Some(&face);
+    let applying = matches!(patch, Some((Kind::Apply, _)));
     let how = Update {
         key: &key,
         name: &call.info.name,
@@ -108,10 +110,19 @@ pub async fn run(call: &Call, served: &Served, body: Bytes) -> Answered {
         part: Part::Other(&special::SCALE),
         create: false,
         retry: patching || whole.as_ref().is_some_and(|w| meta::text(w, "resourceVersion").is_empty()),
-        managed: true,
+        managed: !applying,
     };
     let make = |old: Option<Arc<Value>>| {
         let made = old.as_deref().ok_or_else(|| served.not_found(&call.info.name)).and_then(|old| {
+            if let Some((Kind::Apply, config)) = &patch {
+                let scale = (&of(old, &paths), id);
+                let replicas = &paths.spec_replicas;
+                let (scale, entries) =
+                    crate::managed::apply_scale(served, scale, old, config, replicas, &write)?;
+                let mut new = set(served, old, &scale, &paths, &call.info.name)?;
+                meta::of(&mut new)?.insert("managedFields".to_owned(), entries.into());
+                return Ok(new);
+            }
             let scale = match (&patch, &whole) {
                 (Some((kind, patch)), _) => patched(&of(old, &paths), *kind, patch, id)?,
                 (None, Some(whole)) => whole.clone(),
@@ -131,12 +142,17 @@ fn patched(scale: &Value, kind: Kind, patch: &Value, id: schema::TypeId) -> Resu
     let patched = match kind {
         Kind::Json => schema::json_patch(scale, patch).map_err(bad)?,
         Kind::Merge => schema::merge_patch(scale, patch),
+        // An apply goes its own way.
         Kind::Strategic | Kind::Apply => {
             schema::strategic_merge_patch(api::types(), id, scale, patch).map_err(bad)?
         }
     };
     let decoded = schema::decode_value(api::types(), id, &patched, schema::FieldValidation::Ignore);
-    decoded.map(|d| d.value).map_err(|e| {
+    let normal = |mut value: Value| {
+        schema::normalize(api::types(), id, &mut value);
+        value
+    };
+    decoded.map(|d| normal(d.value)).map_err(|e| {
         let error = FieldError::new(FieldErrorKind::Invalid, "patch", patch.to_string(), e.to_string());
         Status::invalid("", "", "", &[error])
     })

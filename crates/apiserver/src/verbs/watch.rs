@@ -28,6 +28,17 @@ use crate::selector::Selector;
 use crate::{Status, render};
 
 const BOOKMARK: Duration = Duration::from_secs(60);
+/// The last bookmark comes this long before a watch ends.
+const BEFORE_END: Duration = Duration::from_secs(2);
+
+/// Every minute, and shortly before the end, so that the client's next watch begins where this one ended.
+fn bookmark_after(now: Instant, deadline: Instant) -> Instant {
+    let periodic = now + BOOKMARK;
+    match deadline.checked_sub(BEFORE_END) {
+        Some(last) if last > now && last < periodic => last,
+        _ => periodic,
+    }
+}
 
 /// Everything that a running watch needs; it holds no queue.
 struct Watcher {
@@ -161,6 +172,7 @@ pub async fn run(call: &Call, served: &Arc<Served>) -> Answered {
         _ => call.server.config.protection.min_request_timeout.mul_f64(rand::rng().random_range(1.0..2.0)),
     };
     let now = Instant::now();
+    let deadline = now + lifetime;
     let watcher = Watcher {
         frames: Frames::new(served.clone(), call.output, &call.query),
         served: served.clone(),
@@ -174,8 +186,8 @@ pub async fn run(call: &Call, served: &Arc<Served>) -> Answered {
         initial,
         ready: Vec::new().into_iter(),
         bookmarks: options.bookmarks,
-        next_bookmark: now + BOOKMARK,
-        deadline: now + lifetime,
+        next_bookmark: bookmark_after(now, deadline),
+        deadline,
         shutdown: call.server.shutdown.clone(),
         history,
         done: false,
@@ -192,6 +204,7 @@ fn response(output: Output, body: Body) -> Response<Body> {
         Format::Json => "application/json",
         Format::Yaml => "application/yaml",
         Format::Protobuf => "application/vnd.kubernetes.protobuf;stream=watch",
+        Format::Cbor => "application/cbor-seq",
     };
     *response.status_mut() = StatusCode::OK;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
@@ -312,7 +325,7 @@ impl Watcher {
                 }
             }
             () = tokio::time::sleep_until(next_bookmark), if bookmarks => {
-                self.next_bookmark = Instant::now() + BOOKMARK;
+                self.next_bookmark = bookmark_after(Instant::now(), self.deadline);
                 self.position = self.position.max(self.quiet());
                 return self.bookmark(false).map(Some);
             }

@@ -63,6 +63,15 @@ impl Part {
             }
         }
     }
+
+    fn warnings(self, served: &Served, new: &Value, old: &Value) -> Vec<String> {
+        let strategy = &served.resource.strategy;
+        match self {
+            Self::Main => strategy.warnings(new, Some(old)),
+            Self::Status => strategy.warnings_status(new, Some(old)),
+            Self::Other(_) => Vec::new(),
+        }
+    }
 }
 
 fn invalid(served: &Served, name: &str, errors: &[FieldError]) -> Status {
@@ -227,7 +236,7 @@ async fn create_once(
     let strategy = &served.resource.strategy;
     meta::fill(&mut object)?;
     strategy.prepare_create(&mut object);
-    served.resource.normalize(&mut object);
+    served.resource.open(&mut object);
     if generated {
         let name = meta::generate_name(meta::text(&object, "generateName"));
         meta::of(&mut object)?.insert("name".to_owned(), name.into());
@@ -246,6 +255,7 @@ async fn create_once(
         if !errors.is_empty() {
             return Err(invalid(served, &name, &errors));
         }
+        served.resource.normalize(&mut object);
         checks.warn(strategy.warnings(&object, None));
         checks.validate(served, Operation::Create, &object, None).await?;
         let key = served.key(meta::text(&object, "namespace"), &name);
@@ -375,7 +385,7 @@ async fn update_once(
     checks.mutate(served, Operation::Update, &mut new, Some(&old)).await?;
     meta::carry(&mut new, &old)?;
     update.part.prepare(served, &mut new, &old);
-    served.resource.normalize(&mut new);
+    served.resource.open(&mut new);
     let special = special::of(served.group(), served.plural());
     let mut undo = special::Undo::default();
     if let (Part::Main, Some(begin)) = (update.part, special.begin_update) {
@@ -399,17 +409,19 @@ async fn finish_update(
     let mut errors = meta::validate_update(&new, old);
     errors.extend(meta::validate(served, &new));
     errors.extend(update.part.validate(served, &new, old));
+    api::ratchet(&mut errors, old);
     if !errors.is_empty() {
         return Err(invalid(served, update.name, &errors));
     }
-    checks.warn(served.resource.strategy.warnings(&new, Some(old)));
+    let mut new = new;
+    served.resource.normalize(&mut new);
+    checks.warn(update.part.warnings(served, &new, old));
     checks.validate(served, Operation::Update, &new, Some(old)).await?;
     let gone = vanishes(served, &new);
     let retry = update.retry || {
         let version = meta::text(&new, "resourceVersion");
         version.is_empty() || version == "0"
     };
-    let mut new = new;
     meta::of(&mut new)?.insert("resourceVersion".to_owned(), current.revision.to_string().into());
     let new = crate::managed::settle(new, old);
     let mut same = new == *old;

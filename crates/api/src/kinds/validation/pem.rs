@@ -20,6 +20,10 @@ pub(crate) fn blocks(text: &[u8]) -> Vec<Block> {
         let Some(label) = marker(line, "-----BEGIN ") else { continue };
         let (mut body, mut headers, mut rest) = (String::new(), false, lines.clone());
         while let Some(line) = rest.next() {
+            // A block begun inside another ends it, so that text is read once however often blocks begin.
+            if marker(line, "-----BEGIN ").is_some() {
+                break;
+            }
             if let Some(end) = marker(line, "-----END ") {
                 if end == label
                     && let Ok(content) = STANDARD.decode(&body)
