@@ -12,7 +12,14 @@ use serde_json::{Value, json};
 async fn open(dir: &std::path::Path) -> (ApiServer, Client) {
     let mut config = Config::new(dir);
     config.bind.set_port(0);
-    let store = store::embedded::open(&dir.join("store.redb")).expect("the store opens");
+    let store = loop {
+        // The writer of a server that was here before lets go of the file in its own time.
+        match store::embedded::open(&dir.join("store.redb")) {
+            Ok(store) => break store,
+            Err(error) => assert!(format!("{error:?}").contains("AlreadyOpen"), "{error:?}"),
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    };
     let server = apiserver::start(config, store).await.expect("the server starts");
     let client = Client::new(server.in_process(UserInfo::system_master("test")), "default");
     (server, client)

@@ -1,7 +1,7 @@
 //! The ways of custom resources between what is stored and what is served.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use api::custom::{Conversion, Definition, Shape};
 use futures::FutureExt;
@@ -20,7 +20,8 @@ pub struct Way {
     definition: Arc<Definition>,
     shapes: Arc<Shapes>,
     version: String,
-    client: Arc<webhook::Client>,
+    /// Weak, because the client looks at the registry that this way is a part of.
+    client: Weak<webhook::Client>,
 }
 
 /// The version of an object, without the group.
@@ -40,7 +41,7 @@ impl Way {
             definition: definition.clone(),
             shapes: shapes.clone(),
             version: version.to_owned(),
-            client: client.clone(),
+            client: Arc::downgrade(client),
         }
     }
 
@@ -67,7 +68,9 @@ impl Way {
                     (0..objects.len()).filter(|i| version_of(&objects[*i]) != version).collect();
                 if !asked.is_empty() {
                     let originals: Vec<Value> = asked.iter().map(|i| objects[*i].clone()).collect();
-                    let hook = review::Hook { client: &self.client, client_config, review_versions };
+                    let stopping = || Status::unavailable("the server is shutting down");
+                    let client = self.client.upgrade().ok_or_else(stopping)?;
+                    let hook = review::Hook { client: &client, client_config, review_versions };
                     let converted = hook.convert(&originals, &wanted).await?;
                     for (index, object) in asked.into_iter().zip(converted) {
                         objects[index] = object;

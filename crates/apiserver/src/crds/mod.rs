@@ -69,6 +69,9 @@ impl Definitions {
                     }
                 },
             };
+            if conditions::is_true(object, "Terminating") {
+                rows::close(&made);
+            }
             kept.insert(name, made);
         }
         *built = kept;

@@ -25,7 +25,6 @@ pub fn essence(object: &Value) -> Value {
         object.at("spec"),
         object.at("status.acceptedNames"),
         conditions::is_true(object, "Established"),
-        conditions::is_true(object, "Terminating"),
     ])
 }
 
@@ -55,9 +54,6 @@ pub fn build(
             Served::new(version.resource.clone(), cache.clone(), storage.clone(), version.storage, form);
         row.since = object.text("metadata.resourceVersion").parse().unwrap_or(0);
         row.deprecation = version.deprecation.map(Into::into);
-        if definition.terminating {
-            row.closed = Some("create not allowed while custom resource definition is terminating");
-        }
         let row = Arc::new(row);
         if version.storage {
             built.stored = Some(row.clone());
@@ -67,6 +63,13 @@ pub fn build(
         }
     }
     Ok(built)
+}
+
+/// Lets nothing be created any more; watches go on until the end.
+pub fn close(built: &Built) {
+    for row in built.rows.iter().chain(&built.stored) {
+        row.closed.get_or_init(|| "create not allowed while custom resource definition is terminating");
+    }
 }
 
 /// The order of discovery: by group, then newest version first, then by name.

@@ -1,7 +1,7 @@
 //! A resource as it is served in one version, and how its objects get from the stored form into that version and back.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use api::Resource;
 use futures::future::BoxFuture;
@@ -58,7 +58,7 @@ pub struct Served {
     /// Cancelled when the row is replaced or taken away: its watches end.
     pub gone: CancellationToken,
     /// Why nothing may be created: the resource is about to go.
-    pub closed: Option<&'static str>,
+    pub closed: OnceLock<&'static str>,
     /// No watch begins before this revision: the resource was not what it is now.
     pub since: u64,
     /// The warning that every use gives.
@@ -84,7 +84,7 @@ impl Served {
             storage,
             primary,
             gone: CancellationToken::new(),
-            closed: None,
+            closed: OnceLock::new(),
             since: 0,
             deprecation: None,
             form,

@@ -194,8 +194,8 @@ async fn create_managed(
     checks: &Checks<'_>,
     managed: bool,
 ) -> Result<Outcome, Status> {
-    if let Some(why) = served.closed {
-        return Err(Status::new(405, "MethodNotAllowed", why).with_causes(Vec::new()));
+    if let Some(why) = served.closed.get() {
+        return Err(Status::new(405, "MethodNotAllowed", *why).with_causes(Vec::new()));
     }
     meta::wipe(&mut object)?;
     meta::namespace(served, namespace, &mut object)?;
