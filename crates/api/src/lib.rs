@@ -18,8 +18,8 @@ pub use resource::{Column, Resource, Resources, Subresource};
 pub use schema::field::{self, FieldError, FieldErrorKind};
 pub use schema::quantity;
 pub use strategy::{
-    ScalePaths, Strategy, generic_prepare_create, generic_prepare_status, generic_prepare_update, generic_row,
-    ratchet,
+    ScalePaths, Strategy, generic_prepare_create, generic_prepare_status, generic_prepare_update,
+    generic_row, ratchet,
 };
 pub use table::{bootstrap, resources, types};
 

@@ -506,7 +506,8 @@ mod tests {
 
     #[test]
     fn certificates_are_complete_pem_blocks() {
-        let check = |text: &str, expect: bool| assert_eq!(certificates(text.as_bytes()).is_ok(), expect, "{text}");
+        let check =
+            |text: &str, expect: bool| assert_eq!(certificates(text.as_bytes()).is_ok(), expect, "{text}");
         let block = |body: &str| format!("-----BEGIN CERTIFICATE-----\n{body}\n-----END CERTIFICATE-----\n");
         check(&block("MAowAwIBATAAAwEA"), true);
         check(&format!("words\n{}{}", block("MAowAwIBATAAAwEA"), block("MAowAwIBATAAAwEA")), true);
