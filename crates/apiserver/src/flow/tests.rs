@@ -272,7 +272,7 @@ fn seats_follow_shares_and_demand() {
     });
     for _ in 0..3 {
         // Use is averaged over the time between two looks.
-        runtime.block_on(tokio::time::sleep(2 * MS));
+        runtime.block_on(async { tokio::time::sleep(2 * MS).await });
         fairness.rebalance();
     }
     assert!(current("busy") > 270, "it borrows: {}", current("busy"));
