@@ -39,9 +39,17 @@ fn normal_form() {
                 "status":{"ready":0}}),
         ),
     ] {
-        let got = decode(text, FieldValidation::Strict).expect(text);
-        assert_eq!(got.value, want, "{text}");
+        let mut got = decode(text, FieldValidation::Strict).expect(text).value;
+        let (types, id) = table();
+        crate::normalize(&types, id, &mut got);
+        assert_eq!(got, want, "{text}");
     }
+}
+
+#[test]
+fn empty_lists_stay_for_defaults() {
+    let got = decode(r#"{"spec":{"args":[]}}"#, FieldValidation::Strict).expect("decode").value;
+    assert_eq!(got["spec"]["args"], json!([]));
 }
 
 #[test]
