@@ -1,0 +1,8 @@
+//! The target `apply` under libFuzzer.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+    if let Some(target) = fuzzing::target("apply") {
+        (target.run)(data);
+    }
+});
