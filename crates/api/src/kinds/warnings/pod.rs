@@ -98,8 +98,7 @@ fn warn(out: &mut Vec<String>, pod: &Value, at: &str) {
             let meant = app_armor(annotations.text(&key));
             let same = meant.as_ref() == spec.at("securityContext").get(profile).filter(|p| !p.is_null());
             // A new pod's annotation becomes a field unless it says what the pod says, or nothing.
-            let told = if at.is_empty() { meant.is_none() || !same } else { !same || meant.is_none() };
-            if told {
+            if meant.is_none() || !same {
                 out.push(format!(
                     "{at}metadata.annotations[{key}]: deprecated since v1.30; use the \"appArmorProfile\" field instead"
                 ));
