@@ -133,7 +133,10 @@ pub const CBOR: &[&[u8]] = &[
 /// Two documents with a NUL byte between them.
 fn pair(data: &[u8]) -> Option<(Value, Value)> {
     let at = data.iter().position(|b| *b == 0)?;
-    let read = |part: &[u8]| schema::decode_any_yaml(part, FieldValidation::Ignore).ok().map(|d| d.value);
+    let read = |part: &[u8]| {
+        let json = schema::decode_any(part, FieldValidation::Ignore);
+        json.or_else(|_| schema::decode_any_yaml(part, FieldValidation::Ignore)).ok().map(|d| d.value)
+    };
     Some((read(&data[..at])?, read(&data[at + 1..])?))
 }
 

@@ -5,9 +5,11 @@ use std::path::Path;
 use fuzzing::{TARGETS, Target};
 
 /// Mutations of each input of the corpus.
-const ROUNDS: u64 = 150;
-/// A body large enough that work in proportion to its square would not end, and small enough for an unoptimized build.
-const LARGEST: usize = 192 << 10;
+const ROUNDS: u64 = 1000;
+/// An eighth of what the server takes, since tests are built without optimization.
+const LARGEST: usize = 3 << 17;
+/// Almost as deep as JSON may be where it is kept, and where it is passed over.
+const DEPTHS: [usize; 2] = [390, 9_980];
 /// The stack of a server's thread.
 const STACK: usize = 2 << 20;
 
@@ -138,7 +140,7 @@ macro_rules! bounded {
 
 bounded!(json, yaml, protobuf, cbor, patch, apply, selector, route, spdy, websocket);
 
-/// Large bodies, of shapes that punish what is quadratic or recursive. With work in proportion to
+/// Large bodies of shapes that punish what is quadratic or recursive. With work in proportion to
 /// the square of the size this would not end.
 #[test]
 fn large_inputs() {
@@ -160,7 +162,12 @@ fn large_inputs() {
         out.push_str(tail);
         out.into_bytes()
     };
-    let inputs: Vec<(&str, Vec<u8>)> = vec![
+    let deep = |depth: usize, head: &str, tail: &str| {
+        [head, &"{\"a\":[".repeat(depth / 2), "1", &"]}".repeat(depth / 2), tail].concat().into_bytes()
+    };
+    let schema = "{\"spec\":{\"versions\":[{\"schema\":{\"openAPIV3Schema\":{\"default\":";
+    let end = "}}}]}}";
+    let mut inputs: Vec<(&str, Vec<u8>)> = vec![
         ("json", repeat("p{\"a\":", "1", "}")),
         ("json", repeat("[", "", "]")),
         ("json", list("p{", &|i| format!("\"k{i}\":1"), "}")),
@@ -184,6 +191,11 @@ fn large_inputs() {
         ),
         ("yaml", repeat("[", "", "]")),
         ("yaml", repeat("- ", "x", "")),
+        (
+            "yaml",
+            [b"x".as_slice(), "[&a ".repeat(350).as_bytes(), &list("", &|_| "a".into(), &"]".repeat(350))]
+                .concat(),
+        ),
         ("yaml", list("x[", &|_| "a".into(), "]")),
         ("protobuf", [b"p".to_vec(), vec![0x12; LARGEST]].concat()),
         ("cbor", [b"p".to_vec(), vec![0x81; LARGEST]].concat()),
@@ -218,6 +230,18 @@ fn large_inputs() {
         ("spdy", vec![0x80; LARGEST]),
         ("websocket", vec![0x82; LARGEST]),
     ];
+    for depth in DEPTHS {
+        inputs.extend([
+            ("json", deep(depth, "p", "")),
+            ("json", deep(depth, "p{\"x\":", "}")),
+            ("json", deep(depth, &format!("c{schema}"), end)),
+            ("patch", deep(depth, "p{}\0", "")),
+            ("patch", deep(depth, "p", "\0{}")),
+            ("patch", deep(depth, &format!("c{{}}\0{schema}"), end)),
+            ("apply", deep(depth, "p{}\0", "")),
+            ("apply", deep(depth, &format!("c{{}}\0{schema}"), end)),
+        ]);
+    }
     for (name, data) in inputs {
         let thread = std::thread::Builder::new().stack_size(STACK);
         let target = fuzzing::target(name).expect("a target");

@@ -5,7 +5,6 @@ use crate::names;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Token {
-    Error,
     End,
     ClosedParen,
     Comma,
@@ -52,20 +51,11 @@ fn scan(text: &str) -> Vec<(Token, String)> {
             return tokens;
         };
         if is_special(first) {
-            let run = rest.find(|c| !is_special(c)).unwrap_or(rest.len());
-            // The longest keyword that the run begins with.
-            let length = (1..=run.min(2)).rev().find(|n| keyword(&rest[..*n]).is_some());
-            match length {
-                Some(length) => {
-                    let literal = &rest[..length];
-                    tokens.push((keyword(literal).unwrap_or(Token::Error), literal.to_owned()));
-                    rest = &rest[length..];
-                }
-                None => {
-                    tokens.push((Token::Error, format!("error expected: keyword found '{}'", &rest[..run])));
-                    rest = &rest[run..];
-                }
-            }
+            // The longest keyword that it begins; each of these is one alone.
+            let two = rest.get(..2).filter(|two| keyword(two).is_some());
+            let literal = two.unwrap_or(&rest[..1]);
+            tokens.push((keyword(literal).unwrap_or(Token::Identifier), literal.to_owned()));
+            rest = &rest[literal.len()..];
         } else {
             let end = rest
                 .find(|c: char| is_special(c) || matches!(c, ' ' | '\t' | '\r' | '\n' | '\0'))

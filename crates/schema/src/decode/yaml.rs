@@ -11,6 +11,8 @@ use super::DecodeError;
 const MAX_DEPTH: usize = 400;
 /// Most nodes that aliases may add.
 const MAX_ALIASED: usize = 200_000;
+/// Most nodes that anchors may keep: those in several anchors count for each.
+const MAX_ANCHORED: usize = 1_000_000;
 
 pub(super) struct Parsed {
     pub value: Value,
@@ -29,6 +31,7 @@ pub(super) fn parse(body: &[u8]) -> Result<Parsed, DecodeError> {
         events: Parser::new_from_str(text),
         anchors: HashMap::new(),
         aliased: 0,
+        anchored: 0,
         duplicates: Vec::new(),
     };
     let value = reader.document()?;
@@ -43,6 +46,7 @@ struct Reader<'i> {
     events: Parser<'i, granit_parser::StrInput<'i>>,
     anchors: HashMap<usize, Value>,
     aliased: usize,
+    anchored: usize,
     duplicates: Vec<String>,
 }
 
@@ -102,6 +106,10 @@ impl<'i> Reader<'i> {
             _ => return Err(fail(Some(span), "did not find expected node content")),
         };
         if anchor != 0 {
+            self.anchored += weight(&value);
+            if self.anchored > MAX_ANCHORED {
+                return Err(fail(None, "document contains excessive anchoring"));
+            }
             self.anchors.insert(anchor, value.clone());
         }
         Ok(value)

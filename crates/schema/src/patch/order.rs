@@ -57,7 +57,7 @@ fn sorted(mut list: Vec<Value>, order: &[Value], key: &str) -> Vec<Value> {
 }
 
 /// What makes an element the same as another: its merge key, or all of it.
-fn identity(value: &Value, key: &str) -> String {
+pub(super) fn identity(value: &Value, key: &str) -> String {
     match key {
         "" => value.to_string(),
         key => value.get(key).map(Value::to_string).unwrap_or_default(),
@@ -65,7 +65,7 @@ fn identity(value: &Value, key: &str) -> String {
 }
 
 /// The first place of each element.
-fn places(list: &[Value], key: &str) -> HashMap<String, usize> {
+pub(super) fn places(list: &[Value], key: &str) -> HashMap<String, usize> {
     let mut places = HashMap::new();
     for (index, value) in list.iter().enumerate() {
         places.entry(identity(value, key)).or_insert(index);

@@ -1,10 +1,12 @@
 //! Strategic merge patch: maps merge by key, lists as the type table says (by merge key, as a set of scalars, or whole), with
 //! the directives `$patch`, `$retainKeys`, `$deleteFromPrimitiveList` and `$setElementOrder`.
 
+use std::collections::HashSet;
+
 use serde_json::{Map, Value};
 
 use super::PatchError;
-use super::order::{ordered, partition};
+use super::order::{identity, ordered, partition, places};
 use crate::types::{Field, Shape, TypeId, Types};
 
 type Object = Map<String, Value>;
@@ -150,7 +152,8 @@ fn retain_keys(original: &mut Object, patch: &mut Object) -> Result<(), PatchErr
     let Some(list) = patch.remove(RETAIN_KEYS) else { return Ok(()) };
     let bad = || PatchError::Malformed("invalid patch format of retainKeys".to_owned());
     let list = list.as_array().ok_or_else(bad)?;
-    let retained = |key: &str| list.iter().any(|v| v == key);
+    let list: HashSet<&str> = list.iter().filter_map(Value::as_str).collect();
+    let retained = |key: &str| list.contains(key);
     for (key, value) in patch.iter() {
         let directive = key.starts_with(DELETE_PREFIX) || key.starts_with(ORDER_PREFIX);
         if !value.is_null() && !directive && !retained(key) {
@@ -262,14 +265,12 @@ fn merge_list(
 
 fn merge_scalars(original: Vec<Value>, patch: Vec<Value>, deletes: bool) -> Result<Vec<Value>, PatchError> {
     if deletes {
-        return Ok(original.into_iter().filter(|v| !patch.contains(v)).collect());
+        let gone = places(&patch, "");
+        return Ok(original.into_iter().filter(|v| !gone.contains_key(&identity(v, ""))).collect());
     }
-    let mut merged: Vec<Value> = Vec::new();
-    for value in original.iter().chain(&patch) {
-        if !merged.contains(value) {
-            merged.push(value.clone());
-        }
-    }
+    let mut seen = HashSet::new();
+    let all = original.iter().chain(&patch);
+    let merged = all.filter(|v| seen.insert(identity(v, ""))).cloned().collect();
     let (patched, server) = partition(merged, &patch, "")?;
     ordered(patched, server, &patch, &original, "")
 }
@@ -285,14 +286,15 @@ fn special_elements(
     key: &str,
 ) -> Result<(Vec<Value>, Vec<Value>), PatchError> {
     let mut plain = Vec::new();
+    let mut gone = HashSet::new();
     let mut replace = false;
     for item in patch {
         match item.get(PATCH) {
             None => plain.push(item),
             Some(directive) => match directive.as_str() {
                 Some("delete") => {
-                    let wanted = item.get(key).ok_or_else(|| no_merge_key(&item, key))?;
-                    original.retain(|v| v.get(key) != Some(wanted));
+                    item.get(key).ok_or_else(|| no_merge_key(&item, key))?;
+                    gone.insert(identity(&item, key));
                 }
                 Some("replace") => replace = true,
                 Some("merge") => {
@@ -304,6 +306,7 @@ fn special_elements(
             },
         }
     }
+    original.retain(|v| !gone.contains(&identity(v, key)));
     Ok(if replace { (plain, Vec::new()) } else { (original, plain) })
 }
 
@@ -314,15 +317,19 @@ fn merge_elements(
     patch: &[Value],
 ) -> Result<Vec<Value>, PatchError> {
     let key = meta.merge_key();
+    let mut places = places(&original, key);
     for item in patch {
-        let wanted = item.get(key).ok_or_else(|| no_merge_key(item, key))?;
-        match original.iter_mut().find(|v| v.get(key) == Some(wanted)) {
+        item.get(key).ok_or_else(|| no_merge_key(item, key))?;
+        match places.get(&identity(item, key)).map(|at| &mut original[*at]) {
             Some(slot) => {
                 if let (Value::Object(current), Value::Object(change)) = (slot.take(), item.clone()) {
                     *slot = Value::Object(merge_map(types, meta.ty, current, change)?);
                 }
             }
-            None => original.push(item.clone()),
+            None => {
+                places.insert(identity(item, key), original.len());
+                original.push(item.clone());
+            }
         }
     }
     Ok(original)

@@ -1,10 +1,12 @@
 //! Where a pod may go: node selectors, affinity, tolerations, spreading.
 
+use std::collections::HashSet;
+
 use serde_json::Value;
 
 use super::common::{self, label_name, label_selector, label_values};
 use crate::field::{Errors, Path};
-use crate::kinds::json::{Read, same};
+use crate::kinds::json::Read;
 use crate::names;
 
 const EFFECTS: [&str; 3] = ["NoSchedule", "PreferNoSchedule", "NoExecute"];
@@ -243,10 +245,11 @@ pub(crate) fn spread_constraints(errors: &mut Errors, list: &[Value], path: &Pat
 
 /// Tolerations may be added, and an old one may change its seconds.
 pub(crate) fn only_added_tolerations(errors: &mut Errors, new: &[Value], old: &[Value], path: &Path<'_>) {
-    let alike = |a: &Value, b: &Value| {
-        ["key", "operator", "value", "effect"].iter().all(|key| same(a.at(key), b.at(key)))
+    let identity = |toleration: &Value| {
+        ["key", "operator", "value", "effect"].map(|key| toleration.text(key).to_owned())
     };
-    if !old.iter().all(|old| new.iter().any(|new| alike(old, new))) {
+    let new: HashSet<_> = new.iter().map(identity).collect();
+    if !old.iter().all(|old| new.contains(&identity(old))) {
         errors.forbidden(path, "existing toleration can not be modified except its tolerationSeconds");
     }
 }
