@@ -97,7 +97,7 @@ fn warn(out: &mut Vec<String>, pod: &Value, at: &str) {
         if annotations.has(&key) && !container.at("securityContext").has(profile) {
             let meant = app_armor(annotations.text(&key));
             let same = meant.as_ref() == spec.at("securityContext").get(profile).filter(|p| !p.is_null());
-            // A new pod's annotation becomes a field unless it says what the pod says, or nothing.
+            // Nothing is told of an annotation that says what the pod says.
             if meant.is_none() || !same {
                 out.push(format!(
                     "{at}metadata.annotations[{key}]: deprecated since v1.30; use the \"appArmorProfile\" field instead"
