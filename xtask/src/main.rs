@@ -2,6 +2,8 @@
 
 mod bench;
 mod generate;
+#[cfg(feature = "protocols")]
+mod protocols;
 mod test;
 mod tidy;
 
@@ -14,13 +16,18 @@ const USAGE: &str = "usage: cargo xtask TASK
   test [NAME...]        install what the tests need and run them all (as root)
   tidy                  hold the house rules: who may depend on whom, file lengths, docs in step
   bench [NAME...]       measure a release build and print a table
-  generate --facts DIR  make the kinds' table anew from the facts in DIR";
+  generate --facts DIR  make the kinds' table anew from the facts in DIR
+  protocols KUBERNETES CSI
+                        make the gRPC types anew from Kubernetes' source tree and the CSI specification's folder
+                        (cargo run --package xtask --features protocols -- protocols ...)";
 
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
     match words.as_slice() {
         ["generate", "--facts", facts] => generate::run(&PathBuf::from(facts), root()?),
+        #[cfg(feature = "protocols")]
+        ["protocols", kubernetes, csi] => protocols::run(kubernetes.as_ref(), csi.as_ref(), root()?),
         ["test", names @ ..] => test::run(names),
         ["tidy"] => tidy::run(root()?),
         ["bench", names @ ..] => bench::run(root()?, names),

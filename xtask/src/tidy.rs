@@ -29,6 +29,7 @@ const FORBIDDEN: &[(&str, &[&str], &str)] = &[
     ("controllers", &["store", "apiserver", "hyper"], "controllers reach the state through the API alone"),
     ("scheduler", &["store", "apiserver", "hyper"], "the scheduler reaches the state through the API alone"),
     ("kubelet", &["store", "apiserver", "runtime", "libcontainer", "network"], "the kubelet speaks CRI"),
+    ("plugins", &["kube", "k8s-openapi", "tokio", "cri"], "plugins holds protocol types and no behaviour"),
     (
         "provisioner",
         &["store", "apiserver", "cri"],
