@@ -75,7 +75,8 @@ pub fn run(kubernetes: &Path, csi: &Path, root: &Path) -> Result<()> {
             }
             Source::Kubernetes => (kubernetes.join(KUBELET), module.proto.to_owned()),
         };
-        make(module, &include, &proto, &root.join(module.to)).with_context(|| format!("making {}", module.to))?;
+        make(module, &include, &proto, &root.join(module.to))
+            .with_context(|| format!("making {}", module.to))?;
     }
     let files: Vec<&str> = MODULES.iter().map(|module| module.to).collect();
     super::run("rustfmt", &[&["--edition", "2024"], files.as_slice()].concat())
@@ -98,9 +99,7 @@ fn make(module: &Module, include: &Path, proto: &str, to: &Path) -> Result<()> {
     if module.shared_bytes {
         config.bytes(["."]);
     }
-    tonic_prost_build::configure()
-        .out_dir(folder.path())
-        .compile_fds_with_config(set, config)?;
+    tonic_prost_build::configure().out_dir(folder.path()).compile_fds_with_config(set, config)?;
     let text = std::fs::read_to_string(&made).with_context(|| format!("reading {}", made.display()))?;
     let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
     let code = code.fold(String::from("// @generated\n"), |text, line| text + line + "\n");
@@ -110,7 +109,9 @@ fn make(module: &Module, include: &Path, proto: &str, to: &Path) -> Result<()> {
 /// Leaves only the top-level messages and enums that the services reach.
 fn prune(file: &mut FileDescriptorProto) {
     let package = format!(".{}.", file.package());
-    let top = |name: &str| name.strip_prefix(&package).map(|rest| rest.split('.').next().unwrap_or(rest).to_owned());
+    let top = |name: &str| {
+        name.strip_prefix(&package).map(|rest| rest.split('.').next().unwrap_or(rest).to_owned())
+    };
     let messages: BTreeMap<String, &DescriptorProto> =
         file.message_type.iter().map(|message| (message.name().to_owned(), message)).collect();
     let methods = file.service.iter().flat_map(|service| &service.method);

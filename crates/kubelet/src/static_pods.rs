@@ -2,18 +2,15 @@
 //! or goes is seen through inotify. Names, uids and annotations are given as upstream's file source gives them.
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Pod, Toleration};
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use schema::FieldValidation;
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::inotify::Watch;
 use crate::podutil;
 
 /// Marks a pod that comes from a file, and says so.
@@ -84,7 +81,7 @@ pub(crate) async fn follow(
     pods: watch::Sender<StaticPods>,
     shutdown: CancellationToken,
 ) {
-    let watch = match Watch::new(&dir) {
+    let watch = match Watch::new().and_then(|watch| watch.add_files(&dir).map(|()| watch)) {
         Ok(watch) => Some(watch),
         Err(error) => {
             tracing::warn!(%error, dir = %dir.display(), "cannot follow the folder of static pods; it is read once");
@@ -104,51 +101,6 @@ pub(crate) async fn follow(
         tokio::select! {
             () = shutdown.cancelled() => return,
             () = watch.changed() => {}
-        }
-    }
-}
-
-/// An inotify descriptor on one folder.
-struct Watch {
-    inotify: AsyncFd<Descriptor>,
-}
-
-struct Descriptor(Inotify);
-
-impl AsRawFd for Descriptor {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_fd().as_raw_fd()
-    }
-}
-
-impl AsFd for Descriptor {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
-    }
-}
-
-impl Watch {
-    fn new(dir: &Path) -> std::io::Result<Self> {
-        let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
-        let events = AddWatchFlags::IN_CLOSE_WRITE
-            | AddWatchFlags::IN_MOVED_TO
-            | AddWatchFlags::IN_MOVED_FROM
-            | AddWatchFlags::IN_DELETE;
-        inotify.add_watch(dir, events)?;
-        // SAFETY: the descriptor is owned by the inotify instance inside, which stays there and never exchanges it.
-        let inotify = unsafe { AsyncFd::register_with_interest(Descriptor(inotify), Interest::READABLE) };
-        Ok(Self { inotify: inotify.map_err(std::io::Error::from)? })
-    }
-
-    /// Resolves once anything has changed since the last call.
-    async fn changed(&self) {
-        loop {
-            let Ok(mut ready) = self.inotify.readable().await else { return std::future::pending().await };
-            let read = ready.try_io(|fd| fd.get_ref().0.read_events().map_err(std::io::Error::from));
-            match read {
-                Ok(Ok(events)) if !events.is_empty() => return,
-                Ok(_) | Err(_) => {}
-            }
         }
     }
 }
