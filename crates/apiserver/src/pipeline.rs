@@ -12,7 +12,7 @@ use http::{Method, Request, Response, StatusCode};
 use crate::http::body::{self, Body};
 use crate::http::listen::Peer;
 use crate::http::negotiate::{self, Output};
-use crate::http::warning;
+use crate::http::{warning, websocket};
 use crate::lifecycle::{self, Track};
 use crate::metrics::metrics;
 use crate::metrics::request::Labels;
@@ -122,7 +122,7 @@ where
         }
     }
     response.headers_mut().entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-cache, private"));
-    let mut response = track.answered(response, outcome);
+    let mut response = websocket::start(track.answered(response, outcome));
     if head {
         *response.body_mut() = Body::Empty;
     }
@@ -215,6 +215,13 @@ where
     };
     if let Some(connect) = special::connect(&call, &served) {
         call.output = output.unwrap_or(Output::JSON);
+        if call.info.subresource == "log" && websocket::wanted(&call.headers) {
+            let headers = call.headers.clone();
+            websocket::plain(&mut call.headers);
+            let connection = special::Connection { method: parts.method, uri: parts.uri, upgrade: None };
+            let response = connect.run(&call, &served, connection, body).await?;
+            return Ok(websocket::note(response, &headers, upgrade, websocket::Framing::Pieces));
+        }
         let connection = special::Connection { method: parts.method, uri: parts.uri, upgrade };
         return connect.run(&call, &served, connection, body).await;
     }
@@ -238,6 +245,10 @@ where
     let warnings = std::mem::take(&mut *call.warnings.lock().unwrap_or_else(|e| e.into_inner()));
     let mut response = answered.map_err(|status| status.with_warnings(warnings.clone()))?;
     warning::add(&mut response, &warnings);
+    if call.info.verb == "watch" {
+        let framing = websocket::Framing::of_watch(call.output);
+        response = websocket::note(response, &call.headers, upgrade, framing);
+    }
     Ok(response)
 }
 

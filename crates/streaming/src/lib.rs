@@ -2,6 +2,7 @@
 //! speak them to `kubectl`. `negotiate` reads the upgrade headers; `serve_exec`, `serve_attach` and `serve_portforward`
 //! turn the upgraded connection into plain byte streams; `tunnel` joins two upgraded connections as they are.
 
+mod answer;
 mod exec;
 mod negotiate;
 mod portforward;
@@ -9,9 +10,11 @@ pub mod spdy;
 mod tunnel;
 mod websocket;
 
+pub use answer::{Payload, serve_answer};
 pub use exec::{ExecOptions, ExecStreams, Outcome, Reporter, TerminalSize, serve_attach, serve_exec};
 pub use negotiate::{
-    ExecProtocol, Negotiated, PortForwardProtocol, Refused, negotiate_exec, negotiate_portforward,
+    AnswerProtocol, ExecProtocol, Negotiated, PortForwardProtocol, Refused, negotiate_answer, negotiate_exec,
+    negotiate_portforward,
 };
 pub use portforward::{Forward, PortForward, serve_portforward};
 pub use tunnel::{tunnel, tunnel_io};

@@ -33,6 +33,13 @@ pub enum PortForwardProtocol {
     TunneledSpdy,
 }
 
+/// How an answer is put into WebSocket messages (`binary.k8s.io` and its variants).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AnswerProtocol {
+    /// The payloads are base64 text.
+    pub base64: bool,
+}
+
 /// A protocol both sides speak, and the 101 answer that says so.
 #[derive(Debug)]
 pub struct Negotiated<P> {
@@ -107,6 +114,14 @@ pub fn negotiate_portforward(headers: &HeaderMap) -> Result<Negotiated<PortForwa
     }
     let (_, response) = spdy(headers, &["portforward.k8s.io"])?;
     Ok(Negotiated { protocol: PortForwardProtocol::Spdy, response })
+}
+
+/// Chooses the protocol of a plain answer (a log, a watch) over WebSocket; none if the client asks for no WebSocket.
+pub fn negotiate_answer(headers: &HeaderMap) -> Option<Result<Negotiated<AnswerProtocol>, Refused>> {
+    is_websocket(headers).then(|| {
+        let (name, response) = websocket(headers, &["binary.k8s.io", "base64.binary.k8s.io"])?;
+        Ok(Negotiated { protocol: AnswerProtocol { base64: name == Some("base64.binary.k8s.io") }, response })
+    })
 }
 
 fn values<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> + use<'a> {

@@ -24,8 +24,8 @@ use crate::{BUFFER, Stream};
 const CLOSE_SIGNAL: u8 = 255;
 const CHUNK: usize = 32 * 1024;
 const MAX_MESSAGE: usize = 16 << 20;
-const KEEPALIVE: Duration = Duration::from_secs(60);
-const LINGER: Duration = Duration::from_secs(5);
+pub(crate) const KEEPALIVE: Duration = Duration::from_secs(60);
+pub(crate) const LINGER: Duration = Duration::from_secs(5);
 
 /// How channel numbers and payloads are written.
 #[derive(Debug, Clone, Copy)]
@@ -53,7 +53,7 @@ pub(crate) struct Channels {
     cut: DropGuard,
 }
 
-fn upgraded<IO: AsyncRead + AsyncWrite + Unpin>(
+pub(crate) fn upgraded<IO: AsyncRead + AsyncWrite + Unpin>(
     io: IO,
 ) -> impl Future<Output = (SplitSink<WebSocketStream<IO>, Message>, SplitStream<WebSocketStream<IO>>)> {
     let config = WebSocketConfig::default()
@@ -150,7 +150,7 @@ impl Channels {
 }
 
 /// Go's clients take a close without the normal code for a failure.
-fn goodbye() -> Message {
+pub(crate) fn goodbye() -> Message {
     Message::Close(Some(CloseFrame { code: CloseCode::Normal, reason: "".into() }))
 }
 

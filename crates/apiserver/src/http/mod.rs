@@ -5,3 +5,4 @@ pub mod listen;
 pub mod negotiate;
 mod stall;
 pub mod warning;
+pub mod websocket;

@@ -180,3 +180,74 @@ async fn a_socket_needs_the_right_to_create() {
     assert_eq!(plain.code, StatusCode::BAD_REQUEST);
     assert!(plain.text().contains("Upgrade request required"), "{}", plain.text());
 }
+
+/// The next WebSocket message: its opcode and payload.
+async fn message(io: &mut (impl tokio::io::AsyncRead + Unpin)) -> (u8, Vec<u8>) {
+    let head = io.read_u16().await.expect("a frame");
+    let (opcode, short) = ((head >> 8) as u8 & 15, usize::from(head & 127));
+    let length = match short {
+        126 => usize::from(io.read_u16().await.expect("a length")),
+        short => short,
+    };
+    let mut payload = vec![0; length];
+    io.read_exact(&mut payload).await.expect("a payload");
+    (opcode, payload)
+}
+
+#[tokio::test]
+async fn logs_and_watches_go_over_web_sockets() {
+    const TEXT: u8 = 1;
+    const BINARY: u8 = 2;
+    const CLOSE: u8 = 8;
+    let (running, _) = cluster().await;
+    let admin = running.admin();
+    let open = async |path: &str, protocol: Option<&str>| {
+        let mut request = Request::get(path)
+            .header("host", "localhost")
+            .header("connection", "keep-alive, Upgrade")
+            .header("upgrade", "websocket")
+            .header("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==")
+            .header("sec-websocket-version", "13");
+        if let Some(protocol) = protocol {
+            request = request.header("sec-websocket-protocol", protocol);
+        }
+        let request = request.body(Full::<Bytes>::default()).expect("a request");
+        running.connect(Some(&admin)).await.send_request(request).await.expect("answered")
+    };
+    let pods = "/api/v1/namespaces/default/pods";
+
+    let log = format!("{pods}/p/log?tailLines=3");
+    let response = open(&log, Some("binary.k8s.io")).await;
+    assert_eq!(response.status(), StatusCode::SWITCHING_PROTOCOLS);
+    assert_eq!(response.headers()["sec-websocket-protocol"], "binary.k8s.io");
+    assert_eq!(response.headers()["sec-websocket-accept"], "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+    let mut io = TokioIo::new(hyper::upgrade::on(response).await.expect("upgraded"));
+    let (opcode, payload) = message(&mut io).await;
+    let text = String::from_utf8(payload).expect("text");
+    assert_eq!(opcode, BINARY);
+    assert!(text.starts_with("/containerLogs/default/p/c?tailLines=3 "), "{text}");
+    assert!(!text.contains("websocket"), "the kubelet is asked for a plain answer: {text}");
+    assert_eq!(message(&mut io).await.0, CLOSE);
+
+    let response = open(&log, Some("base64.binary.k8s.io")).await;
+    let mut io = TokioIo::new(hyper::upgrade::on(response).await.expect("upgraded"));
+    assert_eq!(message(&mut io).await.0, TEXT);
+
+    let response = open(&format!("{pods}?watch=true"), None).await;
+    assert_eq!(response.status(), StatusCode::SWITCHING_PROTOCOLS);
+    let mut io = TokioIo::new(hyper::upgrade::on(response).await.expect("upgraded"));
+    for name in ["p", "second"] {
+        let (opcode, payload) = message(&mut io).await;
+        let event: serde_json::Value = serde_json::from_slice(&payload).expect("one event");
+        assert_eq!((opcode, event["type"].as_str()), (TEXT, Some("ADDED")));
+        assert_eq!(event["object"]["metadata"]["name"], name);
+        if name == "p" {
+            let pod = json!({"metadata": {"name": "second"}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
+            running.create(pods, &pod).await;
+        }
+    }
+
+    assert_eq!(open(&format!("{pods}/none/log"), None).await.status(), StatusCode::NOT_FOUND);
+    let refused = open(&log, Some("v9.channel.k8s.io")).await;
+    assert_eq!(refused.status(), StatusCode::BAD_REQUEST);
+}
