@@ -45,7 +45,6 @@ fn entry_point(errors: &mut Errors, entry: &Value, path: &Path<'_>) {
 pub(crate) fn service(new: &Value, _: &Value) -> Vec<FieldError> {
     let mut errors = Errors::new();
     let status = Path::new("status");
-    meta_conditions(&mut errors, new.at("status").items("conditions"), &status.child("conditions"));
     let at = status.child("loadBalancer");
     let list = at.child("ingress");
     let entries = new.dig(&["status", "loadBalancer"]).items("ingress");
