@@ -15,12 +15,14 @@ pub(crate) fn check(context: &Context, pod: &Pod, pods: &[Arc<Pod>], node: Optio
     let others: Vec<&Arc<Pod>> =
         pods.iter().filter(|other| podutil::uid(other) != podutil::uid(pod) && active(other)).collect();
     let refuse = |reason: &str, message: String| Some(Verdict { reason: reason.to_owned(), message });
-    if let (Some(selector), Some(node)) = (&spec(pod).node_selector, node) {
-        let labels = node.metadata.labels.clone().unwrap_or_default();
-        if selector.iter().any(|(key, value)| labels.get(key) != Some(value)) {
-            let message = "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector";
-            return refuse("NodeAffinity", message.to_owned());
-        }
+    if node.is_some_and(|node| !scheduling::selector::node_affinity(pod, node)) {
+        let message = "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector";
+        return refuse("NodeAffinity", message.to_owned());
+    }
+    if ports_taken(pod, &others) {
+        let message =
+            "Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports";
+        return refuse("NodePorts", message.to_owned());
     }
     if let Some(verdict) = short(context, pod) {
         return Some(verdict);
@@ -59,6 +61,15 @@ pub(crate) fn check(context: &Context, pod: &Pod, pods: &[Arc<Pod>], node: Optio
         return refuse("OutOfpods", message);
     }
     None
+}
+
+/// Whether another pod of the node has a port of the host that this one asks for: such as were bound past the scheduler.
+fn ports_taken(pod: &Pod, others: &[&Arc<Pod>]) -> bool {
+    let wanted = scheduling::host_ports(pod);
+    let taken = |other: &Arc<Pod>| {
+        scheduling::host_ports(other).iter().any(|port| wanted.iter().any(|one| one.conflicts(port)))
+    };
+    !wanted.is_empty() && others.iter().any(|other| taken(other))
 }
 
 /// A node that is short of something takes critical pods only; of memory, also those that asked for what they use.
@@ -116,4 +127,30 @@ pub(crate) fn request(pod: &Pod, name: &str, milli: bool) -> i64 {
     let overhead =
         if milli { quantity::milli_amount(overhead, name) } else { quantity::amount(overhead, name) };
     (regular + sidecars).max(peak) + overhead.unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_of_the_host_belongs_to_one_pod() {
+        let pod = |ports: &str| -> Arc<Pod> {
+            let text = format!(
+                r#"{{"metadata": {{}}, "spec": {{"containers": [{{"name": "c", "ports": [{ports}]}}]}}}}"#
+            );
+            Arc::new(serde_json::from_str(&text).expect("a pod"))
+        };
+        let cases = [
+            (r#"{"containerPort": 80, "hostPort": 80}"#, true),
+            (r#"{"containerPort": 80, "hostPort": 80, "hostIP": "10.0.0.1"}"#, true),
+            (r#"{"containerPort": 80, "hostPort": 80, "protocol": "UDP"}"#, false),
+            (r#"{"containerPort": 80, "hostPort": 81}"#, false),
+            (r#"{"containerPort": 80}"#, false),
+        ];
+        let other = pod(cases[0].0);
+        for (ports, expected) in cases {
+            assert_eq!(ports_taken(&pod(ports), &[&other]), expected, "{ports}");
+        }
+    }
 }

@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 pub use filter::insufficient;
 pub use preempt::{Budget, Preemption, preempt};
-pub use snapshot::{HostPort, NodeInfo, PodInfo, Snapshot};
+pub use snapshot::{HostPort, NodeInfo, PodInfo, Snapshot, host_ports};
 
 use filter::Prepared;
 

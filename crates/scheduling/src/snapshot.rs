@@ -159,7 +159,8 @@ impl PodInfo {
     }
 }
 
-fn host_ports(pod: &Pod) -> Vec<HostPort> {
+/// The ports that a pod takes on its host.
+pub fn host_ports(pod: &Pod) -> Vec<HostPort> {
     let Some(spec) = &pod.spec else { return Vec::new() };
     let sidecars = spec.init_containers.iter().flatten();
     let sidecars = sidecars.filter(|one| one.restart_policy.as_deref() == Some("Always"));
