@@ -63,6 +63,7 @@ impl Recipe<'_> {
             services: &context.services,
             addresses: Addresses { pod: self.ips, host: &context.config.node_ips },
             allocatable: &context.allocatable,
+            mounted: self.mounted,
         };
         let variables = env::variables(pod, container, &sources).await?;
         let expand = |list: &Option<Vec<String>>| -> Vec<String> {

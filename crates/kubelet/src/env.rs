@@ -2,13 +2,18 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::{Container, FileKeySelector, Pod};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use crate::downward::{self, Addresses, DownwardError};
+use crate::env_file::{self, EnvFileError};
 use crate::objects::{Kind, ObjectError, Objects};
 use crate::podutil::{namespace, spec};
 use crate::services::Services;
+use crate::volumes::{Mounted, mounts};
+
+/// The largest file of variables that is read, which a container wrote and the kubelet holds in memory.
+const ENV_FILE_BYTES: u64 = 1 << 20;
 
 /// Why the environment cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -17,6 +22,14 @@ pub(crate) enum EnvError {
     Object(#[from] ObjectError),
     #[error("couldn't find key {key} in {kind} {namespace}/{name}")]
     Key { key: String, kind: &'static str, namespace: String, name: String },
+    #[error("cannot find the volume {0:?} referenced by FileKeyRef")]
+    NoVolume(String),
+    #[error("cannot read the environment file {path:?} of the volume {volume:?}: {source}")]
+    File { volume: String, path: String, source: std::io::Error },
+    #[error("the environment file {path:?} of the volume {volume:?}: {source}")]
+    FileFormat { volume: String, path: String, source: EnvFileError },
+    #[error("environment variable key {key:?} not found in file {path:?} of the volume {volume:?}")]
+    FileKey { volume: String, path: String, key: String },
     #[error(transparent)]
     Downward(#[from] DownwardError),
 }
@@ -27,6 +40,7 @@ pub(crate) struct Sources<'a> {
     pub services: &'a Services,
     pub addresses: Addresses<'a>,
     pub allocatable: &'a BTreeMap<String, Quantity>,
+    pub mounted: &'a Mounted,
 }
 
 /// The variables, by name.
@@ -65,6 +79,11 @@ pub(crate) async fn variables(
             (_, Some(from)) => {
                 if let Some(selector) = &from.field_ref {
                     downward::field(pod, &sources.addresses, selector)?
+                } else if let Some(selector) = &from.file_key_ref {
+                    match of_file(sources.mounted, selector)? {
+                        Some(value) => value,
+                        None => continue,
+                    }
                 } else if let Some(selector) = &from.resource_field_ref {
                     downward::resource(pod, container, selector, sources.allocatable)?
                 } else {
@@ -89,6 +108,22 @@ pub(crate) async fn variables(
         own.entry(name).or_insert(value);
     }
     Ok(own)
+}
+
+/// A variable that a container wrote into a file of the pod's volume.
+fn of_file(mounted: &Mounted, selector: &FileKeySelector) -> Result<Option<String>, EnvError> {
+    let FileKeySelector { key, path, volume_name, optional } = selector;
+    let (volume, path, key) = (volume_name.clone(), path.clone(), key.clone());
+    let Some(root) = mounted.paths.get(&volume) else { return Err(EnvError::NoVolume(volume)) };
+    let text = match mounts::read_beneath(root, path.as_ref(), ENV_FILE_BYTES) {
+        Ok(text) => text,
+        Err(source) => return Err(EnvError::File { volume, path, source }),
+    };
+    match env_file::value(&text, &key) {
+        Ok(None) if *optional != Some(true) => Err(EnvError::FileKey { volume, path, key }),
+        Ok(value) => Ok(value),
+        Err(source) => Err(EnvError::FileFormat { volume, path, source }),
+    }
 }
 
 async fn key_of(

@@ -13,6 +13,7 @@ mod context;
 mod dns;
 mod downward;
 mod env;
+mod env_file;
 mod error;
 mod events;
 mod eviction;

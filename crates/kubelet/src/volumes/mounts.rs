@@ -1,6 +1,7 @@
 //! Mounts under a pod's directory: tmpfs, and binds of sub-paths that cannot be led astray by symlinks.
 
 use std::ffi::CString;
+use std::io::Read;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -89,6 +90,21 @@ fn open_beneath(volume: &Path, sub: &Path) -> std::io::Result<OwnedFd> {
     }
     // SAFETY: the call returned a new descriptor that nothing else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// The text of a regular file below `volume`, of at most `limit` bytes.
+pub(crate) fn read_beneath(volume: &Path, sub: &Path, limit: u64) -> std::io::Result<String> {
+    let opened = open_beneath(volume, sub)?;
+    let path = format!("/proc/self/fd/{}", opened.as_raw_fd());
+    // What is no regular file (a pipe) might never end.
+    let metadata = std::fs::metadata(&path)?;
+    if !metadata.is_file() || metadata.len() > limit {
+        let problem = format!("it is no regular file of at most {limit} bytes");
+        return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, problem));
+    }
+    let mut text = String::new();
+    std::fs::File::open(path)?.take(limit).read_to_string(&mut text)?;
+    Ok(text)
 }
 
 /// Binds `sub` of `volume` at `target`; a missing sub-path becomes a directory.
