@@ -1,6 +1,6 @@
 //! Sets the limits that CRI asks for.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use cri::v1::LinuxContainerResources;
 
@@ -9,6 +9,15 @@ use super::{Cgroups, Error, fail};
 impl Cgroups {
     /// Applies what `resources` sets; a value of zero leaves that limit as it is.
     pub fn apply(&self, group: &str, resources: &LinuxContainerResources) -> Result<(), Error> {
+        self.apply_early(group, resources)?;
+        for (path, value) in self.quota(group, resources) {
+            write(&path, &value)?;
+        }
+        Ok(())
+    }
+
+    /// As [`Cgroups::apply`], without what [`Cgroups::quota`] gives.
+    pub fn apply_early(&self, group: &str, resources: &LinuxContainerResources) -> Result<(), Error> {
         self.cpu(group, resources)?;
         self.memory(group, resources)?;
         for limit in &resources.hugepage_limits {
@@ -29,29 +38,36 @@ impl Cgroups {
         Ok(())
     }
 
+    /// The files that hold the limit on CPU time, and what goes there.
+    pub fn quota(&self, group: &str, resources: &LinuxContainerResources) -> Vec<(PathBuf, String)> {
+        let (period, quota) = (resources.cpu_period, resources.cpu_quota);
+        let mut files = Vec::new();
+        if let Some(dir) = self.v1_dir("cpu", group) {
+            if period > 0 {
+                files.push((dir.join("cpu.cfs_period_us"), period.to_string()));
+            }
+            if quota != 0 {
+                files.push((dir.join("cpu.cfs_quota_us"), quota.to_string()));
+            }
+        } else if let Some(dir) = self.v2_dir(group)
+            && quota != 0
+        {
+            let quota = if quota > 0 { quota.to_string() } else { "max".into() };
+            let period = if period > 0 { period } else { 100_000 };
+            files.push((dir.join("cpu.max"), format!("{quota} {period}")));
+        }
+        files
+    }
+
     fn cpu(&self, group: &str, resources: &LinuxContainerResources) -> Result<(), Error> {
         if let Some(dir) = self.v1_dir("cpu", group) {
             if resources.cpu_shares > 0 {
                 put(&dir, "cpu.shares", &resources.cpu_shares.to_string())?;
             }
-            if resources.cpu_period > 0 {
-                put(&dir, "cpu.cfs_period_us", &resources.cpu_period.to_string())?;
-            }
-            if resources.cpu_quota != 0 {
-                put(&dir, "cpu.cfs_quota_us", &resources.cpu_quota.to_string())?;
-            }
-        } else if let Some(dir) = self.v2_dir(group) {
-            if resources.cpu_shares > 0 {
-                put(&dir, "cpu.weight", &weight(resources.cpu_shares).to_string())?;
-            }
-            if resources.cpu_quota != 0 {
-                let quota = match resources.cpu_quota {
-                    n if n > 0 => n.to_string(),
-                    _ => "max".into(),
-                };
-                let period = if resources.cpu_period > 0 { resources.cpu_period } else { 100_000 };
-                put(&dir, "cpu.max", &format!("{quota} {period}"))?;
-            }
+        } else if let Some(dir) = self.v2_dir(group)
+            && resources.cpu_shares > 0
+        {
+            put(&dir, "cpu.weight", &weight(resources.cpu_shares).to_string())?;
         }
         let cpuset = self.v1_dir("cpuset", group).or_else(|| self.v2_dir(group).filter(|_| self.unified()));
         if let Some(dir) = cpuset {
@@ -100,12 +116,15 @@ fn weight(shares: i64) -> i64 {
 }
 
 pub(super) fn put(dir: &Path, file: &str, value: &str) -> Result<(), Error> {
-    let path = dir.join(file);
+    write(&dir.join(file), value)
+}
+
+fn write(path: &Path, value: &str) -> Result<(), Error> {
     std::fs::OpenOptions::new()
         .write(true)
-        .open(&path)
+        .open(path)
         .and_then(|mut f| std::io::Write::write_all(&mut f, value.as_bytes()))
-        .map_err(fail("write", &path))
+        .map_err(fail("write", path))
 }
 
 #[cfg(test)]

@@ -189,6 +189,7 @@ impl Node {
             stdin: config.stdin,
             stdin_once: config.stdin_once,
             cgroup_procs: self.cgroups.procs_files(&cgroup),
+            late_limits: Vec::new(),
             cgroups: self.cgroups.dirs(&cgroup),
             oom_events: self.cgroups.oom_file(&cgroup),
             oom_score_adj: resources.as_ref().and_then(|r| i32::try_from(r.oom_score_adj).ok()),
@@ -292,14 +293,20 @@ impl Node {
         }
         let sandbox = self.sandbox(&container.sandbox)?;
         let record = container.record.borrow().clone();
-        let prepared: Prepared =
+        let mut prepared: Prepared =
             serde_json::from_slice(&record.plan).map_err(|e| Error::Internal(e.to_string()))?;
         let (node, cgroup, resources) = (self.clone(), record.cgroup.clone(), record.resources.clone());
         let devices = prepared.devices;
+        // Making the process costs CPU time that a small quota would stretch to seconds.
+        if let Some(resources) = &resources {
+            let late = self.cgroups.quota(&cgroup, resources).into_iter();
+            prepared.plan.late_limits =
+                late.map(|(path, value)| (path.to_string_lossy().into_owned(), value)).collect();
+        }
         let limited = blocking(move || {
             node.cgroups.create(&cgroup)?;
             if let Some(resources) = &resources {
-                node.cgroups.apply(&cgroup, resources)?;
+                node.cgroups.apply_early(&cgroup, resources)?;
             }
             Ok(node.cgroups.confine_devices(&cgroup, devices.as_deref())?)
         })

@@ -119,6 +119,9 @@ fn start(dir: &str, plan: &StartPlan, stdio: Stdio, out: i32) -> Result<(), Stri
         let master = accept_terminal(&listener).map_err(|e| format!("console: {e}"))?;
         sys::send(to.as_fd(), b"t", &[master.as_raw_fd()]).map_err(|e| format!("console: {e}"))?;
     }
+    for (file, value) in &plan.late_limits {
+        sys::put(file, value).map_err(|e| format!("limit {file}: {e}"))?;
+    }
     let pid = container.pid().ok_or("libcontainer gave no process")?;
     let line = format!("P{pid}\n");
     let _ = sys::write(out, line.as_bytes());

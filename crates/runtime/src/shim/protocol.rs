@@ -74,6 +74,10 @@ pub struct StartPlan {
     pub stdin_once: bool,
     /// `cgroup.procs` files the container's first process is put into before anything else.
     pub cgroup_procs: Vec<String>,
+    /// Cgroup files and what is written to them once the first process stands ready: limits that would only slow down its
+    /// making.
+    #[serde(default)]
+    pub late_limits: Vec<(String, String)>,
     /// Cgroup directories whose processes belong to the container, the one with `cgroup.kill` first.
     pub cgroups: Vec<String>,
     /// The file that tells whether the container ran out of memory.
