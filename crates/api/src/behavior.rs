@@ -26,16 +26,40 @@ pub trait Custom: Send + Sync {
     fn validate(&self, object: &Value) -> Vec<FieldError>;
 
     /// All that is wrong with an update, beside its metadata.
-    fn validate_update(&self, new: &Value, old: &Value) -> Vec<FieldError>;
-    fn validate_status(&self, new: &Value, old: &Value) -> Vec<FieldError>;
+    fn validate_update(&self, new: &Value, old: &Value) -> Findings;
+    fn validate_status(&self, new: &Value, old: &Value) -> Findings;
 
     /// What is wrong with a change through `scale`.
-    fn validate_scale(&self, new: &Value, old: &Value) -> Vec<FieldError>;
+    fn validate_scale(&self, new: &Value, old: &Value) -> Findings;
+    fn warnings(&self, new: &Value, old: Option<&Value>) -> Vec<String>;
     fn row(&self, object: &Value, now: Timestamp) -> Vec<Value>;
     fn fields(&self, object: &Value) -> Vec<(Str, String)>;
     fn selects(&self, label: &str) -> bool;
     fn name(&self, name: &str) -> Vec<String>;
     fn scale(&self) -> Option<ScalePaths>;
+}
+
+/// What the validation of an update has found.
+#[derive(Debug, Default)]
+pub struct Findings {
+    /// What stands against the update.
+    pub errors: Vec<FieldError>,
+    /// What is told whether the update is made or not: wrong already before it, and let be.
+    pub warnings: Vec<String>,
+}
+
+impl From<Vec<FieldError>> for Findings {
+    fn from(errors: Vec<FieldError>) -> Self {
+        Self { errors, warnings: Vec::new() }
+    }
+}
+
+impl Findings {
+    /// Adds others.
+    pub fn extend(&mut self, others: Self) {
+        self.errors.extend(others.errors);
+        self.warnings.extend(others.warnings);
+    }
 }
 
 /// The rules of a resource.
@@ -92,29 +116,29 @@ impl Behavior {
     }
 
     /// What is wrong with an update: with the new object, and with the change.
-    pub fn validate_update(&self, new: &Value, old: &Value) -> Vec<FieldError> {
+    pub fn validate_update(&self, new: &Value, old: &Value) -> Findings {
         match self {
             Self::BuiltIn(row) => {
                 let mut errors = if row.update_is_whole { Vec::new() } else { (row.validate)(new) };
                 errors.extend((row.validate_update)(new, old));
-                errors
+                errors.into()
             }
             Self::Custom(custom) => custom.validate_update(new, old),
         }
     }
 
     /// What is wrong with an update of the status.
-    pub fn validate_status(&self, new: &Value, old: &Value) -> Vec<FieldError> {
+    pub fn validate_status(&self, new: &Value, old: &Value) -> Findings {
         match self {
-            Self::BuiltIn(row) => (row.validate_status)(new, old),
+            Self::BuiltIn(row) => (row.validate_status)(new, old).into(),
             Self::Custom(custom) => custom.validate_status(new, old),
         }
     }
 
     /// What is wrong with an update through `scale`, beside the Scale itself.
-    pub fn validate_scale(&self, new: &Value, old: &Value) -> Vec<FieldError> {
+    pub fn validate_scale(&self, new: &Value, old: &Value) -> Findings {
         match self {
-            Self::BuiltIn(_) => Vec::new(),
+            Self::BuiltIn(_) => Findings::default(),
             Self::Custom(custom) => custom.validate_scale(new, old),
         }
     }
@@ -123,7 +147,7 @@ impl Behavior {
     pub fn warnings(&self, new: &Value, old: Option<&Value>) -> Vec<String> {
         match self {
             Self::BuiltIn(row) => (row.warnings)(new, old),
-            Self::Custom(_) => Vec::new(),
+            Self::Custom(custom) => custom.warnings(new, old),
         }
     }
 

@@ -13,7 +13,7 @@ mod resource;
 mod strategy;
 mod table;
 
-pub use behavior::{Behavior, Custom};
+pub use behavior::{Behavior, Custom, Findings};
 pub use resource::{Column, Resource, Resources, Subresource};
 pub use schema::field::{self, FieldError, FieldErrorKind};
 pub use schema::quantity;

@@ -61,6 +61,8 @@ pub struct FieldError {
     pub field: String,
     pub value: Value,
     pub detail: String,
+    /// The message does not show the value.
+    pub hidden: bool,
 }
 
 impl FieldError {
@@ -70,7 +72,13 @@ impl FieldError {
         value: impl Into<Value>,
         detail: impl Into<String>,
     ) -> Self {
-        Self { kind, field: field.into(), value: value.into(), detail: detail.into() }
+        Self { kind, field: field.into(), value: value.into(), detail: detail.into(), hidden: false }
+    }
+
+    /// The finding with a message that does not show the value, as that of a whole object would be.
+    pub fn hide(mut self) -> Self {
+        self.hidden = true;
+        self
     }
 
     /// The message without the field: `Invalid value: "x": why`.
@@ -85,6 +93,7 @@ impl FieldError {
             | FieldErrorKind::Forbidden
             | FieldErrorKind::TooLong
             | FieldErrorKind::Internal => detail(words.to_owned()),
+            _ if self.hidden => detail(words.to_owned()),
             _ => detail(format!("{words}: {}", go_value(&self.value))),
         }
     }
@@ -163,7 +172,7 @@ impl Errors {
     }
 
     fn push(&mut self, kind: FieldErrorKind, path: &dyn fmt::Display, value: Value, detail: String) {
-        self.0.push(FieldError { kind, field: path.to_string(), value, detail });
+        self.0.push(FieldError::new(kind, path.to_string(), value, detail));
     }
 
     pub fn required(&mut self, path: &dyn fmt::Display, detail: impl Into<String>) {

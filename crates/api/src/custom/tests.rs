@@ -117,7 +117,7 @@ fn what_has_not_changed_is_not_judged_again() {
     let schema = spec(&json!({"a": {"type": "string", "maxLength": 1}, "b": {"type": "string"}}));
     let resource = resource(&schema, &json!({}));
     let check = |old: Value, new: Value, expect: usize| {
-        assert_eq!(resource.strategy.validate_update(&object(&new), &object(&old)).len(), expect);
+        assert_eq!(resource.strategy.validate_update(&object(&new), &object(&old)).errors.len(), expect);
     };
     check(json!({"a": "long", "b": "x"}), json!({"a": "long", "b": "y"}), 0);
     check(json!({"a": "long"}), json!({"a": "longer"}), 1);

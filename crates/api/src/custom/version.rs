@@ -1,5 +1,6 @@
 //! The rules of one version of a custom kind, and its row in the resource table.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -14,7 +15,7 @@ use super::{Definition, DefinitionError, Version};
 use crate::field::Errors;
 use crate::kinds::json::{Read, Write};
 use crate::kinds::{human_duration, prepare};
-use crate::{Behavior, Column, Custom, FieldError, Resource, ScalePaths, Subresource, names};
+use crate::{Behavior, Column, Custom, FieldError, Findings, Resource, ScalePaths, Subresource, names};
 
 /// One version: its row, and the means to bring stored objects into it.
 pub struct Served {
@@ -286,12 +287,26 @@ impl Row {
         if !found.is_empty() && self.lists(old).is_empty() { found } else { Vec::new() }
     }
 
-    fn ruled(&self, mut errors: Vec<FieldError>, new: &Value, old: Option<&Value>) -> Vec<FieldError> {
-        if let Some(rules) = &self.rules {
-            errors.extend(rules.after(&errors, new, old));
-        }
-        errors
+    fn ruled(&self, errors: Vec<FieldError>, new: &Value, old: Option<&Value>) -> Findings {
+        let ruled = self.rules.as_ref().map(|rules| rules.after(&errors, new, old));
+        let mut found = Findings::from(errors);
+        found.extend(ruled.unwrap_or_default());
+        found
     }
+}
+
+/// What is to be said of a new finalizer: custom resources accept any, but one should name whose it is.
+fn finalizer_warnings(finalizer: &str) -> Vec<String> {
+    const STANDARD: [&str; 3] = ["orphan", "foregroundDeletion", "kubernetes"];
+    let told = |what: &str| format!("metadata.finalizers: {finalizer:?}: {what}");
+    let mut all: Vec<String> = names::qualified_name(finalizer).iter().map(|what| told(what)).collect();
+    if !finalizer.contains('/') && !STANDARD.contains(&finalizer) {
+        let path = if finalizer.contains('.') { " including a path (/)" } else { "" };
+        all.push(told(&format!(
+            "prefer a domain-qualified finalizer name{path} to avoid accidental conflicts with other finalizer writers"
+        )));
+    }
+    all
 }
 
 /// A whole float is an integer from the moment that it is written down, as Go writes it.
@@ -420,10 +435,11 @@ impl Custom for Row {
         errors.extend(self.scale_errors(object, true, true));
         errors.extend(self.embedded(object));
         errors.extend(self.lists(object));
-        self.ruled(errors, object, None)
+        // Nothing is let be where there is no old value.
+        self.ruled(errors, object, None).errors
     }
 
-    fn validate_update(&self, new: &Value, old: &Value) -> Vec<FieldError> {
+    fn validate_update(&self, new: &Value, old: &Value) -> Findings {
         let mut errors = self.new_lists(new, old);
         errors.extend(structural::validate_update(new, old, &self.schema));
         errors.extend(self.scale_errors(new, true, true));
@@ -431,7 +447,7 @@ impl Custom for Row {
         self.ruled(errors, new, Some(old))
     }
 
-    fn validate_status(&self, new: &Value, old: &Value) -> Vec<FieldError> {
+    fn validate_status(&self, new: &Value, old: &Value) -> Findings {
         let mut errors = self.new_lists(new, old);
         if let (Some(schema), Some(status)) = (&self.status_schema, new.get("status")) {
             let before = old.get("status").unwrap_or(&Value::Null);
@@ -442,8 +458,21 @@ impl Custom for Row {
         self.ruled(errors, new, Some(old))
     }
 
-    fn validate_scale(&self, new: &Value, old: &Value) -> Vec<FieldError> {
+    fn validate_scale(&self, new: &Value, old: &Value) -> Findings {
         self.validate_update(new, old)
+    }
+
+    fn warnings(&self, new: &Value, old: Option<&Value>) -> Vec<String> {
+        let of = |object: &Value| -> BTreeSet<String> {
+            object
+                .at("metadata")
+                .items("finalizers")
+                .iter()
+                .filter_map(|f| f.as_str().map(str::to_owned))
+                .collect()
+        };
+        let before = old.map(of).unwrap_or_default();
+        of(new).difference(&before).flat_map(|finalizer| finalizer_warnings(finalizer)).collect()
     }
 
     fn row(&self, object: &Value, now: Timestamp) -> Vec<Value> {

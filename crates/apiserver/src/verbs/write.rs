@@ -3,12 +3,13 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use api::Findings;
 use futures::future::BoxFuture;
 use serde_json::Value;
 
 use super::{Call, meta};
 use crate::registry::object::{Change, Object, encode};
-use crate::registry::{Served, Written};
+use crate::registry::{Served, Written, served};
 use crate::special;
 use crate::{FieldError, Operation, Status};
 
@@ -49,17 +50,17 @@ impl Part {
         }
     }
 
-    fn validate(self, served: &Served, new: &Value, old: &Value) -> Vec<FieldError> {
+    fn validate(self, served: &Served, new: &Value, old: &Value) -> Findings {
         let strategy = &served.resource.strategy;
         match self {
             Self::Main => strategy.validate_update(new, old),
             Self::Status => strategy.validate_status(new, old),
             Self::Other(rules) => {
-                let mut errors = (rules.validate)(new, old);
+                let mut found = Findings::from((rules.validate)(new, old));
                 if rules.name == special::SCALE.name {
-                    errors.extend(strategy.validate_scale(new, old));
+                    found.extend(strategy.validate_scale(new, old));
                 }
-                errors
+                found
             }
         }
     }
@@ -195,7 +196,7 @@ async fn create_managed(
     managed: bool,
 ) -> Result<Outcome, Status> {
     if let Some(why) = served.closed.get() {
-        return Err(Status::new(405, "MethodNotAllowed", *why).with_causes(Vec::new()));
+        return Err(served::closed(why));
     }
     meta::wipe(&mut object)?;
     meta::namespace(served, namespace, &mut object)?;
@@ -408,7 +409,9 @@ async fn finish_update(
 ) -> Result<Result<Outcome, Option<Arc<Object>>>, Status> {
     let mut errors = meta::validate_update(&new, old);
     errors.extend(meta::validate(served, &new));
-    errors.extend(update.part.validate(served, &new, old));
+    let found = update.part.validate(served, &new, old);
+    checks.warn(found.warnings);
+    errors.extend(found.errors);
     api::ratchet(&mut errors, old);
     if !errors.is_empty() {
         return Err(invalid(served, update.name, &errors));

@@ -44,7 +44,7 @@ impl Before {
 /// What is wrong with a default by the rules of its schema; `root`: the value is a whole resource.
 pub fn check_default(path: &str, schema: &Schema, value: &Value, root: bool) -> Vec<FieldError> {
     match Rules::of(schema, root) {
-        Some(rules) => rules.validate_at(path, value, None),
+        Some(rules) => rules.validate_at(path, value, None).errors,
         None => Vec::new(),
     }
 }

@@ -7,7 +7,7 @@ use schema::structural::{Additional, Correlated, Rule, Schema};
 use serde_json::Value;
 
 use super::{OLD_SELF, Place, SELF, invalid};
-use crate::{FieldError, FieldErrorKind};
+use crate::{FieldError, FieldErrorKind, Findings};
 
 /// The most that all evaluations for one object may cost.
 const BUDGET: u64 = 10_000_000;
@@ -59,25 +59,25 @@ impl Rules {
     }
 
     /// What the rules find wrong with an object. On an update, `old` is what was there before: what rules without
-    /// `oldSelf` find in values that have not changed is left out.
-    pub fn validate(&self, new: &Value, old: Option<&Value>) -> Vec<FieldError> {
+    /// `oldSelf` find in values that have not changed is only warned of.
+    pub fn validate(&self, new: &Value, old: Option<&Value>) -> Findings {
         self.validate_at(ROOT, new, old)
     }
 
-    pub(super) fn validate_at(&self, path: &str, new: &Value, old: Option<&Value>) -> Vec<FieldError> {
-        let mut run = Run { errors: Vec::new(), left: BUDGET };
+    pub(super) fn validate_at(&self, path: &str, new: &Value, old: Option<&Value>) -> Findings {
+        let mut run = Run { errors: Vec::new(), warnings: Vec::new(), left: BUDGET };
         let same = Same { here: old.map(|old| Correlated::new(old, new, &self.schema)), above: None };
         // Whoever stops has said why.
         let _ = run.node(path, &self.root, new, old, same);
-        run.errors
+        Findings { errors: run.errors, warnings: run.warnings }
     }
 
     /// The findings of an object, after `found`: objects that are wrong in shape are not evaluated.
-    pub fn after(&self, found: &[FieldError], new: &Value, old: Option<&Value>) -> Vec<FieldError> {
+    pub fn after(&self, found: &[FieldError], new: &Value, old: Option<&Value>) -> Findings {
         use FieldErrorKind::{NotSupported, Required, TooLong, TooMany, TypeInvalid};
         if found.iter().any(|e| matches!(e.kind, Required | TooLong | TooMany | TypeInvalid | NotSupported)) {
             let detail = "some validation rules were not checked because the object was invalid; correct the existing errors to complete validation";
-            return vec![invalid(ROOT, Value::Null, detail)];
+            return vec![invalid(ROOT, Value::Null, detail)].into();
         }
         self.validate(new, old)
     }
@@ -192,6 +192,7 @@ struct Stop;
 
 struct Run {
     errors: Vec<FieldError>,
+    warnings: Vec<String>,
     /// What is left of the budget.
     left: u64,
 }
@@ -359,15 +360,10 @@ impl Run {
             match self.message(program, activation) {
                 Ok(text) => detail = text,
                 Err(why) => {
-                    if !ratchet {
-                        self.errors.push(invalid(path, node.kind.as_str(), why));
-                    }
+                    self.tell(invalid(path, node.kind.as_str(), why), ratchet);
                     return Err(Stop);
                 }
             }
-        }
-        if ratchet {
-            return Ok(());
         }
         let rule = &one.rule;
         let detail = detail.unwrap_or_else(|| match rule.message.is_empty() {
@@ -375,7 +371,6 @@ impl Run {
             false => rule.message.trim().to_owned(),
         });
         let whole = matches!(node.kind.as_str(), "object" | "array");
-        let value = if whole { Value::String(node.kind.clone()) } else { new.clone() };
         let kind = match rule.reason.as_deref() {
             Some("FieldValueForbidden") => FieldErrorKind::Forbidden,
             Some("FieldValueRequired") => FieldErrorKind::Required,
@@ -383,8 +378,20 @@ impl Run {
             _ => FieldErrorKind::Invalid,
         };
         let detail = if kind == FieldErrorKind::Duplicate { String::new() } else { detail };
-        self.errors.push(FieldError::new(kind, path, value, detail));
+        let found = match whole {
+            true => FieldError::new(kind, path, node.kind.as_str(), detail).hide(),
+            false => FieldError::new(kind, path, new.clone(), detail),
+        };
+        self.tell(found, ratchet);
         Ok(())
+    }
+
+    /// `ratchet`: it was so before, and does not stand against the update.
+    fn tell(&mut self, found: FieldError, ratchet: bool) {
+        match ratchet {
+            true => self.warnings.push(found.message()),
+            false => self.errors.push(found),
+        }
     }
 
     /// What a message's expression says; nothing if that is no message. An error ends the validation.

@@ -105,7 +105,7 @@ fn objects_are_found_fault_with() {
     let check = |new: Value, old: Value, wanted: &[&str]| {
         let new = json!({"spec": new});
         let old = (!old.is_null()).then(|| json!({"spec": old}));
-        assert_eq!(causes(&rules.validate(&new, old.as_ref())), wanted, "{new}");
+        assert_eq!(causes(&rules.validate(&new, old.as_ref()).errors), wanted, "{new}");
     };
     check(json!({"a": 1, "b": 2}), Value::Null, &[]);
     check(json!({"a": 0}), Value::Null, &["Invalid spec.a: failed rule: self > 0"]);
@@ -126,8 +126,12 @@ fn objects_are_found_fault_with() {
     let list = |v: i64| json!({"a": 1, "list": [{"k": "x", "v": v}]});
     check(list(2), list(1), &[]);
     check(list(1), list(2), &["Invalid spec.list[0].v: failed rule: self >= oldSelf"]);
-    // What was wrong before and has not changed is let be.
+    // What was wrong before and has not changed is only warned of.
     check(json!({"a": 0, "imm": "x"}), json!({"a": 0}), &[]);
+    let same = json!({"spec": {"a": 3, "b": 2}});
+    let labelled = json!({"metadata": {"labels": {"x": "y"}}, "spec": {"a": 3, "b": 2}});
+    let found = rules.validate(&labelled, Some(&same));
+    assert_eq!(found.warnings, ["spec.b: Forbidden: b must be more than 3"]);
     check(json!({"a": -1}), json!({"a": 0}), &["Invalid spec.a: failed rule: self > 0"]);
 }
 
@@ -138,10 +142,10 @@ fn an_object_has_one_budget() {
         "x-kubernetes-validations": [{"rule": "self.all(x, self.all(y, x == y))"}]}}}});
     let rules = Rules::compile(&read(&schema)).expect("rules");
     let object = |lists: usize, len: usize| json!({"l": vec![vec![1; len]; lists]});
-    let found = causes(&rules.validate(&object(1, 1000), None));
+    let found = causes(&rules.validate(&object(1, 1000), None).errors);
     assert_eq!(found.len(), 1, "{found:?}");
     assert!(found[0].contains("call cost exceeds limit"), "{found:?}");
-    let found = causes(&rules.validate(&object(200, 100), None));
+    let found = causes(&rules.validate(&object(200, 100), None).errors);
     assert_eq!(found.len(), 1, "{found:?}");
     assert!(found[0].contains("running out of cost budget"), "{found:?}");
 }
@@ -153,9 +157,9 @@ fn a_resource_has_its_names() {
     let rules = Rules::compile(&read(&schema)).expect("rules");
     let object =
         |name: &str| json!({"kind": "Foo", "apiVersion": "v1", "metadata": {"name": name, "labels": {}}});
-    assert!(rules.validate(&object("abc"), None).is_empty());
+    assert!(rules.validate(&object("abc"), None).errors.is_empty());
     assert_eq!(
-        causes(&rules.validate(&object("b"), None)),
+        causes(&rules.validate(&object("b"), None).errors),
         ["Invalid <nil>: failed rule: self.metadata.name.startsWith('a')"]
     );
 }
