@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use indexmap::IndexMap;
 
-use crate::escape::{RESERVED, escape, unescape};
+use crate::escape::{escape, is_reserved, unescape};
 use crate::schema::Schema;
 use crate::types::Type;
 
@@ -218,7 +218,7 @@ impl Decl {
         let Shape::Object { .. } = &self.shape else { return None };
         let (name, decl) = self.entry(ident)?;
         let written = name.and_then(escape).is_some_and(|escaped| escaped == ident);
-        (decl.is_exposed() && (written || RESERVED.contains(&ident))).then_some(decl)
+        (decl.is_exposed() && (written || is_reserved(ident))).then_some(decl)
     }
 
     /// What it has as elements or values.

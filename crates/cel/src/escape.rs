@@ -1,11 +1,7 @@
 //! Property names of JSON as identifiers of expressions, and back: `a-b` is `a__dash__b`.
 
-/// Words that are no identifiers.
-pub(crate) const RESERVED: [&str; 21] = [
-    "true",
-    "false",
-    "null",
-    "in",
+/// Words that the language keeps for itself, beside those that it uses.
+pub(crate) const RESERVED: [&str; 17] = [
     "as",
     "break",
     "const",
@@ -25,6 +21,11 @@ pub(crate) const RESERVED: [&str; 21] = [
     "while",
 ];
 
+/// Whether a word is no identifier.
+pub fn is_reserved(word: &str) -> bool {
+    matches!(word, "true" | "false" | "null" | "in") || RESERVED.contains(&word)
+}
+
 const ESCAPES: [(&str, &str); 4] =
     [("__", "__underscores__"), (".", "__dot__"), ("-", "__dash__"), ("/", "__slash__")];
 
@@ -33,7 +34,7 @@ pub fn escape(name: &str) -> Option<String> {
     if name.is_empty() || name.as_bytes()[0].is_ascii_digit() {
         return None;
     }
-    if RESERVED.contains(&name) {
+    if is_reserved(name) {
         return Some(format!("__{name}__"));
     }
     let mut out = String::with_capacity(name.len());
@@ -75,7 +76,7 @@ pub fn unescape(ident: &str) -> Option<String> {
             "dot" => out.push('.'),
             "dash" => out.push('-'),
             "slash" => out.push('/'),
-            _ if RESERVED.contains(&word) && word_len + 4 == ident.len() => out.push_str(word),
+            _ if is_reserved(word) && word_len + 4 == ident.len() => out.push_str(word),
             _ => return None,
         }
         rest = &inner[word_len + 2..];

@@ -55,7 +55,7 @@ mod value;
 pub use decl::Decl;
 pub use env::Env;
 pub use error::{Errors, EvalError, Issue};
-pub use escape::{escape, unescape};
+pub use escape::{escape, is_reserved, unescape};
 pub use library::authz::{
     Authorizer, Decision, Question, ResourceSubject, Subject, authorizer, authorizer_type, resource_check,
     resource_check_type,
@@ -65,14 +65,3 @@ pub use program::{Activation, Budget, PER_CALL_LIMIT, Program};
 pub use schema::{JsonSchema, Schema};
 pub use types::Type;
 pub use value::{Key, List, Map, Object, Struct, Text, Timestamp, Value};
-
-/// Parses and checks any text; for fuzzing. Never panics.
-pub fn fuzz(text: &str) {
-    let env = Env::new().with("object", Type::Dyn).with("number", Type::Int).with_bind();
-    if let Ok(program) = env.compile(text) {
-        let json = serde_json::json!({"a": [1, "b", null, {"c": 2.5}], "d": true});
-        let activation = Activation::new().with("object", Value::json(&json)).with("number", Value::Int(7));
-        let mut budget = Budget::new(10_000);
-        let _ = program.eval(&activation, &mut budget);
-    }
-}

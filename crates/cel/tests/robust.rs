@@ -66,17 +66,28 @@ const WORDS: [&str; 60] = [
     "quantity('1')",
 ];
 
+/// Compiles a text, and evaluates it within a small budget.
+fn any(text: &str) {
+    let env = Env::new().with("object", Type::Dyn).with("number", Type::Int).with_bind();
+    if let Ok(program) = env.compile(text) {
+        let json = serde_json::json!({"a": [1, "b", null, {"c": 2.5}], "d": true});
+        let activation = Activation::new().with("object", Value::json(&json)).with("number", Value::Int(7));
+        let mut budget = Budget::new(10_000);
+        let _ = program.eval(&activation, &mut budget);
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn any_text(text in ".{0,80}") {
-        cel::fuzz(&text);
+        any(&text);
     }
 
     #[test]
     fn any_tokens(words in prop::collection::vec(prop::sample::select(&WORDS[..]), 0..25)) {
-        cel::fuzz(&words.concat());
+        any(&words.concat());
     }
 }
 

@@ -2,6 +2,7 @@
 //! declarations allow ([`estimate`]). Both follow cel-go's figures with those of Kubernetes' libraries, which are
 //! part of the API: they decide which rules a CustomResourceDefinition may have.
 
+mod calls;
 mod estimate;
 mod size;
 

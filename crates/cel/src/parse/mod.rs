@@ -10,6 +10,7 @@ use std::sync::Arc;
 use self::ast::{Ast, Entry, Expr, FieldInit, Id, Kind, Literal, op};
 use self::lexer::{Kind as Lexeme, Token};
 use crate::error::{Errors, Issue};
+use crate::escape::RESERVED;
 
 /// The longest expression, in characters.
 const MAX_SIZE: usize = 100_000;
@@ -25,25 +26,6 @@ const EXPECTING_ENTRY: &str = "{'[', '{', '}', '(', '.', ',', '-', '!', '?', 'tr
                                NUM_INT, NUM_UINT, STRING, BYTES, IDENTIFIER}";
 const EXPECTING_ELEMENT: &str = "{'[', ']', '{', '(', '.', ',', '-', '!', '?', 'true', 'false', 'null', NUM_FLOAT, \
                                  NUM_INT, NUM_UINT, STRING, BYTES, IDENTIFIER}";
-const RESERVED: [&str; 17] = [
-    "as",
-    "break",
-    "const",
-    "continue",
-    "else",
-    "for",
-    "function",
-    "if",
-    "import",
-    "let",
-    "loop",
-    "package",
-    "namespace",
-    "return",
-    "var",
-    "void",
-    "while",
-];
 
 /// What of the language is switched on.
 #[derive(Clone, Copy, Debug)]

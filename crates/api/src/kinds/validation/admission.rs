@@ -281,30 +281,7 @@ fn policy(errors: &mut Errors, spec: &Value, path: &Path<'_>, mutating: bool) ->
 
 /// Whether CEL takes a name for a variable.
 fn is_identifier(name: &str) -> bool {
-    const RESERVED: [&str; 21] = [
-        "true",
-        "false",
-        "null",
-        "in",
-        "as",
-        "break",
-        "const",
-        "continue",
-        "else",
-        "for",
-        "function",
-        "if",
-        "import",
-        "let",
-        "loop",
-        "package",
-        "namespace",
-        "return",
-        "var",
-        "void",
-        "while",
-    ];
-    names::c_identifier(name).is_empty() && !RESERVED.contains(&name)
+    names::c_identifier(name).is_empty() && !cel::is_reserved(name)
 }
 
 fn param_kind(errors: &mut Errors, kind: &Value, path: &Path<'_>) {
