@@ -26,9 +26,16 @@ pub async fn step(server: &Arc<Server>, object: &Value) -> Result<Option<Receive
         return gone(server, object, "NeverEstablished", "resource was never established").await;
     };
     let bell = row.cache.bell();
+    // Nothing is created any more (see `registry::Anchor`); what was created before is in the cache from here on.
+    server.registry.fresh().await?;
     if row.cache.count() > 0 {
-        pending(server, object).await?;
-        delete(server, &row).await?;
+        let message = "CustomResource deletion is in progress";
+        tell(server, object, (IN_PROGRESS, message), &[IN_PROGRESS, FAILED]).await?;
+        if let Err(status) = delete(server, &row).await {
+            let message = format!("could not issue all deletes: {}", status.message());
+            tell(server, object, (FAILED, &message), &[FAILED]).await?;
+            return Err(status);
+        }
     }
     server.registry.fresh().await?;
     if row.cache.count() > 0 {
@@ -37,28 +44,40 @@ pub async fn step(server: &Arc<Server>, object: &Value) -> Result<Option<Receive
     gone(server, object, "InstanceDeletionCompleted", "removed all instances").await
 }
 
-/// Tells that the deletion has begun, once.
-async fn pending(server: &Arc<Server>, object: &Value) -> Result<(), Status> {
-    let told = conditions::find(object, "Terminating");
-    if told.is_some_and(|c| c.text("reason") == "InstanceDeletionInProgress") {
+const IN_PROGRESS: &str = "InstanceDeletionInProgress";
+const FAILED: &str = "InstanceDeletionFailed";
+
+/// Tells how far the deletion is, unless the definition gives one of the reasons `known` already: a failure that lasts is
+/// told once.
+async fn tell(
+    server: &Arc<Server>,
+    object: &Value,
+    (reason, message): (&str, &str),
+    known: &[&str],
+) -> Result<(), Status> {
+    let row = rows::definitions(server).ok_or_else(Status::no_such_resource)?;
+    let Some(present) = server.registry.get(&row, object.name()).await? else { return Ok(()) };
+    let mut object = present.value()?;
+    let told = conditions::find(&object, "Terminating");
+    if !is_going(&object) || told.is_some_and(|c| known.contains(&c.text("reason"))) {
         return Ok(());
     }
-    let mut object = object.clone();
-    let message = "CustomResource deletion is in progress";
-    conditions::set(&mut object, "Terminating", true, "InstanceDeletionInProgress", message);
+    conditions::set(&mut object, "Terminating", true, reason, message);
     conditions::write(server, &object).await
 }
 
+/// Deletes all instances; what goes wrong with one does not keep the others.
 async fn delete(server: &Arc<Server>, row: &Arc<Served>) -> Result<(), Status> {
     let options = DeleteOptions::default();
+    let mut failed = None;
     for instance in row.cache.list("", None).0 {
         match delete_with(server, row, &instance.key, instance.name(), &options, &Checks::OWN).await {
             Err(status) if status.code() == 404 => {}
-            Err(status) => return Err(status),
+            Err(status) => failed = Some(status),
             Ok(_) => {}
         }
     }
-    Ok(())
+    failed.map_or(Ok(()), Err)
 }
 
 /// Lets the definition go.

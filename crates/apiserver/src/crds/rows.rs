@@ -9,9 +9,12 @@ use serde_json::{Value, json};
 use super::convert::Way;
 use super::{Built, GROUP, RESOURCE, conditions};
 use crate::read::Read;
-use crate::registry::{Form, Registry, Served};
+use crate::registry::{Anchor, Form, Registry, Served};
 use crate::server::Server;
 use crate::webhook;
+
+/// Why nothing is created any more.
+const CLOSED: &str = "create not allowed while custom resource definition is terminating";
 
 /// The row of the definitions themselves.
 pub fn definitions(server: &Server) -> Option<Arc<Served>> {
@@ -45,7 +48,14 @@ pub fn build(
         .map(|v| (v.resource.version.to_string(), (v.rules.clone(), v.resource.type_id)))
         .collect();
     let shapes = Arc::new(shapes);
-    let storage = (definition.group.clone(), definition.names.plural.clone());
+    let own = registry.any(GROUP, RESOURCE);
+    let built_in = registry.any(&definition.group, &definition.names.plural);
+    let plural = match built_in.is_some_and(|row| !row.resource.strategy.is_custom()) {
+        // A version that is added to a built-in resource has objects of its own: they must not go with it.
+        true => format!("{}.custom", definition.names.plural),
+        false => definition.names.plural.clone(),
+    };
+    let storage = (definition.group.clone(), plural);
     let cache = registry.caches.of(&storage.0, &storage.1, registry.applied());
     for version in versions {
         let way = Way::new(&definition, &shapes, &version.resource.version, client);
@@ -54,6 +64,7 @@ pub fn build(
             Served::new(version.resource.clone(), cache.clone(), storage.clone(), version.storage, form);
         row.since = object.text("metadata.resourceVersion").parse().unwrap_or(0);
         row.deprecation = version.deprecation.map(Into::into);
+        row.anchor = own.as_ref().map(|own| Anchor::new(own, object.name(), object.uid(), CLOSED));
         let row = Arc::new(row);
         if version.storage {
             built.stored = Some(row.clone());
@@ -68,7 +79,7 @@ pub fn build(
 /// Lets nothing be created any more; watches go on until the end.
 pub fn close(built: &Built) {
     for row in built.rows.iter().chain(&built.stored) {
-        row.closed.get_or_init(|| "create not allowed while custom resource definition is terminating");
+        row.closed.get_or_init(|| CLOSED);
     }
 }
 

@@ -25,10 +25,12 @@ pub mod topics;
 use cache::Cache;
 use feed::Codec;
 use object::{Change, Object};
-pub use served::{Convert, Form, Served};
+pub use served::{Anchor, Convert, Form, Served};
 
 /// How long a read waits for a version that the server has not seen.
 const FRESH_WAIT: Duration = Duration::from_secs(3);
+/// How often a create is tried again because the object that its row was made from has changed.
+const ANCHOR_TRIES: usize = 16;
 
 /// All caches, and how far they have followed the store.
 pub struct Caches {
@@ -250,7 +252,19 @@ impl Registry {
         let store_key = feed::join(group, plural, key);
         let value = self.codec.seal(group, plural, &store_key, stored)?;
         let ops = vec![Op::Put { key: store_key.clone(), value }];
-        self.write(served, key, store_key, ops, expected).await
+        let own = Compare { key: store_key, mod_revision: expected };
+        let Some(anchor) = served.anchor.as_ref().filter(|_| expected == 0) else {
+            return self.write(served, key, vec![own], ops).await;
+        };
+        for _ in 0..ANCHOR_TRIES {
+            let compare = vec![own.clone(), anchor.compare()?];
+            match self.write(served, key, compare, ops.clone()).await? {
+                // Nothing is there, so it is the anchor that has changed.
+                Written::Conflict(None) => drop(self.fresh().await?),
+                other => return Ok(other),
+            }
+        }
+        Err(Status::unavailable("the definition of the resource keeps changing; please try again"))
     }
 
     /// Whether what is stored of an object would be sealed otherwise today.
@@ -267,18 +281,19 @@ impl Registry {
     pub async fn remove(&self, served: &Served, key: &str, expected: u64) -> Result<Written, Status> {
         let store_key = feed::join(&served.storage.0, &served.storage.1, key);
         let ops = vec![Op::Delete { key: store_key.clone() }];
-        self.write(served, key, store_key, ops, expected).await
+        self.write(served, key, vec![Compare { key: store_key, mod_revision: expected }], ops).await
     }
 
+    /// Writes if the comparisons hold, the first of which is about the key that is written.
     async fn write(
         &self,
         served: &Served,
         key: &str,
-        store_key: Bytes,
+        compare: Vec<Compare>,
         ops: Vec<Op>,
-        expected: u64,
     ) -> Result<Written, Status> {
-        let compare = vec![Compare { key: store_key.clone(), mod_revision: expected }];
+        let own = compare.first().map(|own| (own.key.clone(), own.mod_revision));
+        let (store_key, expected) = own.unwrap_or_default();
         let operation = match ops.first() {
             Some(Op::Delete { .. }) => "delete",
             _ if expected == 0 => "create",

@@ -4,14 +4,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use api::Resource;
+use bytes::Bytes;
 use futures::future::BoxFuture;
 use serde_json::Value;
+use store::Compare;
 use tokio_util::sync::CancellationToken;
 
 use super::cache::Cache;
-use super::convert;
 use super::object::{Object, encode};
+use super::{convert, feed};
 use crate::Status;
+use crate::read::Read;
 
 /// Objects in one conversion; a longer list is converted in several.
 const BATCH: usize = 500;
@@ -47,6 +50,54 @@ pub enum Form {
     Custom(Arc<dyn Convert>),
 }
 
+/// The stored object that a row was made from. Nothing is created in the row once that is gone, replaced or on its way out:
+/// each create compares its revision in the same transaction, whichever server it comes through.
+pub struct Anchor {
+    cache: Arc<Cache>,
+    key: String,
+    store_key: Bytes,
+    uid: String,
+    /// Why nothing is created any more.
+    closed: &'static str,
+    /// The newest revision that was looked at and found to stand.
+    seen: AtomicU64,
+}
+
+impl Anchor {
+    /// The object at `key` of another row, as long as it has this uid.
+    pub fn new(row: &Served, key: &str, uid: &str, closed: &'static str) -> Self {
+        Self {
+            cache: row.cache.clone(),
+            key: key.to_owned(),
+            store_key: feed::join(&row.storage.0, &row.storage.1, key),
+            uid: uid.to_owned(),
+            closed,
+            seen: AtomicU64::new(0),
+        }
+    }
+
+    /// What a create has to compare; an error if the object does not stand any more.
+    pub fn compare(&self) -> Result<Compare, Status> {
+        let object = self.cache.get(&self.key).ok_or_else(Status::no_such_resource)?;
+        if self.seen.load(Ordering::Relaxed) != object.revision {
+            let value = object.value()?;
+            if value.uid() != self.uid {
+                return Err(Status::no_such_resource());
+            }
+            if value.has("metadata.deletionTimestamp") {
+                return Err(closed(self.closed));
+            }
+            self.seen.store(object.revision, Ordering::Relaxed);
+        }
+        Ok(Compare { key: self.store_key.clone(), mod_revision: object.revision })
+    }
+}
+
+/// The answer to a create where nothing may be created.
+pub fn closed(why: &str) -> Status {
+    Status::new(405, "MethodNotAllowed", why).with_causes(Vec::new())
+}
+
 /// A resource as it is served in one version.
 pub struct Served {
     pub resource: Arc<Resource>,
@@ -63,6 +114,8 @@ pub struct Served {
     pub since: u64,
     /// The warning that every use gives.
     pub deprecation: Option<Arc<str>>,
+    /// What must stand for anything to be created.
+    pub anchor: Option<Anchor>,
     form: Form,
     id: u64,
 }
@@ -87,9 +140,15 @@ impl Served {
             closed: OnceLock::new(),
             since: 0,
             deprecation: None,
+            anchor: None,
             form,
             id,
         }
+    }
+
+    /// No other row has or had the same.
+    pub fn id(&self) -> u64 {
+        self.id
     }
 
     pub fn group(&self) -> &str {
