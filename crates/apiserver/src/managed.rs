@@ -41,10 +41,6 @@ async fn with<T>(served: &Served, part: Part, mut run: impl FnMut(&Context<'_>) 
                 if wanted == api_version && own == wanted {
                     return Some((resource.type_id, value.clone()));
                 }
-                // The way back from another version of a custom resource is that version's own.
-                if own != api_version && !served.selects_stored() {
-                    return None;
-                }
                 if let Some(now) = served.other_now(value, wanted) {
                     return now;
                 }
