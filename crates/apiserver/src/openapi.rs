@@ -31,21 +31,16 @@ struct Rendered {
     hash: String,
 }
 
-/// Rendered documents by name, for one set of rows.
+/// Rendered documents by name. A custom resource that changes leaves the documents of others as they are.
 #[derive(Default)]
-pub struct Documents(Mutex<Option<Made>>);
+pub struct Documents(Mutex<BTreeMap<String, Made>>);
 
+/// A document, and what it was made of.
 struct Made {
-    rows: Arc<Rows>,
+    rows: Vec<u64>,
+    /// That of the extension servers.
     generation: u64,
-    documents: BTreeMap<String, Arc<Rendered>>,
-}
-
-fn routes<'a>(rows: &'a Rows, only: Option<&str>) -> Vec<Route<'a>> {
-    rows.iter()
-        .filter(|row| only.is_none_or(|only| document(row.group(), &row.resource.version) == only))
-        .map(|row| row.resource.route())
-        .collect()
+    document: Arc<Rendered>,
 }
 
 fn render_document(text: &[u8]) -> Result<Arc<Rendered>, Status> {
@@ -57,30 +52,28 @@ fn render_document(text: &[u8]) -> Result<Arc<Rendered>, Status> {
 
 impl Documents {
     fn get(&self, server: &Server, name: &str) -> Result<Option<Arc<Rendered>>, Status> {
-        let rows = arc_swap::Guard::into_inner(server.registry.rows());
-        let generation = server.aggregation.generation();
-        let mut made = self.0.lock();
-        if made.as_ref().is_none_or(|m| !Arc::ptr_eq(&m.rows, &rows) || m.generation != generation) {
-            *made = Some(Made { rows: rows.clone(), generation, documents: BTreeMap::new() });
+        let all = server.registry.rows();
+        let whole = matches!(name, "v2" | "v2.protobuf");
+        let own = |row: &&Arc<Served>| whole || document(row.group(), &row.resource.version) == name;
+        let of: Vec<&Arc<Served>> = all.iter().filter(own).collect();
+        let rows: Vec<u64> = of.iter().map(|row| row.id()).collect();
+        let generation = if whole { server.aggregation.generation() } else { 0 };
+        let mut documents = self.0.lock();
+        if let Some(made) = documents.get(name).filter(|m| m.rows == rows && m.generation == generation) {
+            return Ok(Some(made.document.clone()));
         }
-        let documents = &mut made.as_mut().expect("made above").documents;
-        if let Some(document) = documents.get(name) {
-            return Ok(Some(document.clone()));
-        }
+        let routes: Vec<Route<'_>> = of.iter().map(|row| row.resource.route()).collect();
+        let known = names(&all);
         let text = match name {
-            "v2" => with_extensions(server, v2(&routes(&rows, None), VERSION)),
-            "v2.protobuf" => v2_protobuf(&routes(&rows, None), VERSION),
-            name => {
-                let routes = routes(&rows, Some(name));
-                if routes.is_empty() && !names(&rows).iter().any(|n| n == name) {
-                    return Ok(None);
-                }
-                v3(&routes, VERSION).into_bytes()
-            }
+            "v2" => with_extensions(server, v2(&routes, VERSION)),
+            "v2.protobuf" => v2_protobuf(&routes, VERSION),
+            name if routes.is_empty() && known.binary_search(&name.to_owned()).is_err() => return Ok(None),
+            _ => v3(&routes, VERSION).into_bytes(),
         };
-        let rendered = render_document(&text)?;
-        documents.insert(name.to_owned(), rendered.clone());
-        Ok(Some(rendered))
+        let document = render_document(&text)?;
+        documents.retain(|name, _| name.starts_with("v2") || known.binary_search(name).is_ok());
+        documents.insert(name.to_owned(), Made { rows, generation, document: document.clone() });
+        Ok(Some(document))
     }
 }
 
