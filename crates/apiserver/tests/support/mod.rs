@@ -1,4 +1,5 @@
 //! A server over a store in a temporary folder, and a webhook server beside it.
+#![allow(dead_code, reason = "each test takes what it needs")]
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -74,6 +75,26 @@ impl Running {
             ("PATCH", _) => "application/merge-patch+json",
             _ => "application/json",
         };
+        self.send_as(method, path, kind, body).await
+    }
+
+    /// Applies an object from the server's side.
+    pub async fn apply(&self, path: &str, body: Value) -> Got {
+        self.send_as("PATCH", path, "application/apply-patch+yaml", body).await
+    }
+
+    /// Repeats a read until the answer is as it should be.
+    pub async fn until(&self, path: &str, fine: impl Fn(&Got) -> bool) -> Got {
+        loop {
+            let got = self.send("GET", path, Value::Null).await;
+            if fine(&got) {
+                return got;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    async fn send_as(&self, method: &str, path: &str, kind: &str, body: Value) -> Got {
         let text = if body.is_null() { String::new() } else { body.to_string() };
         let request = http::Request::builder()
             .method(method)
@@ -108,7 +129,7 @@ pub struct Hooks {
 
 impl Hooks {
     /// Answers each review with what `react` makes of the path and the review's request: the fields of the response beside
-    /// the uid (`allowed` unless it says otherwise). Null never comes back.
+    /// the uid (allowed, or a success, unless it says otherwise). Null never comes back.
     pub async fn serve(react: impl Fn(&str, &Value) -> Value + Send + Sync + 'static) -> Self {
         let now = OffsetDateTime::now_utc();
         let ca = pki::Authority::generate("hooks", time::Duration::days(1), now).expect("a CA");
@@ -170,7 +191,11 @@ async fn answer(
     let path = request.uri().path().to_owned();
     let body = request.into_body().collect().await?.to_bytes();
     let review: Value = serde_json::from_slice(&body).unwrap_or_default();
-    let mut response = json!({"uid": review["request"]["uid"], "allowed": true});
+    let mut response = json!({"uid": review["request"]["uid"]});
+    match review["kind"].as_str() {
+        Some("ConversionReview") => response["result"] = json!({"status": "Success"}),
+        _ => response["allowed"] = true.into(),
+    }
     let reaction = react(&path, &review["request"]);
     log.lock().push((path, review.clone()));
     match reaction {
@@ -181,7 +206,7 @@ async fn answer(
         }
         _ => tokio::time::sleep(Duration::from_secs(60)).await,
     }
-    let review = json!({"kind": "AdmissionReview", "apiVersion": review["apiVersion"], "response": response});
+    let review = json!({"kind": review["kind"], "apiVersion": review["apiVersion"], "response": response});
     Ok(http::Response::new(Full::new(review.to_string().into())))
 }
 
