@@ -18,7 +18,11 @@ use tokio_util::sync::CancellationToken;
 /// Far more than anything here takes; a wait this long means that it will never happen.
 const LONGEST: Duration = Duration::from_secs(60);
 
-const CLUSTER_SCOPED: [&str; 8] = [
+#[path = "cluster/custom.rs"]
+mod custom;
+
+const CLUSTER_SCOPED: [&str; 9] = [
+    "CustomResourceDefinition",
     "Node",
     "Namespace",
     "PriorityClass",
