@@ -119,15 +119,20 @@ impl Connection {
 
     /// The whole text of an answer.
     pub async fn text(&mut self, request: &[u8]) -> anyhow::Result<String> {
+        Ok(self.answer(request).await?.1)
+    }
+
+    /// The status and the whole text of an answer.
+    pub async fn answer(&mut self, request: &[u8]) -> anyhow::Result<(u16, String)> {
         self.stream.write_all(request).await?;
-        let (_, length) = self.head().await?;
+        let (status, length) = self.head().await?;
         let Length::Exactly(length) = length else { anyhow::bail!("the answer's length is not told") };
         while self.filled < length {
             self.fill().await?;
         }
         let text = String::from_utf8_lossy(&self.buffer[..length]).into_owned();
         self.consume(length);
-        Ok(text)
+        Ok((status, text))
     }
 
     /// Sends a watch and reads the answer's head; what follows is for [`Connection::lines`].

@@ -34,6 +34,9 @@ pub async fn run(target: &Target, wanted: &dyn Fn(&str) -> bool) -> anyhow::Resu
     if wanted("deliveries") {
         figures.push(deliveries(&running).await?);
     }
+    if wanted("custom") {
+        figures.push(super::custom::established(&running).await?);
+    }
     running.stop().await?;
     Ok(figures)
 }

@@ -2,6 +2,7 @@
 //! load runs on the same machine.
 
 pub mod client;
+mod custom;
 mod load;
 mod memory;
 pub mod target;
@@ -11,8 +12,8 @@ use std::time::Duration;
 use target::Target;
 
 /// The names of the measures.
-pub const NAMES: [&str; 8] =
-    ["creates", "create", "gets", "lists", "deliveries", "api-idle", "api-pods", "watches"];
+pub const NAMES: [&str; 9] =
+    ["creates", "create", "gets", "lists", "deliveries", "custom", "api-idle", "api-pods", "watches"];
 
 /// One line of the table.
 pub struct Figure {
@@ -32,7 +33,7 @@ pub async fn run(carrack: &str, reference: Option<Target>, names: &[String]) -> 
     let mut columns = Vec::new();
     for target in &targets {
         let mut figures = Vec::new();
-        if ["creates", "create", "gets", "lists", "deliveries"].into_iter().any(wanted) {
+        if ["creates", "create", "gets", "lists", "deliveries", "custom"].into_iter().any(wanted) {
             figures.extend(load::run(target, &wanted).await?);
         }
         if ["api-idle", "api-pods", "watches"].into_iter().any(wanted) {
