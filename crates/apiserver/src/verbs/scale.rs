@@ -41,7 +41,10 @@ fn of(object: &Value, paths: &ScalePaths) -> Value {
     if wanted != 0 {
         scale["spec"]["replicas"] = wanted.into();
     }
-    let selector = object.pointer(&paths.selector).map(crate::selector::to_text).unwrap_or_default();
+    // The empty pointer would be the object itself.
+    let selector =
+        Some(&paths.selector).filter(|path| !path.is_empty()).and_then(|path| object.pointer(path));
+    let selector = selector.map(crate::selector::to_text).unwrap_or_default();
     if !selector.is_empty() {
         scale["status"]["selector"] = selector.into();
     }

@@ -167,3 +167,35 @@ fn instances_survive_a_restart() {
         })
     });
 }
+
+#[tokio::test]
+async fn a_kind_scales_with_and_without_a_selector() {
+    let running = crate::support::start().await;
+    let mut given = serde_json::to_value(definition(
+        &json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true}),
+    ))
+    .expect("JSON");
+    for (index, more) in [json!({}), json!({"labelSelectorPath": ".status.selector"})].into_iter().enumerate()
+    {
+        let mut scale = json!({"specReplicasPath": ".spec.copies", "statusReplicasPath": ".status.copies"});
+        scale.as_object_mut().expect("an object").extend(more.as_object().cloned().unwrap_or_default());
+        let version = &mut given["spec"]["versions"][index];
+        version["subresources"] = json!({"scale": scale});
+        version.as_object_mut().expect("an object").remove("selectableFields");
+    }
+    running.post("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", given).await.ok();
+    let path = |version: &str| format!("/apis/example.com/{version}/namespaces/default/foos");
+    running.until(&path("v1"), |got| got.code == 200).await;
+    let object = json!({"apiVersion": "example.com/v1", "kind": "Foo", "metadata": {"name": "a"},
+        "spec": {"copies": 2}, "status": {"copies": 1, "selector": "a=b"}});
+    running.post(&path("v1"), object).await.ok();
+    let scale = |version: &str| format!("{}/a/scale", path(version));
+    let plain = running.send("GET", &scale("v1"), Value::Null).await.ok();
+    assert_eq!((&plain["spec"], &plain["status"]), (&json!({"replicas": 2}), &json!({"replicas": 1})));
+    let selecting = running.send("GET", &scale("v1beta1"), Value::Null).await.ok();
+    assert_eq!(selecting["status"], json!({"replicas": 1, "selector": "a=b"}));
+    let more = running.send("PATCH", &scale("v1"), json!({"spec": {"replicas": 5}})).await.ok();
+    assert_eq!(more["spec"]["replicas"], 5);
+    let object = running.send("GET", &format!("{}/a", path("v1")), Value::Null).await.ok();
+    assert_eq!(object["spec"]["copies"], 5);
+}

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value, json};
 
-use super::{Dialect, Route};
+use super::{Dialect, Route, described};
 use crate::types::{Field, ListType, Shape, TypeId, Types};
 
 const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.";
@@ -75,7 +75,7 @@ fn definition(types: &Types, id: TypeId, dialect: Dialect, groups: &BTreeSet<&st
     let fields = types.fields(id);
     if !fields.is_empty() {
         let properties: Map<String, Value> =
-            fields.iter().map(|f| (f.name.to_string(), property(types, f, dialect))).collect();
+            fields.iter().map(|f| (f.name.to_string(), property(types, &ty.name, f, dialect))).collect();
         map.insert("properties".to_owned(), Value::Object(properties));
     }
     let required: Vec<Value> = fields.iter().filter(|f| f.required).map(|f| f.name.as_ref().into()).collect();
@@ -114,7 +114,7 @@ pub(super) fn reference(name: &str, dialect: Dialect) -> Value {
     }
 }
 
-fn property(types: &Types, field: &Field, dialect: Dialect) -> Value {
+fn property(types: &Types, of: &str, field: &Field, dialect: Dialect) -> Value {
     let mut schema = value(types, field.ty, dialect);
     if dialect == Dialect::V3 {
         if schema.get("$ref").is_some() {
@@ -123,6 +123,9 @@ fn property(types: &Types, field: &Field, dialect: Dialect) -> Value {
         if let Some(default) = &field.default {
             schema["default"] = default.clone();
         }
+    }
+    if let Some(description) = described::field(of, &field.name) {
+        schema["description"] = description.into();
     }
     let mut strategies = Vec::new();
     for (on, name) in [

@@ -2,6 +2,7 @@
 //! version. Documents are written piece by piece, so that none is ever held as a tree.
 
 mod definitions;
+mod described;
 mod gnostic;
 mod paths;
 

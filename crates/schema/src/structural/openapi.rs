@@ -36,7 +36,7 @@ fn described(name: &str, v2: bool, description: &str) -> Value {
 
 const API_VERSION: &str = "APIVersion defines the version of the schema this object is written in; the server converts what it knows.";
 const KIND: &str = "What kind of resource this object is, in CamelCase; it cannot be changed.";
-const OBJECT_META: &str = "What all objects have: name, labels, owners and the like.";
+const OBJECT_META: &str = "Standard object's metadata: name, labels, owners and the like.";
 const LIST_META: &str = "What all lists have: version and continuation.";
 
 fn type_meta(properties: &mut Map<String, Value>) {
