@@ -15,8 +15,6 @@ pub enum DefinitionError {
         #[source]
         source: SchemaError,
     },
-    #[error("the printer column {0:?} cannot be read")]
-    Column(String),
 }
 
 /// The names of a kind.

@@ -27,7 +27,7 @@ fn definition(schema: &Value, more: &Value) -> Value {
 
 fn resource(schema: &Value, more: &Value) -> Resource {
     let definition = Definition::read(&definition(schema, more)).expect("a definition");
-    let served = serve(&definition).expect("it can be served");
+    let served = serve(&definition);
     (*served[0].resource).clone()
 }
 
@@ -128,13 +128,14 @@ fn columns_follow_their_paths() {
     let columns = json!({"additionalPrinterColumns": [
         {"name": "A", "type": "string", "jsonPath": ".spec.a"},
         {"name": "Ready", "type": "string", "jsonPath": ".spec.l[?(@.type==\"Ready\")].status"},
+        {"name": "Bad", "type": "string", "jsonPath": ".spec.l["},
         {"name": "N", "type": "integer", "jsonPath": ".spec.l[0].n"},
     ]});
     let resource =
         resource(&json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true}), &columns);
     let given = json!({"a": {"b": 1}, "l": [{"type": "Up", "n": 7}, {"type": "Ready", "status": "True"}]});
     let row = resource.strategy.row(&object(&given), jiff::Timestamp::UNIX_EPOCH);
-    assert_eq!(row, [json!("a"), json!("{\"b\":1}"), json!("True"), json!(7)]);
+    assert_eq!(row, [json!("a"), json!("{\"b\":1}"), json!("True"), Value::Null, json!(7)]);
 }
 
 #[test]

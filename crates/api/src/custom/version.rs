@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::meta::object_meta;
 use super::rules::Rules;
-use super::{Definition, DefinitionError, Version};
+use super::{Definition, Version};
 use crate::field::Errors;
 use crate::kinds::json::{Read, Write};
 use crate::kinds::{human_duration, prepare};
@@ -49,7 +49,8 @@ struct Row {
     preserve: bool,
     status: bool,
     scale: Option<ScalePaths>,
-    columns: Vec<(JsonPath, String)>,
+    /// Those after the name, with the type of their cells.
+    columns: Vec<(Option<JsonPath>, String)>,
     selectable: Vec<(String, Way)>,
     rules: Option<Rules>,
 }
@@ -66,7 +67,7 @@ fn verbs(list: &[&'static str]) -> Vec<Str> {
 }
 
 /// The versions of a definition whose names have been accepted, with one type table for all of them.
-pub fn serve(definition: &Definition) -> Result<Vec<Served>, DefinitionError> {
+pub fn serve(definition: &Definition) -> Vec<Served> {
     let built_in = crate::types();
     let mut types = Types::new();
     for name in NEEDED {
@@ -114,7 +115,7 @@ fn one(
     meta: TypeId,
     (type_id, list_type_id): (TypeId, TypeId),
     scale_id: Option<TypeId>,
-) -> Result<Served, DefinitionError> {
+) -> Served {
     let names = &definition.accepted;
     let mut schema = version.schema.clone().unwrap_or_else(|| Schema {
         kind: "object".to_owned(),
@@ -134,8 +135,8 @@ fn one(
         None,
     )];
     for (column, path) in &version.columns {
-        let read = JsonPath::parse(path).map_err(|_| DefinitionError::Column(path.clone()))?;
-        columns.push((column.clone(), Some(read)));
+        // A path that cannot be read finds nothing; validation lets it through, and the kind has to be served.
+        columns.push((column.clone(), JsonPath::parse(path).ok()));
     }
     if version.columns.is_empty() {
         let age = Column {
@@ -182,7 +183,8 @@ fn one(
         scale: version.scale.clone(),
         columns: columns
             .iter()
-            .filter_map(|(column, path)| Some((path.clone()?, column.kind.to_string())))
+            .skip(1)
+            .map(|(column, path)| (path.clone(), column.kind.to_string()))
             .collect(),
         selectable: version
             .selectable
@@ -211,13 +213,13 @@ fn one(
         list_type_id: Some(list_type_id),
         strategy: Behavior::Custom(row.clone()),
     };
-    Ok(Served {
+    Served {
         resource: Arc::new(resource),
         rules: row,
         storage: version.storage,
         served: version.served,
         deprecation: version.deprecation.clone(),
-    })
+    }
 }
 
 impl Row {
@@ -476,7 +478,10 @@ impl Custom for Row {
     }
 
     fn row(&self, object: &Value, now: Timestamp) -> Vec<Value> {
-        let cells = self.columns.iter().map(|(path, kind)| cell(path, kind, object, now));
+        let of = |path: &Option<JsonPath>, kind: &str| {
+            path.as_ref().map_or(Value::Null, |path| cell(path, kind, object, now))
+        };
+        let cells = self.columns.iter().map(|(path, kind)| of(path, kind));
         std::iter::once(object.at("metadata").at("name").clone()).chain(cells).collect()
     }
 

@@ -23,7 +23,7 @@ pub fn is_going(object: &Value) -> bool {
 pub async fn step(server: &Arc<Server>, object: &Value) -> Result<Option<Receiver<u64>>, Status> {
     let name = object.name();
     let Some((_, row)) = server.definitions.stored(name) else {
-        return gone(server, object, "NeverEstablished", "resource was never established").await;
+        return unserved(server, object).await;
     };
     let bell = row.cache.bell();
     // Nothing is created any more (see `registry::Anchor`); what was created before is in the cache from here on.
@@ -42,6 +42,23 @@ pub async fn step(server: &Arc<Server>, object: &Value) -> Result<Option<Receive
         return Ok(Some(bell));
     }
     gone(server, object, "InstanceDeletionCompleted", "removed all instances").await
+}
+
+/// The end of a definition that is not served: it never was, or what is stored cannot be read any more.
+async fn unserved(server: &Arc<Server>, object: &Value) -> Result<Option<Receiver<u64>>, Status> {
+    let registry = &server.registry;
+    let revision = registry.fresh().await?;
+    let (group, plural) =
+        rows::storage(registry, object.text("spec.group"), object.text("spec.names.plural"));
+    if registry.caches.of(&group, &plural, revision).count() == 0 {
+        return match conditions::is_true(object, "Established") {
+            true => gone(server, object, "InstanceDeletionCompleted", "removed all instances").await,
+            false => gone(server, object, "NeverEstablished", "resource was never established").await,
+        };
+    }
+    let message = "could not list instances: the definition cannot be served as it stands";
+    tell(server, object, (FAILED, message), &[FAILED]).await?;
+    Err(Status::internal(message))
 }
 
 const IN_PROGRESS: &str = "InstanceDeletionInProgress";

@@ -31,6 +31,14 @@ pub fn essence(object: &Value) -> Value {
     ])
 }
 
+/// Where the instances of a definition are stored: group and plural name.
+pub fn storage(registry: &Registry, group: &str, plural: &str) -> (String, String) {
+    let built_in = registry.any(group, plural).is_some_and(|row| !row.resource.strategy.is_custom());
+    // A version that is added to a built-in resource has objects of its own: the others must not go with it.
+    let plural = if built_in { format!("{plural}.custom") } else { plural.to_owned() };
+    (group.to_owned(), plural)
+}
+
 /// The rows of a definition; none if it is not established.
 pub fn build(
     object: &Value,
@@ -42,20 +50,14 @@ pub fn build(
     if !definition.established {
         return Ok(built);
     }
-    let versions = serve(&definition)?;
+    let versions = serve(&definition);
     let shapes: HashMap<String, _> = versions
         .iter()
         .map(|v| (v.resource.version.to_string(), (v.rules.clone(), v.resource.type_id)))
         .collect();
     let shapes = Arc::new(shapes);
     let own = registry.any(GROUP, RESOURCE);
-    let built_in = registry.any(&definition.group, &definition.names.plural);
-    let plural = match built_in.is_some_and(|row| !row.resource.strategy.is_custom()) {
-        // A version that is added to a built-in resource has objects of its own: they must not go with it.
-        true => format!("{}.custom", definition.names.plural),
-        false => definition.names.plural.clone(),
-    };
-    let storage = (definition.group.clone(), plural);
+    let storage = storage(registry, &definition.group, &definition.names.plural);
     let cache = registry.caches.of(&storage.0, &storage.1, registry.applied());
     for version in versions {
         let way = Way::new(&definition, &shapes, &version.resource.version, client);
