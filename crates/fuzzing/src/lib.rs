@@ -2,6 +2,8 @@
 //! panic, and none may take more than time and memory in proportion to the input. `fuzz/` runs them under libFuzzer; the
 //! tests here run each over its kept corpus and a bounded number of deterministic mutations, on any toolchain.
 
+mod definitions;
+mod expressions;
 mod objects;
 mod streams;
 mod urls;
@@ -22,6 +24,8 @@ pub const TARGETS: &[Target] = &[
     Target { name: "cbor", run: objects::cbor, seeds: objects::CBOR },
     Target { name: "patch", run: objects::patch, seeds: objects::PATCH },
     Target { name: "apply", run: objects::apply, seeds: objects::APPLY },
+    Target { name: "cel", run: expressions::cel, seeds: expressions::CEL },
+    Target { name: "definition", run: definitions::schema, seeds: definitions::SCHEMAS },
     Target { name: "selector", run: urls::selector, seeds: urls::SELECTORS },
     Target { name: "route", run: urls::route, seeds: urls::ROUTES },
     Target { name: "spdy", run: streams::spdy, seeds: streams::SPDY },

@@ -138,7 +138,7 @@ macro_rules! bounded {
     };
 }
 
-bounded!(json, yaml, protobuf, cbor, patch, apply, selector, route, spdy, websocket);
+bounded!(json, yaml, protobuf, cbor, patch, apply, cel, definition, selector, route, spdy, websocket);
 
 /// Large bodies of shapes that punish what is quadratic or recursive. With work in proportion to
 /// the square of the size this would not end.
@@ -222,6 +222,45 @@ fn large_inputs() {
             ),
         ),
         ("apply", list("p{}\0{\"metadata\":{\"finalizers\":[", &|i| format!("\"f{i}\""), "]}}")),
+        // As long as an expression may be.
+        ("cel", format!("[{}]", vec!["self.n + 1"; 7000].join(", ")).into_bytes()),
+        ("cel", format!("{}.b", vec!["object.?a"; 9000].join(" + ")).into_bytes()),
+        ("cel", format!("object{}", ".?a[?1]".repeat(9000)).into_bytes()),
+        ("cel", "self.l.map(x, ".repeat(200).into_bytes()),
+        ("cel", [&*"self.l.all(x, ".repeat(80), "true", &*")".repeat(80)].concat().into_bytes()),
+        ("cel", list("", &|_| "(".into(), "")),
+        (
+            "definition",
+            list(
+                "{\"type\":\"object\",\"properties\":{",
+                &|i| format!("\"p{i}\":{{\"type\":\"string\"}}"),
+                "}}\0{}",
+            ),
+        ),
+        (
+            "definition",
+            list(
+                "{\"type\":\"object\",\"allOf\":[",
+                &|i| format!("{{\"properties\":{{\"p{i}\":{{\"minLength\":1}}}}}}"),
+                "]}\0{}",
+            ),
+        ),
+        (
+            "definition",
+            list(
+                "{\"type\":\"object\",\"x-kubernetes-validations\":[",
+                &|i| format!("{{\"rule\":\"self.metadata.name != '{i}'\"}}"),
+                "]}\0{}",
+            ),
+        ),
+        (
+            "definition",
+            list(
+                "{\"type\":\"object\",\"properties\":{\"l\":{\"type\":\"array\",\"x-kubernetes-list-type\":\"set\",\"items\":{\"type\":\"integer\"}}}}\0{\"l\":[",
+                &|i| i.to_string(),
+                "]}",
+            ),
+        ),
         ("selector", list("", &|i| format!("k{i}=v"), "")),
         ("selector", list("k in (", &|i| format!("v{i}"), ")")),
         ("selector", repeat("(", "", ")")),
