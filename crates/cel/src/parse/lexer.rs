@@ -1,5 +1,7 @@
 //! Text to tokens.
 
+use std::ops::Range;
+
 use crate::error::Issue;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,9 +31,9 @@ const SIGNS: [&str; 24] = [
     "+", "*", "/", "%",
 ];
 
-/// Every token, ended by one of kind `Eof`; characters that begin no token are reported and skipped.
-pub(crate) fn tokens<'s>(source: &'s str, issues: &mut Vec<Issue>) -> Vec<Token<'s>> {
-    let mut out = Vec::new();
+/// Every token, ended by one of kind `Eof`, and what is none, in characters: that is reported and skipped.
+pub(crate) fn tokens<'s>(source: &'s str, issues: &mut Vec<Issue>) -> (Vec<Token<'s>>, Vec<Range<usize>>) {
+    let (mut out, mut skipped) = (Vec::new(), Vec::new());
     let mut rest = source;
     let mut offset = 0;
     while let Some(first) = rest.chars().next() {
@@ -59,13 +61,15 @@ pub(crate) fn tokens<'s>(source: &'s str, issues: &mut Vec<Issue>) -> Vec<Token<
                     offset: Some(offset),
                     message: format!("Syntax error: token recognition error at: '{bad}'"),
                 });
+                let start = offset;
                 offset += rest[..len].chars().count();
+                skipped.push(start..offset);
                 rest = &rest[len..];
             }
         }
     }
     out.push(Token { kind: Kind::Eof, text: "<EOF>", offset });
-    out
+    (out, skipped)
 }
 
 fn escaped(c: char) -> Vec<char> {

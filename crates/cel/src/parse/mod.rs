@@ -4,6 +4,8 @@ pub(crate) mod ast;
 mod lexer;
 mod literal;
 mod macros;
+mod recover;
+mod set;
 
 use std::sync::Arc;
 
@@ -18,14 +20,6 @@ const MAX_SIZE: usize = 100_000;
 const MAX_DEPTH: usize = 250;
 /// The most nodes of a tree; the macros for optional values copy their target.
 const MAX_NODES: usize = 200_000;
-const EXPECTING: &str = "{'[', '{', '(', '.', '-', '!', 'true', 'false', 'null', NUM_FLOAT, NUM_INT, NUM_UINT, \
-                         STRING, BYTES, IDENTIFIER}";
-const EXPECTING_ARGUMENT: &str = "{'[', '{', '(', ')', '.', '-', '!', 'true', 'false', 'null', NUM_FLOAT, NUM_INT, \
-                                  NUM_UINT, STRING, BYTES, IDENTIFIER}";
-const EXPECTING_ENTRY: &str = "{'[', '{', '}', '(', '.', ',', '-', '!', '?', 'true', 'false', 'null', NUM_FLOAT, \
-                               NUM_INT, NUM_UINT, STRING, BYTES, IDENTIFIER}";
-const EXPECTING_ELEMENT: &str = "{'[', ']', '{', '(', '.', ',', '-', '!', '?', 'true', 'false', 'null', NUM_FLOAT, \
-                                 NUM_INT, NUM_UINT, STRING, BYTES, IDENTIFIER}";
 
 /// What of the language is switched on.
 #[derive(Clone, Copy, Debug)]
@@ -34,8 +28,13 @@ pub(crate) struct Syntax {
     pub bind: bool,
 }
 
-/// Ends the parsing: the fault is noted already.
-struct Stop;
+/// Ends the parsing.
+enum Stop {
+    /// The text is no expression; [`recover`] tells why.
+    Syntax,
+    /// A limit, which is noted already.
+    Limit,
+}
 type Parsed<T> = Result<T, Stop>;
 
 pub(crate) struct Parser<'s> {
@@ -48,8 +47,6 @@ pub(crate) struct Parser<'s> {
     depth: [usize; 4],
     /// How deep in nodes of a kind that counts.
     nesting: usize,
-    /// What may stand here, where an expression may begin.
-    expecting: &'static str,
 }
 
 /// The tree of an expression.
@@ -60,35 +57,31 @@ pub(crate) fn parse(source: &str, syntax: Syntax) -> Result<Ast, Errors> {
         return Err(Errors::new(source, vec![Issue { offset: None, message }]));
     }
     let mut issues = Vec::new();
-    let tokens = lexer::tokens(source, &mut issues);
-    let mut parser = Parser {
-        tokens,
-        at: 0,
-        issues,
-        offsets: Vec::new(),
-        syntax,
-        depth: [0; 4],
-        nesting: 0,
-        expecting: EXPECTING,
-    };
+    let (tokens, skipped) = lexer::tokens(source, &mut issues);
+    let mut parser = Parser { tokens, at: 0, issues, offsets: Vec::new(), syntax, depth: [0; 4], nesting: 0 };
+    let found = parser.issues.len();
     let root = parser.start();
+    let Parser { tokens, at, mut issues, offsets, .. } = parser;
     match root {
-        Ok(root) if parser.issues.is_empty() => Ok(Ast { root, offsets: parser.offsets }),
-        _ => Err(Errors::new(source, parser.issues)),
+        Ok(root) if issues.is_empty() => return Ok(Ast { root, offsets }),
+        Err(Stop::Syntax) => {
+            issues.truncate(found);
+            recover::faults(source, &tokens, &skipped, &mut issues);
+            if issues.is_empty() {
+                let token = tokens[at.min(tokens.len() - 1)];
+                let message = format!("Syntax error: mismatched input {}", quoted(token.text));
+                issues.push(Issue { offset: Some(token.offset), message });
+            }
+        }
+        _ => {}
     }
+    Err(Errors::new(source, issues))
 }
 
 impl<'s> Parser<'s> {
     fn start(&mut self) -> Parsed<Expr> {
         let expr = self.expr()?;
-        let token = self.peek();
-        if token.kind != Lexeme::Eof {
-            let follows = self.tokens.get(self.at + 1).is_none_or(|next| next.kind == Lexeme::Eof);
-            let word = if follows { "extraneous" } else { "mismatched" };
-            let message = format!("Syntax error: {word} input {} expecting <EOF>", quoted(token.text));
-            return self.stop(token.offset, message);
-        }
-        Ok(expr)
+        if self.peek().kind == Lexeme::Eof { Ok(expr) } else { Err(Stop::Syntax) }
     }
 
     fn peek(&self) -> Token<'s> {
@@ -111,44 +104,11 @@ impl<'s> Parser<'s> {
     }
 
     fn expect(&mut self, sign: &str) -> Parsed<Token<'s>> {
-        match self.take(sign) {
-            Some(token) => Ok(token),
-            None => {
-                let token = self.peek();
-                let found = quoted(token.text);
-                let follows = self.tokens.get(self.at + 1).is_some_and(|next| {
-                    next.kind == Lexeme::Sign && (next.text == sign || next.text == "," && sign != ")")
-                });
-                if follows && token.kind != Lexeme::Eof && matches!(sign, ")" | "]" | "}") {
-                    let expecting = match sign {
-                        ")" => "')'".to_owned(),
-                        _ => format!("{{'{sign}', ','}}"),
-                    };
-                    self.issue(
-                        token.offset,
-                        format!("Syntax error: extraneous input {found} expecting {expecting}"),
-                    );
-                    return Err(Stop);
-                }
-                let message = match sign {
-                    "]" | "}" => {
-                        format!("Syntax error: mismatched input {found} expecting {{'{sign}', ','}}")
-                    }
-                    ")" if token.kind == Lexeme::Eof => format!("Syntax error: missing ')' at {found}"),
-                    _ => format!("Syntax error: mismatched input {found} expecting '{sign}'"),
-                };
-                self.stop(token.offset, message)
-            }
-        }
+        self.take(sign).ok_or(Stop::Syntax)
     }
 
     fn issue(&mut self, offset: usize, message: String) {
         self.issues.push(Issue { offset: Some(offset), message });
-    }
-
-    fn stop<T>(&mut self, offset: usize, message: String) -> Parsed<T> {
-        self.issue(offset, message);
-        Err(Stop)
     }
 
     fn node(&mut self, offset: usize) -> Id {
@@ -172,7 +132,7 @@ impl<'s> Parser<'s> {
 
     fn too_deep(&mut self, message: String) -> Stop {
         self.issues.push(Issue { offset: None, message });
-        Stop
+        Stop::Limit
     }
 
     /// Goes one deeper in a rule of the grammar; the caller leaves by setting the old depth again.
@@ -304,8 +264,7 @@ impl<'s> Parser<'s> {
         }
         let after = self.peek();
         if after.kind == Lexeme::Sign && matches!(after.text, "-" | "!") && token.text == "-" {
-            let message = format!("Syntax error: no viable alternative at input '-{}'", after.text);
-            return self.stop(after.offset, message);
+            return Err(Stop::Syntax);
         }
         let operand = self.member()?;
         if count % 2 == 0 {
@@ -334,10 +293,6 @@ impl<'s> Parser<'s> {
                     self.next();
                     let optional = self.take("?").is_some();
                     let index = self.expr()?;
-                    if !self.is("]") && self.peek().kind == Lexeme::Eof {
-                        let end = self.peek().offset;
-                        return self.stop(end, "Syntax error: missing ']' at '<EOF>'".into());
-                    }
                     self.expect("]")?;
                     let function = if optional { op::OPT_INDEX } else { op::INDEX };
                     expr = self.call(token.offset, function, vec![expr, index]);
@@ -360,16 +315,7 @@ impl<'s> Parser<'s> {
                 self.issue(token.offset, "unsupported syntax: '`'".into());
                 token.text.trim_matches('`').into()
             }
-            _ => {
-                let message = if matches!(token.text, "true" | "false" | "null") {
-                    format!("Syntax error: mismatched input '{}' expecting IDENTIFIER", token.text)
-                } else if token.kind == Lexeme::Eof {
-                    "Syntax error: no viable alternative at input '.'".into()
-                } else {
-                    format!("Syntax error: no viable alternative at input '.{}'", token.text)
-                };
-                return self.stop(token.offset, message);
-            }
+            _ => return Err(Stop::Syntax),
         };
         if optional {
             let name = self.make(token.offset, Kind::Literal(Literal::String(field)));
@@ -387,7 +333,6 @@ impl<'s> Parser<'s> {
         if self.take(")").is_some() {
             return Ok(args);
         }
-        self.expecting = EXPECTING_ARGUMENT;
         loop {
             args.push(self.expr()?);
             if self.take(",").is_none() {
@@ -400,9 +345,6 @@ impl<'s> Parser<'s> {
 
     fn primary(&mut self) -> Parsed<Expr> {
         let token = self.peek();
-        if begins(&token) {
-            self.expecting = EXPECTING;
-        }
         match token.kind {
             Lexeme::Ident => return self.named(token.offset, ""),
             Lexeme::Int | Lexeme::Uint | Lexeme::Float | Lexeme::Str | Lexeme::Bytes => {
@@ -410,15 +352,13 @@ impl<'s> Parser<'s> {
                 return Ok(self.literal(token, None));
             }
             Lexeme::Sign => {}
-            _ => return self.unexpected(),
+            _ => return Err(Stop::Syntax),
         }
         match token.text {
             "." => {
                 self.next();
                 if self.peek().kind != Lexeme::Ident {
-                    let next = self.peek();
-                    let message = format!("Syntax error: no viable alternative at input '.{}'", next.text);
-                    return self.stop(next.offset, message);
+                    return Err(Stop::Syntax);
                 }
                 self.named(token.offset, ".")
             }
@@ -443,29 +383,13 @@ impl<'s> Parser<'s> {
                 self.next();
                 let number = self.peek();
                 if !matches!(number.kind, Lexeme::Int | Lexeme::Float) {
-                    self.expecting = EXPECTING;
-                    return self.unexpected();
+                    return Err(Stop::Syntax);
                 }
                 self.next();
                 Ok(self.literal(number, Some(token.offset)))
             }
-            _ => self.unexpected(),
+            _ => Err(Stop::Syntax),
         }
-    }
-
-    /// A token stands where an expression must begin. If one begins behind it, the token is passed over.
-    fn unexpected(&mut self) -> Parsed<Expr> {
-        let token = self.peek();
-        let begins = token.kind != Lexeme::Eof && self.tokens.get(self.at + 1).is_some_and(begins);
-        let word = if begins { "extraneous" } else { "mismatched" };
-        let expecting = self.expecting;
-        let found = quoted(token.text);
-        self.issue(token.offset, format!("Syntax error: {word} input {found} expecting {expecting}"));
-        if begins {
-            self.next();
-            return self.primary();
-        }
-        Err(Stop)
     }
 
     /// An identifier, a call of a function, or an object's literal.
@@ -511,7 +435,8 @@ impl<'s> Parser<'s> {
     fn object(&mut self, name: Arc<str>) -> Parsed<Expr> {
         let open = self.expect("{")?;
         let mut fields = Vec::new();
-        while !self.is("}") {
+        let lone = self.take(",").is_some();
+        while !lone && !self.is("}") {
             let optional = self.take("?").is_some();
             let token = self.next();
             let field: Arc<str> = match token.kind {
@@ -520,16 +445,7 @@ impl<'s> Parser<'s> {
                     self.issue(open.offset, "unsupported syntax: '`'".into());
                     token.text.trim_matches('`').into()
                 }
-                _ => {
-                    let expected = if optional || !fields.is_empty() {
-                        "{IDENTIFIER, ESC_IDENTIFIER}"
-                    } else {
-                        "{'}', ',', '?', IDENTIFIER, ESC_IDENTIFIER}"
-                    };
-                    let message =
-                        format!("Syntax error: mismatched input {} expecting {expected}", quoted(token.text));
-                    return self.stop(token.offset, message);
-                }
+                _ => return Err(Stop::Syntax),
             };
             let colon = self.expect(":")?;
             let id = self.node(colon.offset);
@@ -546,7 +462,6 @@ impl<'s> Parser<'s> {
     fn list(&mut self) -> Parsed<Expr> {
         let open = self.next();
         let (mut elements, mut optional) = (Vec::new(), Vec::new());
-        self.expecting = EXPECTING_ELEMENT;
         if self.take(",").is_none() {
             while !self.is("]") {
                 optional.push(self.take("?").is_some());
@@ -563,7 +478,6 @@ impl<'s> Parser<'s> {
     fn map(&mut self) -> Parsed<Expr> {
         let open = self.next();
         let mut entries = Vec::new();
-        self.expecting = EXPECTING_ENTRY;
         if self.take(",").is_none() {
             while !self.is("}") {
                 let optional = self.take("?").is_some();
@@ -586,15 +500,6 @@ impl<'s> Parser<'s> {
             Ok(literal) => self.make(offset, Kind::Literal(literal)),
             Err(message) => self.fault(offset, message.into()),
         }
-    }
-}
-
-/// Whether an expression may begin with a token.
-fn begins(token: &Token<'_>) -> bool {
-    match token.kind {
-        Lexeme::Sign => matches!(token.text, "[" | "{" | "(" | "." | "-" | "!" | "true" | "false" | "null"),
-        Lexeme::Eof | Lexeme::EscapedIdent => false,
-        _ => true,
     }
 }
 
