@@ -1,5 +1,5 @@
 //! The status of ResourceQuotas: what is used of each resource that has a limit. Admission counts up when objects are
-//! made; this counts anew when they come, go or change, by the same rules ([`api::quota`]).
+//! made; this counts anew when they go or change, by the same rules ([`api::quota`]).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,7 +10,9 @@ use api::quota::amounts::{Amounts, add};
 use api::quota::{Charge, in_scope, is_ignored};
 use informer::{Change, Informer, Key, Object, Queue};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, ResourceQuota, ResourceQuotaStatus, Service};
+use k8s_openapi::api::core::v1::{
+    PersistentVolumeClaim, Pod, PodSpec, ResourceQuota, ResourceQuotaStatus, Service,
+};
 use k8s_openapi::api::resource::v1::ResourceClaim;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::Client;
@@ -66,9 +68,7 @@ pub(crate) async fn run(context: Context) {
         to.add(namespace_key(&change.latest().metadata.namespace));
     });
     replenish(&this.queue, &this.pods, |old, new| {
-        old.spec != new.spec
-            || is_terminal(old) != is_terminal(new)
-            || old.metadata.deletion_timestamp != new.metadata.deletion_timestamp
+        (old.spec != new.spec && unbound(old) != unbound(new)) || is_terminal(old) != is_terminal(new)
     });
     replenish(&this.queue, &this.services, |old, new| old.spec != new.spec);
     replenish(&this.queue, &this.claims, |old, new| old.spec != new.spec || old.status != new.status);
@@ -85,7 +85,16 @@ fn namespace_key(namespace: &Option<String>) -> Key {
     Key::new("", namespace.clone().unwrap_or_default())
 }
 
-/// Looks at the namespace again when one of the kind comes, goes or changes what it uses.
+/// A pod's specification without its node, which it does not pay for.
+fn unbound(pod: &Pod) -> Option<PodSpec> {
+    let mut spec = pod.spec.clone()?;
+    spec.node_name = None;
+    Some(spec)
+}
+
+/// Looks at the namespace again when one of the kind goes or changes what it uses. What comes was counted by admission, and
+/// may be counted there before it is in any cache: counting anew at that moment would forget another that is on its way,
+/// and let one too many in.
 fn replenish<K: Object>(
     queue: &Arc<Queue<Key>>,
     informer: &Informer<K>,
@@ -93,6 +102,7 @@ fn replenish<K: Object>(
 ) {
     let to = queue.clone();
     informer.on_change(move |change| match change {
+        Change::Applied { old: None, .. } => {}
         Change::Applied { old: Some(old), new } if !differs(old, new) => {}
         _ => to.add(namespace_key(&change.latest().meta().namespace)),
     });

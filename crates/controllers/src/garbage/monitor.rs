@@ -162,11 +162,7 @@ async fn follow_with(
                             known.remove(uid);
                             collector.remove(uid);
                         }
-                        let counted =
-                            Charge::of(&kind.resource.group, &kind.resource.plural) == Charge::Count;
-                        if let Some(namespace) = object.metadata.namespace.as_ref().filter(|_| counted) {
-                            collector.changed.add(Key::new("", namespace.clone()));
-                        }
+                        note_end(collector, kind, &object);
                         collector.note_kind(kind);
                     }
                 }
@@ -190,15 +186,13 @@ async fn follow_with(
 fn apply(collector: &Collector, kind: &Arc<Kind>, known: &mut HashSet<String>, object: &Meta) {
     let look = collector.graph.lock().apply(kind, &object.metadata);
     look.into_iter().for_each(|uid| collector.queue.add(uid));
-    let is_new = object.metadata.uid.clone().is_some_and(|uid| known.insert(uid));
-    if is_new && collector.tally.knows(kind) {
-        note_change(collector, kind, object);
-    }
+    known.extend(object.metadata.uid.clone());
     collector.note_kind(kind);
 }
 
-/// Tells who counts that one more or one fewer is there. What uses more than its number is followed by them themselves.
-fn note_change(collector: &Collector, kind: &Kind, object: &Meta) {
+/// Tells who counts that one fewer is there; admission counts what comes. What uses more than its number is followed by them
+/// themselves.
+fn note_end(collector: &Collector, kind: &Kind, object: &Meta) {
     let counted = Charge::of(&kind.resource.group, &kind.resource.plural) == Charge::Count;
     if let Some(namespace) = object.metadata.namespace.as_ref().filter(|_| counted) {
         collector.changed.add(Key::new("", namespace.clone()));

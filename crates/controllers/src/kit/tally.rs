@@ -36,11 +36,6 @@ impl Tally {
         self.0.lock().entry(id(kind)).or_default().known = true;
     }
 
-    /// Whether the kind's objects are all known.
-    pub(crate) fn knows(&self, kind: &Kind) -> bool {
-        self.0.lock().get(&id(kind)).is_some_and(|counts| counts.known)
-    }
-
     /// The kind is gone.
     pub(crate) fn forget(&self, kind: &Kind) {
         self.0.lock().remove(&id(kind));
