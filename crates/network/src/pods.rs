@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::ipam::{Lease, Leases, nth};
 use crate::link::{GROUP, LEAVING, Links, Mac, Scope};
 use crate::{netns, sysctl};
+use failpoint::step;
 use ipnet::IpNet;
 use parking_lot::Mutex;
 use ruleset::{Protocol, Ruleset};
@@ -132,10 +133,13 @@ impl PodNetwork {
         if lease.ready && links.index(&name)?.is_some() {
             return Ok(lease.addresses);
         }
+        step("network.add.link");
         links.delete(&name)?;
         let result = self.connect(&mut links, &name, &lease, netns).and_then(|()| {
+            step("network.add.rules");
             self.change_rules(|rules| rules::add_pod(rules, &lease.addresses, &lease.host_ports))
         });
+        step("network.add.ready");
         match result {
             Ok(()) => self.leases.lock().set_ready(sandbox)?,
             Err(error) => {
@@ -158,17 +162,20 @@ impl PodNetwork {
         let mut links = Links::open()?;
         let index = links.index(&name)?;
         let lease = self.leases.lock().get(sandbox).cloned();
+        step("network.del.rules");
         if let Some(lease) = lease {
             self.change_rules(|rules| rules::remove_pod(rules, &lease.addresses, &lease.host_ports))?;
             for &address in index.iter().flat_map(|_| &lease.addresses) {
                 links.delete_route(IpNet::from(address), index.unwrap_or(0))?;
             }
         }
+        step("network.del.link");
         if index.is_some() {
             links.set_group(&name, LEAVING)?;
             // A wake-up that is waiting already will see this link too.
             let _ = self.leaving.try_send(());
         }
+        step("network.del.lease");
         // Last, so that the addresses are free only when nothing points to them any more.
         self.leases.lock().release(sandbox)?;
         Ok(())
@@ -207,6 +214,7 @@ impl PodNetwork {
         let pod_mac = pod_mac(&lease.addresses);
         let ipv6 = sysctl::has_ipv6();
         let wants_ipv6 = lease.addresses.iter().any(IpAddr::is_ipv6);
+        step("network.add.veth");
         links.add_veth((name, HOST_MAC), (POD_LINK, pod_mac), &namespace, self.mtu)?;
         netns::within_file(&namespace, netns, || -> Result<()> {
             let mut links = Links::open()?;
@@ -228,6 +236,7 @@ impl PodNetwork {
             }
             Ok(())
         })??;
+        step("network.add.host");
         let index = links.index(name)?.unwrap_or(0);
         if wants_ipv6 {
             sysctl::enable_ipv6(name)?;

@@ -25,6 +25,8 @@ pub struct RuntimeConfig {
     pub shim_cgroup: String,
     /// Tools in the built-in image; each becomes a link in its `/bin`.
     pub toolbox_applets: Vec<String>,
+    /// Names, beside the empty one, by which a pod may ask for this runtime (`runtimeHandler`).
+    pub handlers: Vec<String>,
     /// Local profiles for seccomp are looked up here when they are named by a relative path.
     pub seccomp_dir: PathBuf,
 }
@@ -42,6 +44,7 @@ impl RuntimeConfig {
             cgroup_parent: "/carrack".into(),
             shim_cgroup: "/carrack-shims".into(),
             toolbox_applets: Vec::new(),
+            handlers: vec!["carrack".into()],
             seccomp_dir: PathBuf::from("/var/lib/kubelet/seccomp"),
         }
     }

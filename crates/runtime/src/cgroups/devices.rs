@@ -202,7 +202,7 @@ mod tests {
     #[test]
     fn a_program_confines() {
         let cgroups = Cgroups::detect().unwrap();
-        let only_v2 = Cgroups { v1: Vec::new(), v2: cgroups.v2.clone() };
+        let only_v2 = Cgroups { v1: Vec::new(), ..cgroups.clone() };
         let group = format!("/carrack-test-devices-{}", std::process::id());
         only_v2.create(&group).unwrap();
         only_v2.confine_devices(&group, Some(&["c 10:200 r".to_owned()])).unwrap();

@@ -5,13 +5,12 @@
 
 mod devices;
 mod resources;
-mod stats;
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub use stats::Usage;
+use accounting::{Hierarchies, Usage};
 
 /// One mounted hierarchy.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +24,7 @@ struct Hierarchy {
 pub struct Cgroups {
     v1: Vec<Hierarchy>,
     v2: Option<Hierarchy>,
+    accounts: Hierarchies,
 }
 
 /// Why a group could not be set up.
@@ -65,7 +65,7 @@ impl Cgroups {
     }
 
     fn parse(mountinfo: &str) -> Self {
-        let mut found = Self { v1: Vec::new(), v2: None };
+        let mut found = Self { v1: Vec::new(), v2: None, accounts: Hierarchies::parse(mountinfo) };
         for line in mountinfo.lines() {
             let Some((left, right)) = line.split_once(" - ") else { continue };
             let Some(mount) = left.split(' ').nth(4).map(PathBuf::from) else { continue };
@@ -86,6 +86,21 @@ impl Cgroups {
             }
         }
         found
+    }
+
+    /// Reads what `group` uses.
+    pub fn usage(&self, group: &str) -> Usage {
+        self.accounts.usage(group)
+    }
+
+    /// The processes directly in `group`.
+    pub fn processes(&self, group: &str) -> Vec<i32> {
+        self.accounts.processes(group)
+    }
+
+    /// Whether there is such a group.
+    pub fn exists(&self, group: &str) -> bool {
+        self.all().any(|h| join(&h.mount, group).is_dir())
     }
 
     /// Whether limits are set in the version 2 tree.

@@ -4,6 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
+use failpoint::step;
 use sha2::{Digest, Sha256};
 
 use super::Error;
@@ -199,10 +200,13 @@ impl Writer {
             // Without an expectation `drop` removes it, so that nobody goes on from wrong content.
             return Err(Error::WrongDigest { expected, actual });
         }
+        step("image.blob.sync");
         self.file.sync_all().map_err(|e| Error::io("sync", &self.path, e))?;
         let to = self.content.path(&actual)?;
+        step("image.blob.rename");
         std::fs::rename(&self.path, &to).map_err(|e| Error::io("rename", &to, e))?;
         sync_dir(&self.content.blobs)?;
+        step("image.blob.done");
         // Nothing is left under the temporary name for `drop` to remove.
         Ok(actual)
     }
@@ -228,6 +232,7 @@ pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), Error> {
         let mut file = File::create(&temporary)?;
         file.write_all(bytes)?;
         file.sync_all()?;
+        step("image.file.rename");
         std::fs::rename(&temporary, path)
     };
     write().map_err(|e| Error::io("write", path, e))?;

@@ -5,6 +5,8 @@ use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
+use failpoint::step;
+
 use super::Error;
 use super::content::{Content, sync_dir};
 use super::manifest::Descriptor;
@@ -56,10 +58,13 @@ impl Layers {
     /// Makes a layer by filling a new directory, which becomes visible only whole.
     pub fn build(&self, key: &str, fill: impl FnOnce(&Path) -> Result<(), Error>) -> Result<(), Error> {
         let temporary = self.root.join(format!("new-{}", uuid::Uuid::new_v4().simple()));
+        step("image.layer.directory");
         std::fs::create_dir(&temporary).map_err(|e| Error::io("make", &temporary, e))?;
         let filled = fill(&temporary).and_then(|()| {
+            step("image.layer.sync");
             sync_file_system(&temporary)?;
             let to = self.root.join(key);
+            step("image.layer.rename");
             match std::fs::rename(&temporary, &to) {
                 // Another pull was quicker.
                 Err(_) if to.is_dir() => Ok(()),
@@ -82,6 +87,7 @@ impl Layers {
             Err(e) => return Err(Error::io("rename", &from, e)),
             Ok(()) => {}
         }
+        step("image.layer.remove");
         std::fs::remove_dir_all(&to).map_err(|e| Error::io("remove", &to, e))
     }
 

@@ -16,6 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use failpoint::step;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
@@ -63,7 +64,24 @@ pub struct Images {
     /// Bounds downloads of layers over all pulls.
     downloads: tokio::sync::Semaphore,
     /// Pulls of the same image wait for each other, and find it done.
-    pulls: Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    pulls: Gates,
+    /// Pulls of different images share layers; a blob comes in once.
+    blobs: Gates,
+}
+
+/// Locks by name, kept while anybody holds or awaits them.
+#[derive(Default)]
+struct Gates(Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<()>>>>);
+
+impl Gates {
+    async fn enter(&self, name: &str) -> tokio::sync::OwnedMutexGuard<()> {
+        let gate = {
+            let mut gates = self.0.lock();
+            gates.retain(|_, gate| Arc::strong_count(gate) > 1);
+            gates.entry(name.to_owned()).or_default().clone()
+        };
+        gate.lock_owned().await
+    }
 }
 
 impl Images {
@@ -87,7 +105,8 @@ impl Images {
             downloads: tokio::sync::Semaphore::new(registry.parallel_downloads.max(1)),
             registry,
             collecting: tokio::sync::RwLock::new(()),
-            pulls: Mutex::new(BTreeMap::new()),
+            pulls: Gates::default(),
+            blobs: Gates::default(),
         })
     }
 
@@ -169,8 +188,10 @@ impl Images {
         }
         let image = Arc::new(image);
         next.insert(image.id.clone(), image.clone());
+        step("image.record.write");
         self.save(&next)?;
         *records = next;
+        step("image.record.done");
         Ok(image)
     }
 
@@ -207,9 +228,11 @@ impl Images {
             } else {
                 next.insert(image.id.clone(), Arc::new(changed));
             }
+            step("image.remove.record");
             self.save(&next)?;
             *records = next;
         }
+        step("image.remove.content");
         self.collect(used).await
     }
 
@@ -230,9 +253,11 @@ impl Images {
         let (content, store) = (self.content.clone(), self.layers.clone());
         blocking(move || {
             for digest in content.list()?.into_iter().filter(|d| !blobs.contains(d)) {
+                step("image.collect.blob");
                 content.remove(&digest)?;
             }
             for key in store.names()?.filter(|k| !layers.contains(k)) {
+                step("image.collect.layer");
                 store.remove(&key)?;
             }
             Ok(())

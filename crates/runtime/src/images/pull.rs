@@ -59,11 +59,8 @@ impl Images {
     pub async fn pull(&self, name: &str, credentials: &Credentials) -> Result<Arc<Image>, Error> {
         let reference = Reference::parse(name)?;
         let full = reference.to_string();
-        let gate = self.pulls.lock().entry(full.clone()).or_default().clone();
-        let _one = gate.lock().await;
-        let result = self.pull_once(&reference, credentials).await;
-        self.pulls.lock().retain(|_, gate| Arc::strong_count(gate) > 1);
-        result
+        let _one = self.pulls.enter(&full).await;
+        self.pull_once(&reference, credentials).await
     }
 
     async fn pull_once(&self, reference: &Reference, credentials: &Credentials) -> Result<Arc<Image>, Error> {
@@ -115,6 +112,7 @@ impl Images {
     }
 
     async fn fetch(&self, session: &Session<'_>, blob: Descriptor) -> Result<(), Error> {
+        let _one = self.blobs.enter(&blob.digest).await;
         if self.content.has(&blob.digest) {
             return Ok(());
         }

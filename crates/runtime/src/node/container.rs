@@ -8,6 +8,7 @@ use cri::v1::{
     ContainerConfig, ContainerEventType, LinuxContainerResources, NamespaceMode, PodSandboxConfig,
     security_profile::ProfileType,
 };
+use failpoint::step;
 use tokio::sync::watch;
 
 use super::records::{ContainerRecord, Phase, SandboxRecord, save};
@@ -109,10 +110,13 @@ impl Node {
         let (capabilities, ambient) = spec::kept_capabilities(&context)?;
         let resources = config.linux.as_ref().and_then(|l| l.resources.clone());
 
+        step("container.create.directory");
         make_dir(dir, 0o711)?;
         for part in ["upper", "work"] {
+            step("container.create.parts");
             make_dir(&dir.join(part), 0o755)?;
         }
+        step("container.create.bundle");
         make_dir(&bundle.join("rootfs"), 0o711)?;
         let mut layers = image.layers.clone();
         let mut image_mounts = Vec::new();
@@ -166,6 +170,7 @@ impl Node {
             image_volumes: image_mounts.iter().map(|m| PathBuf::from(&m.at)).collect(),
         };
         let text = serde_json::to_vec(&spec::build(&input)?).map_err(|e| Error::Internal(e.to_string()))?;
+        step("container.create.config");
         std::fs::write(bundle.join("config.json"), text).map_err(Error::io("write the bundle"))?;
 
         let log_path = if config.log_path.is_empty() || pod_config.log_directory.is_empty() {
@@ -223,7 +228,9 @@ impl Node {
             config,
             ..ContainerRecord::default()
         };
+        step("container.create.record");
         save(dir, &record).map_err(Error::io("save the container"))?;
+        step("container.create.done");
         Ok(record)
     }
 
@@ -304,19 +311,23 @@ impl Node {
                 late.map(|(path, value)| (path.to_string_lossy().into_owned(), value)).collect();
         }
         let limited = blocking(move || {
+            step("container.start.cgroup");
             node.cgroups.create(&cgroup)?;
+            step("container.start.limits");
             if let Some(resources) = &resources {
                 node.cgroups.apply_early(&cgroup, resources)?;
             }
             Ok(node.cgroups.confine_devices(&cgroup, devices.as_deref())?)
         })
         .await;
+        step("container.start.shim");
         let started = match limited {
             Ok(()) => sandbox.shim.call(&Request::Start(Box::new(prepared.plan))).await.map_err(Error::from),
             Err(error) => Err(error),
         };
         match started {
             Ok(Reply::Started { pid }) => {
+                step("container.start.record");
                 self.change(&container, |r| {
                     // A container may have ended before this line, and its end been told.
                     if r.phase() == Phase::Created {
@@ -325,6 +336,7 @@ impl Node {
                     }
                     r.pid = pid;
                 });
+                step("container.start.done");
                 self.announce(&container.id, &container.sandbox, ContainerEventType::ContainerStartedEvent);
                 Ok(())
             }
@@ -359,12 +371,14 @@ impl Node {
         let ended = |r: &ContainerRecord| r.phase() == Phase::Exited;
         if let Ok(seconds @ 1..) = u64::try_from(timeout) {
             let signal = Request::Signal { id: container.id.clone(), signal: record.stop_signal, all: false };
+            step("container.stop.signal");
             let _ = sandbox.shim.ask(&signal).await;
             let grace = Duration::from_secs(seconds);
             if tokio::time::timeout(grace, changes.wait_for(ended)).await.is_ok() {
                 return Ok(());
             }
         }
+        step("container.stop.kill");
         let kill = Request::Signal { id: container.id.clone(), signal: libc::SIGKILL, all: true };
         if let Err(error) = sandbox.shim.ask(&kill).await {
             tracing::warn!(container = container.id, %error, "the shim cannot kill; the cgroup is killed instead");
@@ -385,6 +399,7 @@ impl Node {
         let Ok(container) = self.container(id) else { return Ok(()) };
         let _busy = container.busy.lock().await;
         self.stop_container(&container.id, 0).await?;
+        step("container.remove.shim");
         if let Ok(sandbox) = self.sandbox(&container.sandbox)
             && sandbox.record.lock().ready
         {
@@ -392,11 +407,15 @@ impl Node {
         }
         let cgroup = container.record.borrow().cgroup.clone();
         let node = self.clone();
+        step("container.remove.cgroup");
         blocking(move || Ok(node.cgroups.remove(&cgroup)?)).await?;
+        step("container.remove.bundle");
         let _ = std::fs::remove_dir_all(self.sandbox_mounts(&container.sandbox).join(short(&container.id)));
         let _ =
             std::fs::remove_file(self.shim_dir(&container.sandbox).join(format!("exit-{}", container.id)));
+        step("container.remove.record");
         self.discard(&self.container_dir(&container.id));
+        step("container.remove.done");
         self.containers.lock().remove(&container.id);
         self.announce(&container.id, &container.sandbox, ContainerEventType::ContainerDeletedEvent);
         Ok(())
@@ -411,6 +430,9 @@ impl Node {
         let container = self.container(id)?;
         let _busy = container.busy.lock().await;
         let record = container.record.borrow().clone();
+        if record.phase() == Phase::Exited {
+            return Err(Error::State(format!("container {} has ended", container.id)));
+        }
         if record.phase() == Phase::Running {
             let (node, change) = (self.clone(), resources.clone());
             blocking(move || Ok(node.cgroups.apply(&record.cgroup, &change)?)).await?;
@@ -485,6 +507,10 @@ fn merge(to: &mut LinuxContainerResources, from: &LinuxContainerResources) {
     }
     if !from.cpuset_mems.is_empty() {
         to.cpuset_mems.clone_from(&from.cpuset_mems);
+    }
+    for limit in &from.hugepage_limits {
+        to.hugepage_limits.retain(|known| known.page_size != limit.page_size);
+        to.hugepage_limits.push(limit.clone());
     }
     to.unified.extend(from.unified.clone());
 }

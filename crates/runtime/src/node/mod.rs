@@ -70,6 +70,8 @@ pub struct Node {
     pub cgroups: Cgroups,
     /// Pod addresses.
     pub network: Network,
+    /// Processor use over time.
+    pub rates: accounting::Rates,
     spawner: Spawner,
     sandboxes: Mutex<BTreeMap<String, Arc<Sandbox>>>,
     containers: Mutex<BTreeMap<String, Arc<Container>>>,
@@ -121,6 +123,7 @@ impl Node {
             cgroups,
             network,
             spawner,
+            rates: accounting::Rates::default(),
             sandboxes: Mutex::default(),
             containers: Mutex::default(),
             events: broadcast::channel(EVENTS).0,

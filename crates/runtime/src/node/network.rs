@@ -66,6 +66,15 @@ impl Network {
         std::fs::write(&self.ranges, text).map_err(Error::io("save the pod ranges"))
     }
 
+    /// In one word, for a verbose status.
+    pub fn describe(&self) -> &'static str {
+        match &self.mode {
+            NetworkMode::Pods { .. } => "pods",
+            NetworkMode::Cni { .. } => "cni",
+            NetworkMode::None => "none",
+        }
+    }
+
     /// Why pods cannot be connected now, if so.
     pub fn not_ready(&self) -> Option<String> {
         match &self.mode {

@@ -45,6 +45,12 @@ pub struct SandboxRecord {
     /// As the kubelet named it.
     #[prost(string, tag = "11")]
     pub runtime_handler: String,
+    /// Not set up wholly yet: nobody has been told of it, and a restart undoes it.
+    #[prost(bool, tag = "12")]
+    pub making: bool,
+    /// When the shim was started, in the kernel's ticks: with its number this is unmistakable.
+    #[prost(uint64, tag = "13")]
+    pub shim_started: u64,
 }
 
 /// How far a container is.

@@ -1,5 +1,6 @@
 //! What a start finds: sandboxes that run on, others whose shim is gone, and leftovers of interrupted work.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -26,6 +27,10 @@ impl Node {
             let alive = record.ready && record.boot == self.boot && self.follow(&sandbox).await.is_ok();
             if !alive {
                 self.lost(&sandbox).await;
+            }
+            if record.making {
+                tracing::info!(sandbox = sandbox.id, "a half-made sandbox is removed");
+                self.undo_sandbox(&sandbox).await?;
             }
         }
         let node = self.clone();
@@ -161,23 +166,51 @@ impl Node {
             let _ = std::fs::remove_dir_all(&dir);
         }
         for dir in entries(&self.config.state_dir.join("p")).filter(|d| !ours(d)) {
-            if let Some(pid) = std::fs::read_to_string(dir.join("shim.pid")).ok().and_then(|t| t.parse().ok())
-            {
-                kill_shim(pid);
-            }
             let _ = std::fs::remove_dir_all(&dir);
         }
-        let used: Vec<String> = self.containers().iter().map(|c| c.record.borrow().cgroup.clone()).collect();
+        self.remove_lost_shims();
+        let containers = self.containers();
+        let used: BTreeSet<String> = containers.iter().map(|c| c.record.borrow().cgroup.clone()).collect();
+        let names: BTreeSet<&str> = containers.iter().map(|c| short(&c.id)).collect();
         for sandbox in self.sandboxes() {
             let group = sandbox.record.lock().cgroup.clone();
-            for child in self.cgroups.children(&group).into_iter().filter(|c| c.len() == 64) {
+            for child in self.cgroups.children(&group).into_iter().filter(|c| is_id(c)) {
                 let group = format!("{group}/{child}");
                 if !used.contains(&group) {
                     let _ = self.cgroups.remove(&group);
                 }
             }
+            // A container that was being made has a place among its pod's mounts, but no record.
+            for place in entries(&self.sandbox_mounts(&sandbox.id)) {
+                let name = place.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+                if name != "shm" && !names.contains(name.as_str()) {
+                    let _ = std::fs::remove_dir_all(&place);
+                }
+            }
+        }
+        let parent = &self.config.cgroup_parent;
+        for child in self.cgroups.children(parent).into_iter().filter(|c| is_id(c)) {
+            if self.sandbox(&child).is_err() {
+                let _ = self.cgroups.remove(&format!("{parent}/{child}"));
+            }
         }
     }
+
+    /// Shims that no sandbox has: their directory or record went before they did.
+    fn remove_lost_shims(&self) {
+        let known: BTreeSet<i32> = self.sandboxes().iter().map(|s| s.record.lock().shim).collect();
+        for pid in self.cgroups.processes(&self.config.shim_cgroup) {
+            if !known.contains(&pid)
+                && let Some(started) = crate::shim::sys::start_time(pid)
+            {
+                kill_shim(pid, started);
+            }
+        }
+    }
+}
+
+fn is_id(name: &str) -> bool {
+    name.len() == 64 && name.bytes().all(|b| b.is_ascii_hexdigit())
 }
 
 async fn watch_shim(node: std::sync::Weak<Node>, sandbox: Arc<Sandbox>, mut subscription: Subscription) {
@@ -199,8 +232,11 @@ async fn watch_shim(node: std::sync::Weak<Node>, sandbox: Arc<Sandbox>, mut subs
     }
 }
 
-/// Ends a process if it is a shim.
-pub(crate) fn kill_shim(pid: i32) {
+/// Ends a process if it is the shim that was started then.
+pub(super) fn kill_shim(pid: i32, started: u64) {
+    if pid <= 1 || started == 0 || crate::shim::sys::start_time(pid) != Some(started) {
+        return;
+    }
     let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
     if name.trim() == "carrack-shim" {
         let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);

@@ -4,12 +4,16 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 
-use cri::v1::{ContainerEventType, NamespaceMode, NamespaceOption, PodSandboxConfig};
+use cri::v1::{
+    ContainerEventType, LinuxContainerResources, NamespaceMode, NamespaceOption, PodSandboxConfig,
+};
+use failpoint::step;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use super::client::Shim;
 use super::cni::Pod;
 use super::records::{Phase, SandboxRecord, save};
+use super::recover::kill_shim;
 use super::{Node, Sandbox, blocking, make_dir, new_id, now};
 use crate::error::Error;
 use crate::shim::protocol::{Ready, Request, SandboxPlan};
@@ -32,13 +36,22 @@ impl Node {
     ) -> Result<String, Error> {
         let metadata =
             config.metadata.clone().ok_or_else(|| Error::Invalid("sandbox config has no metadata".into()))?;
-        if !runtime_handler.is_empty() {
+        if !runtime_handler.is_empty() && !self.config.handlers.contains(&runtime_handler) {
             return Err(Error::Invalid(format!("no runtime for {runtime_handler:?} is configured")));
         }
         let naming = self.naming.lock().await;
         for sandbox in self.sandboxes() {
             let record = sandbox.record.lock().clone();
             if record.config.metadata.as_ref() == Some(&metadata) {
+                if record.making {
+                    // The first call is still at work; this one shares its end.
+                    drop(naming);
+                    drop(sandbox.busy.lock().await);
+                    return match sandbox.record.lock().ready {
+                        true => Ok(sandbox.id.clone()),
+                        false => Err(Error::State(format!("sandbox {} could not be made", sandbox.id))),
+                    };
+                }
                 if record.ready {
                     return Ok(sandbox.id.clone());
                 }
@@ -60,7 +73,9 @@ impl Node {
             id: id.clone(),
             config,
             created_at: now(),
+            owns_cgroup: !self.cgroups.exists(&cgroup),
             cgroup,
+            making: true,
             boot: self.boot.clone(),
             runtime_handler,
             ..SandboxRecord::default()
@@ -83,7 +98,7 @@ impl Node {
         };
         if let Err(error) = result {
             self.take_down(&sandbox).await?;
-            self.forget_sandbox(&id);
+            self.undo_sandbox(&sandbox).await?;
             return Err(error);
         }
         self.announce(&id, &id, ContainerEventType::ContainerCreatedEvent);
@@ -99,23 +114,31 @@ impl Node {
         let own = |mode: i32| mode != NamespaceMode::Node as i32;
         let (dir, mounts, shim_dir) =
             (self.sandbox_dir(&record.id), self.sandbox_mounts(&record.id), self.shim_dir(&record.id));
-        for dir in [&dir, &mounts, &shim_dir] {
+        step("sandbox.make.directory");
+        make_dir(&dir, 0o711)?;
+        step("sandbox.make.record");
+        // Before anything is made outside of its directory, so that a restart knows what to undo.
+        save(&dir, &record).map_err(Error::io("save the sandbox"))?;
+        for dir in [&mounts, &shim_dir] {
+            step("sandbox.make.places");
             make_dir(dir, 0o711)?;
         }
-        save(&dir, &record).map_err(Error::io("save the sandbox"))?;
         if !config.log_directory.is_empty() {
             make_dir(Path::new(&config.log_directory), 0o755)?;
         }
 
-        record.owns_cgroup = self.cgroups.create(&record.cgroup)?;
+        step("sandbox.make.cgroup");
+        self.cgroups.create(&record.cgroup)?;
         self.cgroups.create(&self.config.shim_cgroup)?;
         let shm = mounts.join("shm");
         if own(options.ipc) {
             make_dir(&shm, 0o1777)?;
             let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+            step("sandbox.make.shm");
             mount(Some("shm"), &shm, Some("tmpfs"), flags, Some(SHM_SIZE))
                 .map_err(|e| Error::io("mount /dev/shm")(e.into()))?;
         }
+        step("sandbox.make.files");
         self.write_files(&dir, &config, own(options.network))?;
 
         let host_network = !own(options.network);
@@ -135,13 +158,16 @@ impl Node {
         };
         let text = serde_json::to_vec(&plan).map_err(|e| Error::Internal(e.to_string()))?;
         std::fs::write(shim_dir.join("sandbox.json"), text).map_err(Error::io("write sandbox.json"))?;
+        step("sandbox.make.shim");
         match self.spawner.spawn(&shim_dir)? {
             Ready::Up { pid, pause } => {
                 record.shim = pid;
+                record.shim_started = crate::shim::sys::start_time(pid).unwrap_or(0);
                 record.pause = pause.unwrap_or(0);
             }
             Ready::Failed(reason) => return Err(Error::State(format!("set up the sandbox: {reason}"))),
         }
+        step("sandbox.make.network");
         if !host_network {
             let netns = format!("/proc/{}/ns/net", record.shim);
             let netns = Some(Path::new(&netns));
@@ -149,8 +175,11 @@ impl Node {
             record.addresses = addresses.iter().map(IpAddr::to_string).collect();
         }
         record.ready = true;
+        record.making = false;
+        step("sandbox.make.ready");
         save(&dir, &record).map_err(Error::io("save the sandbox"))?;
         *sandbox.record.lock() = record;
+        step("sandbox.make.done");
         Ok(())
     }
 
@@ -199,6 +228,15 @@ impl Node {
     /// Ends the shim and removes all that the sandbox has outside of its directory.
     pub(super) async fn take_down(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Result<(), Error> {
         let record = sandbox.record.lock().clone();
+        if record.ready {
+            // From here on it is no sandbox to be used, even if this process ends before the rest is done.
+            step("sandbox.stop.record");
+            let mut stopping = record.clone();
+            stopping.ready = false;
+            save(&self.sandbox_dir(&record.id), &stopping).map_err(Error::io("save the sandbox"))?;
+            sandbox.record.lock().ready = false;
+        }
+        step("sandbox.stop.network");
         if namespaces(&record.config).network != NamespaceMode::Node as i32 {
             let (node, made) = (self.clone(), record.clone());
             blocking(move || {
@@ -209,9 +247,12 @@ impl Node {
             })
             .await?;
         }
+        step("sandbox.stop.shim");
         if record.ready || self.shim_dir(&record.id).join("shim.sock").exists() {
             let _ = sandbox.shim.ask(&Request::Shutdown).await;
         }
+        kill_shim(record.shim, record.shim_started);
+        step("sandbox.stop.cgroups");
         let node = self.clone();
         let (made, containers) = (record.clone(), self.containers_of(&record.id));
         blocking(move || {
@@ -220,8 +261,11 @@ impl Node {
                 node.cgroups.remove(&cgroup)?;
             }
             let mounts = node.sandbox_mounts(&made.id);
+            step("sandbox.stop.shm");
             let _ = umount2(&mounts.join("shm"), MntFlags::MNT_DETACH);
+            step("sandbox.stop.mounts");
             let _ = std::fs::remove_dir_all(&mounts);
+            step("sandbox.stop.places");
             let _ = std::fs::remove_dir_all(node.shim_dir(&made.id));
             Ok(())
         })
@@ -230,6 +274,7 @@ impl Node {
         record.ready = false;
         record.shim = 0;
         record.pause = 0;
+        step("sandbox.stop.done");
         save(&self.sandbox_dir(&record.id), &*record).map_err(Error::io("save the sandbox"))
     }
 
@@ -241,14 +286,48 @@ impl Node {
         for container in self.containers_of(&id) {
             self.remove_container(&container.id).await?;
         }
+        self.undo_sandbox(&sandbox).await?;
+        self.announce(&id, &id, ContainerEventType::ContainerDeletedEvent);
+        Ok(())
+    }
+
+    /// Removes what is left of a sandbox that was taken down.
+    pub(super) async fn undo_sandbox(self: &Arc<Self>, sandbox: &Sandbox) -> Result<(), Error> {
         let record = sandbox.record.lock().clone();
         if record.owns_cgroup {
-            let node = self.clone();
-            let cgroup = record.cgroup.clone();
+            step("sandbox.remove.cgroup");
+            let (node, cgroup) = (self.clone(), record.cgroup);
             blocking(move || Ok(node.cgroups.remove(&cgroup)?)).await?;
         }
-        self.forget_sandbox(&id);
-        self.announce(&id, &id, ContainerEventType::ContainerDeletedEvent);
+        step("sandbox.remove.record");
+        self.forget_sandbox(&record.id);
+        step("sandbox.remove.done");
+        Ok(())
+    }
+
+    /// Changes the limits of a pod whose cgroup is this runtime's own; those of others are the kubelet's to change.
+    pub async fn update_sandbox(
+        self: &Arc<Self>,
+        sandbox: &Arc<Sandbox>,
+        overhead: Option<LinuxContainerResources>,
+        resources: Option<LinuxContainerResources>,
+    ) -> Result<(), Error> {
+        let _busy = sandbox.busy.lock().await;
+        let mut record = sandbox.record.lock().clone();
+        if !record.ready {
+            return Err(Error::State(format!("sandbox {} is not running", sandbox.id)));
+        }
+        let linux = record.config.linux.get_or_insert_default();
+        linux.overhead = overhead.or(linux.overhead.take());
+        linux.resources = resources.or(linux.resources.take());
+        if record.owns_cgroup
+            && let Some(resources) = linux.resources.clone()
+        {
+            let (node, cgroup) = (self.clone(), record.cgroup.clone());
+            blocking(move || Ok(node.cgroups.apply(&cgroup, &resources)?)).await?;
+        }
+        save(&self.sandbox_dir(&record.id), &record).map_err(Error::io("save the sandbox"))?;
+        *sandbox.record.lock() = record;
         Ok(())
     }
 

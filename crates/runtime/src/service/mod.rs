@@ -2,6 +2,7 @@
 
 mod archive;
 mod image;
+mod metrics;
 mod runtime;
 mod stats;
 pub mod status;

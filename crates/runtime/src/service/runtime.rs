@@ -7,7 +7,7 @@ use cri::v1::*;
 use tokio::sync::broadcast::error::RecvError;
 use tonic::{Request, Response, Status};
 
-use super::{Answers, chunks, selects, stats, status};
+use super::{Answers, chunks, metrics, selects, stats, status};
 use crate::error::Error;
 use crate::node::records::Phase;
 use crate::node::{Container as NodeContainer, Node, Sandbox, blocking, now};
@@ -82,6 +82,15 @@ impl RuntimeServer {
             .collect();
         let node = self.node.clone();
         Ok(blocking(move || Ok(sandboxes.iter().map(|s| pod_stats(&node, s)).collect())).await?)
+    }
+}
+
+impl RuntimeServer {
+    async fn metrics(&self) -> Result<Vec<PodSandboxMetrics>, Status> {
+        let node = self.node.clone();
+        let ready = self.node.sandboxes().into_iter().filter(|s| s.record.lock().ready);
+        let sandboxes: Vec<_> = ready.collect();
+        Ok(blocking(move || Ok(sandboxes.iter().map(|s| metrics::pod(&node, s)).collect())).await?)
     }
 }
 
@@ -262,9 +271,8 @@ impl RuntimeService for RuntimeServer {
         request: Request<UpdateContainerResourcesRequest>,
     ) -> Answer<UpdateContainerResourcesResponse> {
         let request = request.into_inner();
-        if let Some(resources) = request.linux {
-            self.node.update_container(&request.container_id, resources).await?;
-        }
+        let resources = request.linux.ok_or_else(|| Status::invalid_argument("no linux resources"))?;
+        self.node.update_container(&request.container_id, resources).await?;
         Ok(Response::new(UpdateContainerResourcesResponse {}))
     }
 
@@ -402,11 +410,17 @@ impl RuntimeService for RuntimeServer {
         let mut info = std::collections::HashMap::new();
         if request.into_inner().verbose {
             let text = serde_json::json!({
-                "root": self.node.config.root, "cgroupV2": self.node.cgroups.unified(),
+                "root": self.node.config.root, "state": self.node.config.state_dir,
+                "cgroupV2": self.node.cgroups.unified(), "cgroupDriver": "cgroupfs",
+                "cgroupParent": self.node.config.cgroup_parent,
+                "network": self.node.network.describe(),
             });
             info.insert("config".to_owned(), text.to_string());
         }
         let features = RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces: false };
+        let names = std::iter::once("").chain(self.node.config.handlers.iter().map(String::as_str));
+        let runtime_handlers =
+            names.map(|name| RuntimeHandler { name: name.into(), features: Some(features) }).collect();
         Ok(Response::new(StatusResponse {
             status: Some(RuntimeStatus {
                 conditions: vec![
@@ -415,7 +429,7 @@ impl RuntimeService for RuntimeServer {
                 ],
             }),
             info,
-            runtime_handlers: vec![RuntimeHandler { name: String::new(), features: Some(features) }],
+            runtime_handlers,
             features: Some(RuntimeFeatures {
                 supplemental_groups_policy: true,
                 user_namespaces_host_network: false,
@@ -427,7 +441,7 @@ impl RuntimeService for RuntimeServer {
         &self,
         _: Request<CheckpointContainerRequest>,
     ) -> Answer<CheckpointContainerResponse> {
-        Err(Error::Unimplemented("checkpoints are not supported").into())
+        Err(Error::Unimplemented("checkpoints of containers are not supported by this runtime").into())
     }
 
     type GetContainerEventsStream = Answers<ContainerEventResponse>;
@@ -455,14 +469,14 @@ impl RuntimeService for RuntimeServer {
         &self,
         _: Request<ListMetricDescriptorsRequest>,
     ) -> Answer<ListMetricDescriptorsResponse> {
-        Ok(Response::new(ListMetricDescriptorsResponse::default()))
+        Ok(Response::new(ListMetricDescriptorsResponse { descriptors: metrics::descriptors() }))
     }
 
     async fn list_pod_sandbox_metrics(
         &self,
         _: Request<ListPodSandboxMetricsRequest>,
     ) -> Answer<ListPodSandboxMetricsResponse> {
-        Ok(Response::new(ListPodSandboxMetricsResponse::default()))
+        Ok(Response::new(ListPodSandboxMetricsResponse { pod_metrics: self.metrics().await? }))
     }
 
     type StreamPodSandboxMetricsStream = Answers<StreamPodSandboxMetricsResponse>;
@@ -471,7 +485,10 @@ impl RuntimeService for RuntimeServer {
         &self,
         _: Request<StreamPodSandboxMetricsRequest>,
     ) -> Answer<Self::StreamPodSandboxMetricsStream> {
-        Ok(Response::new(Box::pin(futures::stream::empty())))
+        let all = self.metrics().await?;
+        Ok(Response::new(chunks(all, |pod_sandbox_metrics| StreamPodSandboxMetricsResponse {
+            pod_sandbox_metrics,
+        })))
     }
 
     async fn runtime_config(&self, _: Request<RuntimeConfigRequest>) -> Answer<RuntimeConfigResponse> {
@@ -483,8 +500,9 @@ impl RuntimeService for RuntimeServer {
         &self,
         request: Request<UpdatePodSandboxResourcesRequest>,
     ) -> Answer<UpdatePodSandboxResourcesResponse> {
-        // The pod's cgroup is the kubelet's; the runtime has nothing of its own to change.
-        self.node.sandbox(&request.into_inner().pod_sandbox_id)?;
+        let request = request.into_inner();
+        let sandbox = self.node.sandbox(&request.pod_sandbox_id)?;
+        self.node.update_sandbox(&sandbox, request.overhead, request.resources).await?;
         Ok(Response::new(UpdatePodSandboxResourcesResponse {}))
     }
 }

@@ -32,7 +32,9 @@ impl Shim {
         };
         if let Some(container) = helper.container {
             self.created(&container, &reply, helper.console);
-            self.reply(connection, &reply);
+            for waiter in std::iter::once(connection).chain(helper.waiters) {
+                self.reply(waiter, &reply);
+            }
         } else {
             self.reply(connection, &reply);
             if let Reply::Started { pid } = reply {
@@ -66,6 +68,9 @@ impl Shim {
                 container.stdin = if container.plan.stdin { master.try_clone().ok() } else { None };
                 container.stdout = Some(master);
             }
+        }
+        if container.forget {
+            container.kill_all(libc::SIGKILL);
         }
         if let Some(code) = self.orphans.remove(&pid) {
             self.container_ended(at, code);
@@ -154,6 +159,10 @@ impl Shim {
             self.connections.iter().filter(|(_, c)| c.role == Role::Subscriber).map(|(id, _)| *id).collect();
         for subscriber in subscribers {
             self.queue(subscriber, &event);
+        }
+        if self.containers[at].forget {
+            let _ = std::fs::remove_file(format!("{}/exit-{}", self.dir, self.containers[at].plan.id));
+            self.containers.remove(at);
         }
     }
 }

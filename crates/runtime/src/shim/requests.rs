@@ -62,7 +62,7 @@ impl Shim {
             }),
             Request::Connect { port } => return self.connect(id, port),
             Request::Forget { id: container } => {
-                self.containers.retain(|c| c.plan.id != container || c.running());
+                self.forget(&container);
                 Reply::Ok
             }
             Request::Shutdown => {
@@ -94,8 +94,14 @@ impl Shim {
     }
 
     pub(super) fn start(&mut self, connection: u32, plan: StartPlan) -> Result<(), String> {
-        if self.containers.iter().any(|c| c.plan.id == plan.id) {
-            return Err("the container was started before".into());
+        if let Some(known) = self.containers.iter().find(|c| c.plan.id == plan.id) {
+            let pid = known.pid;
+            let starting = self.helpers.values_mut().find(|h| h.container.as_ref() == Some(&plan.id));
+            match starting {
+                Some(helper) if pid == 0 => helper.waiters.push(connection),
+                _ => self.reply(connection, &Reply::Started { pid }),
+            }
+            return Ok(());
         }
         let log = LogFile::open(&plan.log).map_err(|e| format!("open log {}: {e}", plan.log))?;
         let mut container = Container::new(plan, log);
@@ -134,12 +140,23 @@ impl Shim {
                 report,
                 text: Vec::new(),
                 connection,
+                waiters: Vec::new(),
                 container: Some(container.plan.id.clone()),
                 console,
             },
         );
         self.containers.push(container);
         Ok(())
+    }
+
+    /// Forgets a container that has ended, and ends one that has not, to be forgotten then.
+    fn forget(&mut self, id: &str) {
+        let starting = self.helpers.values().any(|h| h.container.as_deref() == Some(id));
+        self.containers.retain(|c| c.plan.id != id || c.running() || starting);
+        if let Some(container) = self.containers.iter_mut().find(|c| c.plan.id == id) {
+            container.forget = true;
+            container.kill_all(libc::SIGKILL);
+        }
     }
 
     pub(super) fn exec(&mut self, connection: u32, plan: &ExecPlan, fds: Vec<OwnedFd>) -> Result<(), Reply> {
@@ -156,7 +173,14 @@ impl Shim {
         self.next += 1;
         self.helpers.insert(
             self.next,
-            Helper { report, text: Vec::new(), connection, container: None, console: None },
+            Helper {
+                report,
+                text: Vec::new(),
+                connection,
+                waiters: Vec::new(),
+                container: None,
+                console: None,
+            },
         );
         Ok(())
     }

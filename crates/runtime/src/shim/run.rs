@@ -38,6 +38,8 @@ pub(super) struct Helper {
     pub(super) report: OwnedFd,
     pub(super) text: Vec<u8>,
     pub(super) connection: u32,
+    /// Others that asked for the same: a runtime that was started anew repeats what it does not know to be done.
+    pub(super) waiters: Vec<u32>,
     /// Set for the creation of a container.
     pub(super) container: Option<String>,
     /// Receives the terminal of a container that has one.

@@ -29,6 +29,8 @@ pub struct Container {
     pub started_at: i64,
     /// How it ended.
     pub exit: Option<Exit>,
+    /// Nobody will ask for it any more once it has ended.
+    pub forget: bool,
     /// Writing end of its input, or the terminal.
     pub stdin: Option<OwnedFd>,
     /// Input that it has not read yet.
@@ -53,6 +55,7 @@ impl Container {
             pid: 0,
             started_at: 0,
             exit: None,
+            forget: false,
             stdin: None,
             input: VecDeque::new(),
             input_ends: false,

@@ -140,6 +140,13 @@ pub fn reset_signals() {
     }
 }
 
+/// When a process was started, in ticks since the machine was (`/proc/<pid>/stat`, field 22).
+pub fn start_time(pid: i32) -> Option<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name, in parentheses, may hold anything.
+    text.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+}
+
 /// Names the process, as `ps` shows it.
 pub fn set_name(name: &std::ffi::CStr) {
     // SAFETY: PR_SET_NAME reads a string that ends with NUL.

@@ -6,6 +6,8 @@ use cri::v1::*;
 
 use std::sync::atomic::Ordering;
 
+use super::calls::*;
+use super::crashes::*;
 use super::harness::{Test, secure};
 use super::pack::pack;
 use super::registry::Registry;
@@ -49,6 +51,13 @@ cases![
     mounts_propagate_as_asked,
     a_full_disk_is_told,
     many_pods_start_at_once,
+    what_is_not_there_is_told,
+    nonsense_is_refused,
+    lists_and_streams_agree,
+    limits_are_changed,
+    a_kill_between_any_two_steps_is_mended,
+    a_kill_leaves_containers_to_be_removed,
+    a_kill_during_an_import_is_mended,
 ];
 
 async fn a_container_lives_and_ends(mut test: Test) {

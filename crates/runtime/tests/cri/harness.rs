@@ -54,7 +54,7 @@ pub fn case(name: &str, root: &str) -> ! {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let root = PathBuf::from(root);
-        let server = start_server(&root);
+        let server = start_server(&root, &[]);
         let test = Test::connect(root.clone(), server).await;
         cases::run(name, test).await;
         let teardown = runtime::teardown(&config(&root)).await;
@@ -175,9 +175,9 @@ impl Drop for Test {
     }
 }
 
-fn start_server(root: &Path) -> Child {
+fn start_server(root: &Path, env: &[(&str, &str)]) -> Child {
     let mut command = Command::new("/proc/self/exe");
-    command.arg("serve").arg(root);
+    command.arg("serve").arg(root).envs(env.iter().copied());
     // SAFETY: prctl with plain numbers is allowed between fork and exec.
     unsafe {
         command.pre_exec(|| {
@@ -217,14 +217,81 @@ impl Test {
 
     /// Ends the runtime as a crash does, and starts it again.
     pub async fn crash(&mut self) {
-        self.server.kill().unwrap();
+        self.end();
+        self.start(&[]).await;
+    }
+
+    /// Kills the runtime, if it has not been killed before.
+    pub fn end(&mut self) {
+        let _ = self.server.kill();
         self.server.wait().unwrap();
-        std::fs::remove_file(config(&self.root).socket).unwrap();
-        self.server = start_server(&self.root);
+    }
+
+    /// Whether the runtime was killed. Its clients see the end a moment before its parent can.
+    pub fn killed(&mut self) -> bool {
+        let comm = std::fs::read_to_string(format!("/proc/{}/stat", self.server.id())).unwrap_or_default();
+        let state = comm.rsplit_once(") ").map_or("", |(_, rest)| &rest[..1]);
+        matches!(state, "Z" | "X" | "") || self.server.try_wait().unwrap().is_some()
+    }
+
+    /// The same after a call that failed: the end is seen by its parent within moments, or not at all.
+    pub async fn killed_soon(&mut self) -> bool {
+        let until = Instant::now() + Duration::from_secs(2);
+        while !self.killed() && Instant::now() < until {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        self.killed()
+    }
+
+    /// Starts the runtime and connects to it; one that is killed meanwhile is left so.
+    pub async fn start(&mut self, env: &[(&str, &str)]) {
+        let _ = std::fs::remove_file(config(&self.root).socket);
+        self.server = start_server(&self.root, env);
+        while !config(&self.root).socket.exists() && !self.killed() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        if self.killed() {
+            return;
+        }
         let channel = channel(&self.root).await;
         self.runtime = RuntimeServiceClient::new(channel.clone());
         self.images = ImageServiceClient::new(channel.clone());
         self.archives = cri::images::images_client::ImagesClient::new(channel);
+    }
+
+    /// No sandbox, container, directory, mount, cgroup, link, lease or shim is left.
+    pub async fn nothing_is_left(&mut self, when: &str) {
+        let list = self.runtime.list_pod_sandbox(ListPodSandboxRequest::default()).await.unwrap();
+        assert!(list.into_inner().items.is_empty(), "{when}: sandboxes are left");
+        let list = self.runtime.list_containers(ListContainersRequest::default()).await.unwrap();
+        assert!(list.into_inner().containers.is_empty(), "{when}: containers are left");
+        for dir in ["run/p", "run/m", "data/pods", "data/containers", "data/network"] {
+            let entries: Vec<_> =
+                std::fs::read_dir(self.root.join(dir)).into_iter().flatten().flatten().collect();
+            assert!(entries.is_empty(), "{when}: {entries:?}");
+        }
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let left: Vec<&str> = mounts.lines().filter(|l| l.contains(&format!("{}/run/m/", self.root.display()))).collect();
+        assert!(left.is_empty(), "{when}: {left:?}");
+        let parent = config(&self.root).cgroup_parent;
+        for hierarchy in std::fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
+            let pods = std::fs::read_dir(hierarchy.path().join(&parent[1..])).into_iter().flatten().flatten();
+            let left: Vec<_> = pods.filter(|e| e.path().is_dir()).map(|e| e.path()).collect();
+            assert!(left.is_empty(), "{when}: {left:?}");
+        }
+        // Links and shims go in the background of the call that made them superfluous.
+        let until = Instant::now() + Duration::from_secs(20);
+        loop {
+            let links = std::fs::read_to_string("/proc/self/net/dev").unwrap();
+            let links = links.lines().filter(|line| line.trim_start().starts_with("pod")).count();
+            let group = format!("{}-shims", parent);
+            let shims = accounting::Hierarchies::detect().processes(&group).len();
+            if shims == 0 && links == 0 {
+                break;
+            }
+            assert!(Instant::now() < until, "{when}: {links} links and {shims} shims are left");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
     /// A pod's config.

@@ -4,7 +4,9 @@
 //! that run in the containers. Needs root.
 
 mod applets;
+mod calls;
 mod cases;
+mod crashes;
 mod harness;
 mod pack;
 mod registry;

@@ -18,15 +18,19 @@ pub struct Packed {
 
 /// Packs the test binary as `/app/<name>` for each name, to be run by `entrypoint`.
 pub fn pack(names: &[&str], entrypoint: &[&str]) -> Packed {
+    pack_file(&std::fs::read("/proc/self/exe").unwrap(), names, entrypoint)
+}
+
+/// Packs any file so.
+pub fn pack_file(binary: &[u8], names: &[&str], entrypoint: &[&str]) -> Packed {
     let mut tar = tar::Builder::new(Vec::new());
-    let binary = std::fs::read("/proc/self/exe").unwrap();
     let mut header = tar::Header::new_gnu();
     header.set_size(binary.len() as u64);
     header.set_mode(0o755);
     header.set_uid(0);
     header.set_gid(0);
     header.set_mtime(0);
-    tar.append_data(&mut header, "app/binary", &binary[..]).unwrap();
+    tar.append_data(&mut header, "app/binary", binary).unwrap();
     for name in names {
         let mut header = tar::Header::new_gnu();
         header.set_entry_type(tar::EntryType::Link);
