@@ -74,6 +74,11 @@ impl Cgroups {
         }
     }
 
+    /// The cgroup of all pods, a path from the root of every hierarchy.
+    pub(crate) fn top(&self) -> String {
+        format!("/{}", self.path("kubepods"))
+    }
+
     /// The pod's cgroup, as CRI's `cgroup_parent` wants it.
     pub(crate) fn parent(&self, pod: &Pod) -> String {
         format!("/{}", self.of_pod(pod))

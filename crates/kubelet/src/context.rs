@@ -12,6 +12,7 @@ use crate::dns::Resolver;
 use crate::events::Recorder;
 use crate::eviction::Pressures;
 use crate::images::Images;
+use crate::metrics::Metrics;
 use crate::objects::Objects;
 use crate::runtime::Cri;
 use crate::services::Services;
@@ -21,6 +22,7 @@ use crate::tokens::Tokens;
 pub(crate) struct Context {
     pub config: KubeletConfig,
     pub cri: Cri,
+    pub metrics: Metrics,
     pub recorder: Recorder,
     pub objects: Objects,
     pub services: Services,

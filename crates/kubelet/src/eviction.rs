@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::context::Shared;
 use crate::gc;
 use crate::manager::Pods;
+use crate::metrics::EVICTIONS;
 use crate::node::capacity;
 use crate::podutil::{self, spec};
 use crate::status::Verdict;
@@ -23,6 +24,7 @@ use crate::status::Verdict;
 mod local;
 mod plan;
 
+pub(crate) use local::disk_use;
 pub(crate) use plan::Pressure;
 use plan::{Signals, Use};
 
@@ -137,6 +139,13 @@ async fn relieve(context: &Shared, pods: &Pods, pressure: Pressure) {
             continue;
         }
         let message = plan::message(pressure, &signals(context), pod, &uses[index]);
+        let signal = match pressure {
+            Pressure::Memory => "memory.available",
+            Pressure::Disk => "nodefs.available",
+            Pressure::Inodes => "nodefs.inodesFree",
+            Pressure::Pids => "pid.available",
+        };
+        context.metrics.count(EVICTIONS, &[("eviction_signal", signal)]);
         evict(context, pods, pod, message).await;
         return;
     }
@@ -153,6 +162,7 @@ async fn limits(context: &Shared, pods: &Pods) {
     for pod in limited {
         let used = measure(context, &pod, stats.get(podutil::uid(&pod)));
         if let Some(message) = local::exceeded(&pod, &used) {
+            context.metrics.count(EVICTIONS, &[("eviction_signal", "ephemeralcontainerfs.limit")]);
             evict(context, pods, &pod, message).await;
         }
     }

@@ -13,6 +13,7 @@ use tonic::Status;
 
 use crate::context::Shared;
 use crate::manager::Pods;
+use crate::metrics::IMAGES_COLLECTED;
 use crate::node::capacity;
 use crate::runtime::{CONTAINER_NAME, POD_UID};
 
@@ -88,6 +89,7 @@ async fn images(context: &Shared, unused_since: &mut HashMap<String, u64>, round
         }
         let spec = ImageSpec { image: image.id, ..ImageSpec::default() };
         context.cri.images().remove_image(RemoveImageRequest { image: Some(spec) }).await?;
+        context.metrics.count(IMAGES_COLLECTED, &[("reason", "space")]);
         if full(&place) < LOW {
             return Ok(());
         }

@@ -14,6 +14,7 @@ use tonic::Status;
 
 use crate::context::Context;
 use crate::events;
+use crate::metrics::IMAGE_PULL;
 use crate::objects::Kind as ObjectKind;
 use crate::podutil::{Kind, namespace, spec};
 use crate::runtime::Cri;
@@ -97,6 +98,8 @@ pub(crate) async fn ensure(
     let Some(image) = present().await? else {
         return Err(error("ErrImagePull", format!("image {name:?} is not there after its pull"), true));
     };
+    let size = size_class(image.size);
+    context.metrics.took(IMAGE_PULL, &[("image_size_in_bytes", size)], begun.elapsed());
     let message = format!(
         "Successfully pulled image {name:?} in {} ({} including waiting). Image size: {} bytes.",
         short(begun.elapsed()),
@@ -105,6 +108,23 @@ pub(crate) async fn ensure(
     );
     context.recorder.normal(object(), "Pulled", message);
     Ok(image)
+}
+
+/// The size class that upstream counts pulls by.
+fn size_class(bytes: u64) -> &'static str {
+    const CLASSES: [(u64, &str); 10] = [
+        (100 << 30, "GT100GB"),
+        (50 << 30, "50GB-100GB"),
+        (20 << 30, "20GB-50GB"),
+        (10 << 30, "10GB-20GB"),
+        (5 << 30, "5GB-10GB"),
+        (1 << 30, "1GB-5GB"),
+        (500 << 20, "500MB-1GB"),
+        (100 << 20, "100MB-500MB"),
+        (50 << 20, "50MB-100MB"),
+        (10 << 20, "10MB-50MB"),
+    ];
+    CLASSES.iter().find(|(from, _)| bytes > *from).map_or("0-10MB", |(_, name)| name)
 }
 
 fn short(time: Duration) -> String {

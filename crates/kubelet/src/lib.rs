@@ -23,6 +23,7 @@ mod images;
 mod inotify;
 mod logs;
 mod manager;
+mod metrics;
 mod mirrors;
 mod node;
 mod objects;
@@ -76,8 +77,10 @@ pub async fn run(config: KubeletConfig, shutdown: CancellationToken) -> Result<(
     let listener = server::bind(&config).await?;
     let Some(channel) = connect(&config.runtime_endpoint, &shutdown).await? else { return Ok(()) };
     let client = config.client.clone();
+    let metrics = metrics::Metrics::default();
     let context = Arc::new(context::Context {
-        cri: runtime::Cri::new(channel),
+        cri: runtime::Cri::new(channel, metrics.clone()),
+        metrics,
         recorder: events::Recorder::new(client.clone(), config.node_name.clone()),
         objects: objects::Objects::new(client.clone()),
         services: services::Services::watch(client.clone(), stop.clone()),

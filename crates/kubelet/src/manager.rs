@@ -1,6 +1,7 @@
 //! Gives every pod of this node its worker, and passes on what concerns it: changes from the API and events from the runtime.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,13 +12,14 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Api;
 use kube::runtime::{WatchStreamExt, watcher};
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission;
 use crate::context::Shared;
 use crate::error::Error;
+use crate::metrics::{EVENTS_BROKEN, EVENTS_CONNECTED, REJECTIONS};
 use crate::mirrors::{self, Mirrors};
 use crate::pod::{Inbox, Worker};
 use crate::podutil;
@@ -39,11 +41,30 @@ pub(crate) struct Pods {
     entries: Arc<Mutex<HashMap<String, Entry>>>,
     /// Counts events of the runtime.
     events: watch::Sender<u64>,
+    /// Questions to the loop whether it still turns.
+    pings: mpsc::Sender<oneshot::Sender<()>>,
+    inbound_pings: Arc<Mutex<Option<mpsc::Receiver<oneshot::Sender<()>>>>>,
 }
 
 impl Pods {
     pub(crate) fn new() -> Self {
-        Pods { entries: Arc::default(), events: watch::channel(0).0 }
+        let (pings, inbound) = mpsc::channel(16);
+        Pods {
+            entries: Arc::default(),
+            events: watch::channel(0).0,
+            pings,
+            inbound_pings: Arc::new(Mutex::new(Some(inbound))),
+        }
+    }
+
+    /// Whether the loop that looks after all pods answers within five seconds.
+    pub(crate) async fn answers(&self) -> bool {
+        let (sender, receiver) = oneshot::channel();
+        let asked = async {
+            self.pings.send(sender).await.ok()?;
+            receiver.await.ok()
+        };
+        matches!(tokio::time::timeout(Duration::from_secs(5), asked).await, Ok(Some(())))
     }
 
     /// All pods, as the API last had them.
@@ -58,6 +79,11 @@ impl Pods {
             .values()
             .filter(|entry| podutil::namespace(&entry.pod) == namespace && podutil::name(&entry.pod) == name);
         found.next().map(|entry| entry.pod.clone())
+    }
+
+    /// Where the volumes of a pod lie on the node, by name.
+    pub(crate) fn volumes(&self, uid: &str) -> BTreeMap<String, PathBuf> {
+        self.entries.lock().get(uid).map(|entry| entry.inbox.volumes()).unwrap_or_default()
     }
 
     /// Whether the node still has anything of the pod.
@@ -124,6 +150,8 @@ pub(crate) async fn run(
     }
     let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
     housekeeping.tick().await;
+    let pings = manager.pods.inbound_pings.lock().take();
+    let mut pings = pings.unwrap_or_else(|| mpsc::channel(1).1);
     loop {
         tokio::select! {
             () = shutdown.cancelled() => break,
@@ -163,6 +191,8 @@ pub(crate) async fn run(
                 Some(Err(error)) => tracing::warn!(%error, "watching pods failed"),
                 None => break,
             },
+            // A question whose asker is gone needs no answer.
+            Some(ping) = pings.recv() => drop(ping.send(())),
             _ = housekeeping.tick() => manager.housekeeping(),
         }
     }
@@ -250,6 +280,7 @@ impl Manager {
             let others = self.pods.list();
             let node = self.node.borrow().clone();
             if let Some(verdict) = admission::check(&self.context, &pod, &others, node.as_deref()) {
+                self.context.metrics.count(REJECTIONS, &[("reason", &verdict.reason)]);
                 worker = worker.refused(verdict);
             }
         }
@@ -352,6 +383,7 @@ async fn follow_events(context: Shared, pods: Pods, shutdown: CancellationToken)
         match context.cri.runtime().get_container_events(GetEventsRequest {}).await {
             Ok(response) => {
                 let mut stream = response.into_inner();
+                context.metrics.count(EVENTS_CONNECTED, &[]);
                 pods.wake_all();
                 delay = Duration::from_millis(50);
                 loop {
@@ -372,6 +404,7 @@ async fn follow_events(context: Shared, pods: Pods, shutdown: CancellationToken)
                 }
             }
             Err(status) => {
+                context.metrics.count(EVENTS_BROKEN, &[]);
                 tracing::warn!(status = status.message(), "cannot follow the runtime's events");
             }
         }

@@ -23,6 +23,8 @@ pub(crate) mod capacity;
 mod lease;
 mod status;
 
+pub(crate) use status::VERSION;
+
 /// How often the status is looked over while all is well, and while something is missing.
 const CALM: Duration = Duration::from_secs(10);
 const EAGER: Duration = Duration::from_millis(100);

@@ -3,17 +3,14 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
-use parking_lot::Mutex;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 
-use crate::allocation::Outcome;
 use crate::backoff::Backoffs;
 use crate::context::Shared;
 use crate::events;
@@ -27,74 +24,22 @@ use crate::status::{self, Verdict, Waiting};
 use crate::volumes::Mounted;
 
 mod api;
+mod inbox;
 mod kill;
 mod last_words;
 mod outcome;
 mod probes;
+mod report;
 mod resize;
 mod start;
 
+pub(crate) use inbox::Inbox;
 use start::StartError;
 
 /// How long a status may wait for actions under way to end, so that a quick start is one write.
 const COALESCE: Duration = Duration::from_millis(100);
 /// A look at the runtime even though nothing was heard from it.
 const SAFETY_LOOK: Duration = Duration::from_secs(120);
-
-/// What reaches a worker from outside.
-#[derive(Default)]
-pub(crate) struct Inbox {
-    news: Mutex<News>,
-    notify: Notify,
-    /// Nothing of the pod runs any more.
-    quiet: AtomicBool,
-}
-
-#[derive(Default)]
-struct News {
-    pod: Option<Arc<Pod>>,
-    removed: bool,
-    runtime: bool,
-    /// The copy in the API, of a static pod.
-    mirror: Option<Option<Arc<Pod>>>,
-    evict: Option<Verdict>,
-}
-
-impl Inbox {
-    pub(crate) fn update(&self, pod: Arc<Pod>) {
-        self.news.lock().pod = Some(pod);
-        self.notify.notify_one();
-    }
-
-    /// The pod fails for the node's needs, with no time to end by itself.
-    pub(crate) fn evict(&self, verdict: Verdict) {
-        self.news.lock().evict = Some(verdict);
-        self.notify.notify_one();
-    }
-
-    /// Whether nothing of the pod runs any more.
-    pub(crate) fn is_quiet(&self) -> bool {
-        self.quiet.load(Ordering::Relaxed)
-    }
-
-    /// What the API has of a static pod.
-    pub(crate) fn mirror(&self, copy: Option<Arc<Pod>>) {
-        self.news.lock().mirror = Some(copy);
-        self.notify.notify_one();
-    }
-
-    /// The object is gone from the API.
-    pub(crate) fn remove(&self) {
-        self.news.lock().removed = true;
-        self.notify.notify_one();
-    }
-
-    /// Something happened to the pod's containers.
-    pub(crate) fn runtime_changed(&self) {
-        self.news.lock().runtime = true;
-        self.notify.notify_one();
-    }
-}
 
 /// Where the pod stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd)]
@@ -174,6 +119,8 @@ pub(crate) struct Worker {
     send_after: Option<Instant>,
     last_words: HashMap<String, String>,
     deleted: bool,
+    /// When the pod was first seen, until it has run.
+    seen: Option<std::time::Instant>,
 }
 
 impl Worker {
@@ -216,6 +163,7 @@ impl Worker {
             send_after: None,
             last_words: HashMap::new(),
             deleted: false,
+            seen: Some(std::time::Instant::now()),
             pod: allotted,
         }
     }
@@ -250,6 +198,8 @@ impl Worker {
         }
         self.remove_records().await;
         self.context.tokens.forget(podutil::uid(&self.pod));
+        let own = crate::metrics::labels(&[("pod_uid", podutil::uid(&self.pod))]);
+        self.context.metrics.forget(crate::metrics::PROBES, &own);
         self.context.allocations.release(podutil::uid(&self.pod));
     }
 
@@ -257,7 +207,7 @@ impl Worker {
         let until = self.wake_at();
         let renewable = self.stage == Stage::Running && !self.blocked(VOLUMES);
         tokio::select! {
-            () = self.inbox.notify.notified() => self.read_inbox(),
+            () = self.inbox.notified() => self.read_inbox(),
             Some(done) = self.tasks.join_next(), if !self.tasks.is_empty() => match done {
                 Ok(done) => self.note(done),
                 Err(error) if error.is_cancelled() => {}
@@ -282,7 +232,7 @@ impl Worker {
     }
 
     fn read_inbox(&mut self) {
-        let news = std::mem::take(&mut *self.inbox.news.lock());
+        let news = self.inbox.take();
         if let Some(pod) = news.pod {
             let metadata_changed = pod.metadata.labels != self.pod.metadata.labels
                 || pod.metadata.annotations != self.pod.metadata.annotations;
@@ -305,53 +255,6 @@ impl Worker {
         }
         self.removed |= news.removed;
         self.dirty |= news.runtime;
-    }
-
-    /// Asks for what the spec of the API wants.
-    fn ask(&mut self) {
-        let Some(wish) = self.wish.clone() else { return };
-        self.freed.mark_unchanged();
-        if self.stage != Stage::Running {
-            self.pod = wish;
-            return;
-        }
-        let (allotted, outcome) = self.context.allocations.ask(&wish, &self.context.allocatable);
-        self.pod = Arc::new(allotted);
-        let pending = match outcome {
-            Outcome::Pending(pending) => Some(pending),
-            Outcome::Granted => {
-                self.resize.error = None;
-                self.resize.granted_at = wish.metadata.generation;
-                self.retry.remove(RESIZE);
-                let message = "Pod resize started".to_owned();
-                self.context.recorder.normal(events::pod(&self.pod), "ResizeStarted", message);
-                None
-            }
-            Outcome::Unchanged => None,
-        };
-        if let Some(pending) =
-            pending.as_ref().filter(|pending| self.resize.pending.as_ref() != Some(pending))
-        {
-            let message = format!("Pod resize {}: {}", pending.reason, pending.message);
-            let reason = format!("Resize{}", pending.reason);
-            self.context.recorder.warning(events::pod(&self.pod), &reason, message);
-        }
-        self.resize.pending = pending;
-    }
-
-    fn carry_out_resize(&mut self, names: &[String]) {
-        if self.blocked(RESIZE) {
-            return;
-        }
-        let change = |name: &String| {
-            let (container, _) = podutil::container(&self.pod, name)?;
-            let found = self.view.container(name)?;
-            let (from, to) = (crate::resize::actual(found)?, crate::resize::wanted(&container));
-            Some(resize::Change { id: found.id.clone(), name: name.clone(), from, to })
-        };
-        let changes: Vec<_> = names.iter().filter_map(change).collect();
-        let (context, pod) = (self.context.clone(), self.pod.clone());
-        self.spawn(RESIZE, async move { Done::Resize(resize::carry_out(context, pod, changes).await) });
     }
 
     fn wake_at(&self) -> Instant {
@@ -621,7 +524,7 @@ impl Worker {
         let quiet = !self.view.any_running() && !self.view.sandbox_ready();
         if quiet && !starting && !self.busy.contains(POD) {
             self.stage = Stage::Cleaning;
-            self.inbox.quiet.store(true, Ordering::Relaxed);
+            self.inbox.set_quiet();
             return;
         }
         let grace = self.grace();
@@ -654,56 +557,6 @@ impl Worker {
         self.mounted = None;
         self.context.allocations.release(podutil::uid(&self.pod));
         self.spawn(CLEAN, async move { Done::Clean(api::clean(&context, &pod).await) });
-    }
-
-    fn make_status(&mut self, now: Timestamp) {
-        let gone = self.stage >= Stage::Cleaning;
-        self.current = status::generate(&status::Inputs {
-            pod: &self.pod,
-            view: &self.view,
-            probes: &self.probed,
-            waiting: &self.waiting,
-            previous: &self.current,
-            host_ips: &self.context.config.node_ips,
-            terminal: self.ended || gone,
-            gone,
-            verdict: self.verdict.as_ref(),
-            refused: self.refused,
-            resize: &self.resize,
-            now,
-        });
-    }
-
-    fn send_status(&mut self) {
-        if self.removed || self.deleted {
-            return;
-        }
-        let now = Instant::now();
-        let deleting = podutil::deleting(&self.pod);
-        if self.stage == Stage::Finished && deleting && self.current == self.sent && !self.blocked(DELETE) {
-            let (context, pod) = (self.context.clone(), self.pod.clone());
-            self.spawn(DELETE, async move { Done::Delete(api::delete(&context, &pod).await) });
-            return;
-        }
-        if self.current == self.sent {
-            self.send_after = None;
-            return;
-        }
-        let target =
-            if static_pods::is_static(&self.pod) { self.mirror.clone() } else { Some(self.pod.clone()) };
-        let Some(target) = target.filter(|_| !self.blocked(STATUS)) else { return };
-        let starting = self.stage == Stage::Running && self.busy.iter().any(|key| key != STATUS);
-        let at = *self.send_after.get_or_insert(if starting { now + COALESCE } else { now });
-        if starting && at > now {
-            return;
-        }
-        self.send_after = None;
-        let context = self.context.clone();
-        let (status, sent) = (self.current.clone(), self.sent.clone());
-        self.spawn(STATUS, async move {
-            let result = api::write_status(&context, &target, &sent, &status).await;
-            Done::Status(Box::new(status), result)
-        });
     }
 
     /// Removes what the runtime still remembers of the pod, and its logs.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use cri::v1::{ContainerState, ContainerStatus};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, ResourceRequirements};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, ResourceRequirements, Volume};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -61,6 +61,29 @@ pub(crate) fn ephemeral_containers(pod: &Pod) -> Vec<Container> {
     list.iter()
         .filter_map(|container| serde_json::from_value(serde_json::to_value(container).ok()?).ok())
         .collect()
+}
+
+/// The claim behind a volume, by name; that of an ephemeral volume is named after pod and volume.
+pub(crate) fn claim(pod: &Pod, volume: &Volume) -> Option<String> {
+    if let Some(claim) = &volume.persistent_volume_claim {
+        return Some(claim.claim_name.clone());
+    }
+    volume.ephemeral.as_ref().map(|_| format!("{}-{}", name(pod), volume.name))
+}
+
+/// Whether a volume counts as the pod's ephemeral storage: it lies on the node's disk and goes with the pod.
+pub(crate) fn is_ephemeral_volume(pod: &Pod, volume: &str) -> bool {
+    spec(pod).volumes.iter().flatten().filter(|found| found.name == volume).any(|found| {
+        let on_disk = found.empty_dir.as_ref().is_some_and(|source| source.medium.as_deref().unwrap_or_default().is_empty());
+        on_disk || found.config_map.is_some() || found.downward_api.is_some() || found.git_repo.is_some()
+    })
+}
+
+/// `<major>:<minor>` of the block device that a path lies on.
+pub(crate) fn device_of(path: &std::path::Path) -> Option<String> {
+    use std::os::unix::fs::MetadataExt;
+    let device = std::fs::metadata(path).ok()?.dev();
+    Some(format!("{}:{}", libc::major(device), libc::minor(device)))
 }
 
 /// The container of that name and its kind.

@@ -11,6 +11,7 @@ use tokio::task::JoinHandle;
 use crate::context::Shared;
 use crate::events;
 use crate::handler::{self, Answer};
+use crate::metrics::{PROBE_DURATION, PROBES};
 use crate::podutil;
 
 mod grpc;
@@ -103,7 +104,9 @@ async fn run(target: Target, kind: Kind, probe: Probe, initial: Option<bool>, re
     timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         timer.tick().await;
+        let begun = std::time::Instant::now();
         let answer = once(&target, &probe, timeout).await;
+        note(&target, kind, answer.good, begun.elapsed());
         if !answer.good {
             let object = events::container(&target.pod, target.role, &target.container.name);
             let message = format!("{} probe failed: {}", kind.word(), answer.output);
@@ -123,6 +126,20 @@ async fn run(target: Target, kind: Kind, probe: Probe, initial: Option<bool>, re
             return;
         }
     }
+}
+
+fn note(target: &Target, kind: Kind, good: bool, time: Duration) {
+    let place = [
+        ("container", target.container.name.as_str()),
+        ("namespace", podutil::namespace(&target.pod)),
+        ("pod", podutil::name(&target.pod)),
+    ];
+    let metrics = &target.context.metrics;
+    metrics.took(PROBE_DURATION, &[&place[..], &[("probe_type", kind.word())]].concat(), time);
+    let result = if good { "successful" } else { "failed" };
+    let more =
+        [("pod_uid", podutil::uid(&target.pod)), ("probe_type", kind.word()), ("result", result)];
+    metrics.count(PROBES, &[&place[..], &more].concat());
 }
 
 /// Counts results until they decide something new.

@@ -12,6 +12,8 @@ use cri::v1::{
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
+use crate::metrics::{Metrics, Timed};
+
 pub(crate) const POD_NAME: &str = "io.kubernetes.pod.name";
 pub(crate) const POD_NAMESPACE: &str = "io.kubernetes.pod.namespace";
 pub(crate) const POD_UID: &str = "io.kubernetes.pod.uid";
@@ -22,8 +24,8 @@ const MAX_MESSAGE: usize = 16 << 20;
 /// Connections to the runtime; cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Cri {
-    runtime: RuntimeServiceClient<Channel>,
-    images: ImageServiceClient<Channel>,
+    runtime: RuntimeServiceClient<Timed>,
+    images: ImageServiceClient<Timed>,
 }
 
 /// What the runtime knows of a pod.
@@ -75,18 +77,19 @@ pub(crate) fn attempt(container: &ContainerStatus) -> u32 {
 }
 
 impl Cri {
-    pub(crate) fn new(channel: Channel) -> Self {
+    pub(crate) fn new(channel: Channel, metrics: Metrics) -> Self {
+        let channel = Timed::new(channel, metrics);
         Cri {
             runtime: RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE),
             images: ImageServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE),
         }
     }
 
-    pub(crate) fn runtime(&self) -> RuntimeServiceClient<Channel> {
+    pub(crate) fn runtime(&self) -> RuntimeServiceClient<Timed> {
         self.runtime.clone()
     }
 
-    pub(crate) fn images(&self) -> ImageServiceClient<Channel> {
+    pub(crate) fn images(&self) -> ImageServiceClient<Timed> {
         self.images.clone()
     }
 

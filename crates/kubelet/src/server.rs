@@ -11,8 +11,10 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use jiff::Timestamp;
 use k8s_openapi::List;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
@@ -22,16 +24,25 @@ use crate::config::KubeletConfig;
 use crate::context::Shared;
 use crate::error::{Error, IoContext};
 use crate::manager::Pods;
+use crate::metrics::{HTTP_DURATION, HTTP_INFLIGHT, HTTP_REQUESTS};
 use crate::tls;
 
 mod auth;
+mod cadvisor;
 mod log;
 mod metrics;
+mod node_logs;
 mod stats;
 mod streams;
 
 /// Connections served at once; more wait in the listen queue.
 const MAX_CONNECTIONS: usize = 1000;
+
+/// First parts of paths that requests are counted by.
+const PATHS: &[&str] = &[
+    "attach", "checkpoint", "configz", "containerLogs", "debug", "exec", "healthz", "logs", "metrics", "pods",
+    "portForward", "run", "runningpods", "stats",
+];
 
 pub(super) type Body = BoxBody<Bytes, std::io::Error>;
 
@@ -89,12 +100,22 @@ struct Server {
     context: Shared,
     pods: Pods,
     auth: auth::Gate,
+    hierarchies: accounting::Hierarchies,
+    rates: accounting::Rates,
+    started: Timestamp,
 }
 
 /// Serves until shutdown.
 pub(crate) async fn serve(context: Shared, pods: Pods, listener: Listener, shutdown: CancellationToken) {
     let auth = auth::Gate::new(context.config.client.clone(), context.config.node_name.clone());
-    let server = Arc::new(Server { context, pods, auth });
+    let server = Arc::new(Server {
+        context,
+        pods,
+        auth,
+        hierarchies: accounting::Hierarchies::detect(),
+        rates: accounting::Rates::default(),
+        started: Timestamp::now(),
+    });
     let acceptor = TlsAcceptor::from(listener.tls);
     let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
@@ -149,8 +170,8 @@ async fn connection(server: Arc<Server>, acceptor: TlsAcceptor, stream: TcpStrea
 
 /// The parts of a request's path, and its query decoded.
 pub(super) struct Call<'a> {
-    parts: Vec<&'a str>,
-    query: Vec<(String, String)>,
+    pub(super) parts: Vec<&'a str>,
+    pub(super) query: Vec<(String, String)>,
 }
 
 impl Call<'_> {
@@ -190,12 +211,35 @@ fn decode_query(query: &str) -> Vec<(String, String)> {
         .collect()
 }
 
+fn pod_list(items: Vec<Pod>) -> Result<Response<Body>, Refusal> {
+    let list = List { items, ..List::default() };
+    let content = serde_json::to_vec(&list).map_err(|error| Refusal::internal(error.to_string()))?;
+    Ok(answer(StatusCode::OK, "application/json", content))
+}
+
 impl Server {
     async fn handle(&self, mut request: Request<Incoming>, peer: Option<auth::User>) -> Response<Body> {
+        let root = request.uri().path().split('/').nth(1).unwrap_or_default().to_owned();
+        let known = PATHS.contains(&root.as_str());
+        let path = if known { root.as_str() } else { "other" };
+        let long = matches!(path, "exec" | "attach" | "portForward" | "debug");
+        let pairs = [
+            ("long_running", if long { "true" } else { "false" }),
+            ("method", request.method().as_str()),
+            ("path", path),
+            ("server_type", "readwrite"),
+        ];
+        let pairs = pairs.map(|(key, value)| (key, value.to_owned()));
+        let pairs: Vec<(&str, &str)> = pairs.iter().map(|(key, value)| (*key, value.as_str())).collect();
+        let (metrics, begun) = (&self.context.metrics, std::time::Instant::now());
+        metrics.count(HTTP_REQUESTS, &pairs);
+        metrics.add(HTTP_INFLIGHT, &pairs, 1.0);
         let result = match self.auth.admit(&request, peer).await {
             Ok(()) => self.route(&mut request).await,
             Err(refusal) => Err(refusal),
         };
+        metrics.add(HTTP_INFLIGHT, &pairs, -1.0);
+        metrics.took(HTTP_DURATION, &pairs, begun.elapsed());
         result.unwrap_or_else(|refusal| {
             answer(refusal.status, "text/plain; charset=utf-8", format!("{}\n", refusal.message))
         })
@@ -210,19 +254,18 @@ impl Server {
         let text = "text/plain; version=0.0.4; charset=utf-8";
         let json = "application/json";
         let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+        let posts = *request.method() == Method::POST;
+        let failed = |status: tonic::Status| Refusal::internal(status.message());
         match call.parts.as_slice() {
-            ["healthz"] | ["healthz", "ping" | "log" | "syncloop"] => {
-                Ok(answer(StatusCode::OK, "text/plain; charset=utf-8", "ok"))
-            }
-            ["pods" | "runningpods"] if reads => {
-                let items: Vec<Pod> = self.pods.list().iter().map(|pod| (**pod).clone()).collect();
-                let list = List { items, ..List::default() };
-                let content =
-                    serde_json::to_vec(&list).map_err(|error| Refusal::internal(error.to_string()))?;
-                Ok(answer(StatusCode::OK, json, content))
-            }
+            ["healthz"] => self.healthz(&call, &["ping", "log", "syncloop"]).await,
+            ["healthz", check @ ("ping" | "log" | "syncloop")] => self.healthz(&call, &[*check]).await,
+            ["pods"] if reads => pod_list(self.pods.list().iter().map(|pod| (**pod).clone()).collect()),
+            ["runningpods"] if reads => pod_list(self.running().await.map_err(failed)?),
             ["containerLogs", namespace, pod, container] if reads => {
                 log::serve(self, &call, namespace, pod, container).await
+            }
+            ["run", namespace, pod, container] | ["run", namespace, pod, _, container] if posts => {
+                streams::run(self, &call, namespace, pod, container).await
             }
             ["exec", namespace, pod, container] | ["exec", namespace, pod, _, container] => {
                 streams::exec(self, request, &call, namespace, pod, container).await
@@ -233,18 +276,22 @@ impl Server {
             ["portForward", namespace, pod] | ["portForward", namespace, pod, _] => {
                 streams::port_forward(self, request, &call, namespace, pod).await
             }
+            ["checkpoint", namespace, pod, container] if posts => {
+                streams::checkpoint(self, namespace, pod, container).await
+            }
             ["stats", "summary"] | ["stats"] if reads => {
-                let summary =
-                    stats::summary(self).await.map_err(|status| Refusal::internal(status.message()))?;
-                Ok(answer(StatusCode::OK, json, summary.to_string()))
+                let summary = stats::summary(self, call.flag("only_cpu_and_memory")).await;
+                Ok(answer(StatusCode::OK, json, summary.map_err(failed)?.to_string()))
             }
             ["metrics"] if reads => Ok(answer(StatusCode::OK, text, metrics::own(self).await)),
-            ["metrics", "resource" | "cadvisor"] if reads => {
-                let metrics =
-                    metrics::resource(self).await.map_err(|status| Refusal::internal(status.message()))?;
-                Ok(answer(StatusCode::OK, text, metrics))
+            ["metrics", "resource"] if reads => {
+                Ok(answer(StatusCode::OK, text, metrics::resource(self).await.map_err(failed)?))
             }
-            ["metrics", "probes"] if reads => Ok(answer(StatusCode::OK, text, "")),
+            ["metrics", "cadvisor"] if reads => {
+                Ok(answer(StatusCode::OK, text, cadvisor::metrics(self).await.map_err(failed)?))
+            }
+            ["metrics", "probes"] if reads => Ok(answer(StatusCode::OK, text, metrics::probes(self))),
+            ["logs", ..] if reads => node_logs::serve(&call).await,
             ["configz"] if reads => {
                 let config = &self.context.config;
                 let content = serde_json::json!({"kubeletconfig": {
@@ -259,6 +306,62 @@ impl Server {
             }
             _ => Err(Refusal::not_found("404 page not found")),
         }
+    }
+
+    /// Health by named checks; all of them, or the one that is asked for.
+    async fn healthz(&self, call: &Call<'_>, checks: &[&str]) -> Result<Response<Body>, Refusal> {
+        let (mut report, mut good) = (String::new(), true);
+        let excluded = call.values("exclude");
+        for check in checks.iter().filter(|check| !excluded.iter().any(|name| name == *check)) {
+            if *check == "syncloop" && !self.pods.answers().await {
+                good = false;
+                report.push_str("[-]syncloop failed: the loop that syncs pods does not answer\n");
+            } else {
+                report.push_str(&format!("[+]{check} ok\n"));
+            }
+        }
+        if !good {
+            return Err(Refusal::internal(format!("{report}healthz check failed")));
+        }
+        let content = if call.value("verbose").is_some() { format!("{report}healthz check passed\n") } else { "ok".into() };
+        Ok(answer(StatusCode::OK, "text/plain; charset=utf-8", content))
+    }
+
+    /// The pods that the runtime has, as far as it knows them.
+    async fn running(&self) -> Result<Vec<Pod>, tonic::Status> {
+        let containers = self.context.cri.containers(None).await?;
+        let sandboxes = self.context.cri.sandboxes().await?;
+        let ready = sandboxes.into_values().filter_map(|list| {
+            list.into_iter().find(|sandbox| sandbox.state() == cri::v1::PodSandboxState::SandboxReady)
+        });
+        let pods = ready.map(|sandbox| {
+            let metadata = sandbox.metadata.unwrap_or_default();
+            let own = containers.iter().filter(|container| {
+                container.pod_sandbox_id == sandbox.id
+                    && container.state() == cri::v1::ContainerState::ContainerRunning
+            });
+            let containers = own.map(|container| Container {
+                name: container.metadata.as_ref().map(|metadata| metadata.name.clone()).unwrap_or_default(),
+                image: container.image.as_ref().map(|image| image.image.clone()),
+                ..Container::default()
+            });
+            Pod {
+                metadata: ObjectMeta {
+                    name: Some(metadata.name),
+                    namespace: Some(metadata.namespace),
+                    uid: Some(metadata.uid),
+                    ..ObjectMeta::default()
+                },
+                spec: Some(PodSpec { containers: containers.collect(), ..PodSpec::default() }),
+                status: None,
+            }
+        });
+        Ok(pods.collect())
+    }
+
+    /// When the serving certificate ends.
+    fn certificate_ends(&self) -> Option<Timestamp> {
+        tls::ends(&self.context.config.serving_cert)
     }
 
     fn pod(&self, namespace: &str, name: &str) -> Result<Arc<Pod>, Refusal> {

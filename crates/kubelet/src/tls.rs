@@ -43,6 +43,14 @@ pub(crate) fn server(cert: &str, key: &str, client_ca: &str) -> Result<ServerCon
     Ok(config)
 }
 
+/// When the first certificate of a chain ends.
+pub(crate) fn ends(chain: &str) -> Option<jiff::Timestamp> {
+    use x509_parser::prelude::{FromDer, X509Certificate};
+    let first = CertificateDer::pem_slice_iter(chain.as_bytes()).next()?.ok()?;
+    let (_, certificate) = X509Certificate::from_der(&first).ok()?;
+    jiff::Timestamp::from_second(certificate.validity().not_after.timestamp()).ok()
+}
+
 /// Accepts every certificate: a probe asks whether the container answers, not who it is.
 #[derive(Debug)]
 struct AcceptAny(Arc<CryptoProvider>);

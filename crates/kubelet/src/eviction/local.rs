@@ -36,7 +36,7 @@ pub(super) fn is_limited(pod: &Pod) -> bool {
 }
 
 /// Bytes and inodes below a folder, without what is mounted there.
-fn disk_use(dir: &Path) -> (u64, u64) {
+pub(crate) fn disk_use(dir: &Path) -> (u64, u64) {
     let (mut size, mut inodes) = (0, 0);
     let Ok(root) = std::fs::symlink_metadata(dir) else { return (0, 0) };
     let mut left = vec![dir.to_owned()];

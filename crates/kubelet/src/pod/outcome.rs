@@ -25,6 +25,7 @@ impl Worker {
                 self.busy.remove(VOLUMES);
                 self.retry.remove(VOLUMES);
                 self.held = std::mem::take(&mut mounted.held);
+                self.inbox.set_volumes(mounted.paths.clone());
                 self.mounted = Some(Arc::new(mounted));
             }
             Done::Volumes(Err((volume, error))) => {

@@ -1,4 +1,4 @@
-//! Carries out a resize of running containers. The pod's cgroup is widened first and narrowed last, for a container may
+//! Asks for the resources that a pod's spec wants, and carries out a resize of running containers. The pod's cgroup is widened first and narrowed last, for a container may
 //! never have more than its pod.
 
 use std::sync::Arc;
@@ -6,19 +6,72 @@ use std::sync::Arc;
 use cri::v1::{ContainerStatsRequest, UpdateContainerResourcesRequest};
 use k8s_openapi::api::core::v1::Pod;
 
+use super::{Done, RESIZE, Stage, Worker};
+use crate::allocation::Outcome;
 use crate::context::Shared;
+use crate::events;
+use crate::podutil;
 use crate::resize::{Values, update};
 
 /// One container's change.
-pub(super) struct Change {
-    pub id: String,
-    pub name: String,
-    pub from: Values,
-    pub to: Values,
+struct Change {
+    id: String,
+    name: String,
+    from: Values,
+    to: Values,
+}
+
+impl Worker {
+    /// Asks for what the spec of the API wants.
+    pub(super) fn ask(&mut self) {
+        let Some(wish) = self.wish.clone() else { return };
+        self.freed.mark_unchanged();
+        if self.stage != Stage::Running {
+            self.pod = wish;
+            return;
+        }
+        let (allotted, outcome) = self.context.allocations.ask(&wish, &self.context.allocatable);
+        self.pod = Arc::new(allotted);
+        let pending = match outcome {
+            Outcome::Pending(pending) => Some(pending),
+            Outcome::Granted => {
+                self.resize.error = None;
+                self.resize.granted_at = wish.metadata.generation;
+                self.retry.remove(RESIZE);
+                let message = "Pod resize started".to_owned();
+                self.context.recorder.normal(events::pod(&self.pod), "ResizeStarted", message);
+                None
+            }
+            Outcome::Unchanged => None,
+        };
+        if let Some(pending) =
+            pending.as_ref().filter(|pending| self.resize.pending.as_ref() != Some(pending))
+        {
+            let message = format!("Pod resize {}: {}", pending.reason, pending.message);
+            let reason = format!("Resize{}", pending.reason);
+            self.context.recorder.warning(events::pod(&self.pod), &reason, message);
+        }
+        self.resize.pending = pending;
+    }
+
+    pub(super) fn carry_out_resize(&mut self, names: &[String]) {
+        if self.blocked(RESIZE) {
+            return;
+        }
+        let change = |name: &String| {
+            let (container, _) = podutil::container(&self.pod, name)?;
+            let found = self.view.container(name)?;
+            let (from, to) = (crate::resize::actual(found)?, crate::resize::wanted(&container));
+            Some(Change { id: found.id.clone(), name: name.clone(), from, to })
+        };
+        let changes: Vec<_> = names.iter().filter_map(change).collect();
+        let (context, pod) = (self.context.clone(), self.pod.clone());
+        self.spawn(RESIZE, async move { Done::Resize(carry_out(context, pod, changes).await) });
+    }
 }
 
 /// Makes the changes; an error says what is in the way, and what was done stays done.
-pub(super) async fn carry_out(context: Shared, pod: Arc<Pod>, changes: Vec<Change>) -> Result<(), String> {
+async fn carry_out(context: Shared, pod: Arc<Pod>, changes: Vec<Change>) -> Result<(), String> {
     if let Some(cgroups) = &context.cgroups {
         cgroups.widen(&pod).map_err(|error| format!("cannot widen the pod's cgroup: {error}"))?;
     }

@@ -8,6 +8,8 @@ use cri::v1::{
     StopContainerRequest,
 };
 use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::node::v1::RuntimeClass;
+use kube::Api;
 use tonic::Status;
 
 use super::kill;
@@ -15,8 +17,12 @@ use crate::container::Recipe;
 use crate::context::{Context, Shared};
 use crate::events;
 use crate::images;
+use crate::metrics::{
+    SANDBOX_DURATION, SANDBOX_ERRORS, STARTED_CONTAINERS, STARTED_CONTAINERS_ERRORS, STARTED_PODS,
+    STARTED_PODS_ERRORS,
+};
 use crate::plan::Start;
-use crate::podutil::spec;
+use crate::podutil::{Kind, spec};
 use crate::sandbox;
 use crate::status::Waiting;
 use crate::volumes::Mounted;
@@ -41,10 +47,29 @@ pub(super) async fn sandbox(context: &Context, pod: &Pod, attempt: u32) -> Resul
     tokio::fs::create_dir_all(&config.log_directory)
         .await
         .map_err(|error| format!("cannot create {}: {error}", config.log_directory))?;
-    let runtime_handler = spec(pod).runtime_class_name.clone().unwrap_or_default();
-    let request = RunPodSandboxRequest { config: Some(config), runtime_handler };
+    let runtime_handler = handler(context, pod).await?;
+    let metrics = &context.metrics;
+    let handler = [("runtime_handler", runtime_handler.as_str())];
+    let begun = std::time::Instant::now();
+    let request = RunPodSandboxRequest { config: Some(config), runtime_handler: runtime_handler.clone() };
     let response = context.cri.runtime().run_pod_sandbox(request).await;
+    metrics.took(SANDBOX_DURATION, &handler, begun.elapsed());
+    metrics.count(STARTED_PODS, &[]);
+    if let Err(status) = &response {
+        metrics.count(SANDBOX_ERRORS, &handler);
+        metrics.count(STARTED_PODS_ERRORS, &[("code", &format!("{:?}", status.code()))]);
+    }
     response.map(|response| response.into_inner().pod_sandbox_id).map_err(text)
+}
+
+/// The handler of the pod's RuntimeClass; none without one.
+async fn handler(context: &Context, pod: &Pod) -> Result<String, String> {
+    let Some(name) = spec(pod).runtime_class_name.as_deref().filter(|name| !name.is_empty()) else {
+        return Ok(String::new());
+    };
+    let classes: Api<RuntimeClass> = Api::all(context.config.client.clone());
+    let class = classes.get(name).await.map_err(|error| format!("failed to get RuntimeClass {name:?}: {error}"))?;
+    Ok(class.handler)
 }
 
 fn text(status: Status) -> String {
@@ -95,12 +120,22 @@ impl Order {
             sandbox_config: Some(sandbox),
         };
         let mut runtime = context.cri.runtime();
-        let created = runtime.create_container(request).await;
+        let kind = match start.kind {
+            Kind::Init | Kind::Sidecar => "init_container",
+            Kind::Regular => "container",
+            Kind::Ephemeral => "ephemeral_container",
+        };
+        context.metrics.count(STARTED_CONTAINERS, &[("container_type", kind)]);
+        let failing = |status: &Status| {
+            let code = format!("{:?}", status.code());
+            context.metrics.count(STARTED_CONTAINERS_ERRORS, &[("code", &code), ("container_type", kind)]);
+        };
+        let created = runtime.create_container(request).await.inspect_err(failing);
         let id =
             created.map_err(|status| fail("CreateContainerError", text(status)))?.into_inner().container_id;
         context.recorder.normal(object(), "Created", "Container created");
         let started = runtime.start_container(StartContainerRequest { container_id: id.clone() }).await;
-        started.map_err(|status| fail("RunContainerError", text(status)))?;
+        started.inspect_err(failing).map_err(|status| fail("RunContainerError", text(status)))?;
         context.recorder.normal(object(), "Started", "Container started");
         let hook = container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.post_start.as_ref());
         if let Some(hook) = hook {

@@ -164,6 +164,10 @@ fn subresources(path: &str) -> &'static [&'static str] {
         &["log"]
     } else if under("/checkpoint") {
         &["checkpoint"]
+    } else if under("/statusz") {
+        &["statusz"]
+    } else if under("/flagz") {
+        &["configz"]
     } else if under("/configz") {
         &["configz", "proxy"]
     } else if under("/healthz") {

@@ -1,6 +1,9 @@
 //! exec, attach and port-forward: the runtime names a URL, and the upgraded connection is joined with it byte for byte.
 
-use cri::v1::{AttachRequest, ContainerState, ContainerStatus, ExecRequest, PortForwardRequest};
+use cri::v1::{
+    AttachRequest, CheckpointContainerRequest, ContainerState, ContainerStatus, ExecRequest, ExecSyncRequest,
+    PortForwardRequest,
+};
 use http::{HeaderValue, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::{Bytes, Incoming};
@@ -47,6 +50,58 @@ pub(super) async fn exec(
     }
     let answer = server.context.cri.runtime().exec(ask).await;
     join(request, &answer.map_err(|status| Refusal::internal(status.message()))?.into_inner().url).await
+}
+
+/// Runs a command to its end and answers with what it wrote.
+pub(super) async fn run(
+    server: &Server,
+    call: &Call<'_>,
+    namespace: &str,
+    pod: &str,
+    container: &str,
+) -> Result<Response<Body>, Refusal> {
+    let container = running(server, namespace, pod, container).await?;
+    let command = call.value("cmd").unwrap_or_default();
+    let cmd: Vec<String> = command.split_whitespace().map(str::to_owned).collect();
+    let request = ExecSyncRequest { container_id: container.id, cmd, timeout: 0 };
+    let answer = server.context.cri.runtime().exec_sync(request).await;
+    let answer = answer.map_err(|status| Refusal::internal(status.message()))?.into_inner();
+    let mut output = answer.stdout.to_vec();
+    output.extend_from_slice(&answer.stderr);
+    if answer.exit_code != 0 {
+        let text = String::from_utf8_lossy(&output).into_owned();
+        return Err(Refusal::internal(format!("command {command:?} exited with {}: {text}", answer.exit_code)));
+    }
+    Ok(super::answer(StatusCode::OK, "text/plain; charset=utf-8", output))
+}
+
+/// Asks the runtime for a checkpoint; one that cannot make any says so.
+pub(super) async fn checkpoint(
+    server: &Server,
+    namespace: &str,
+    pod: &str,
+    container: &str,
+) -> Result<Response<Body>, Refusal> {
+    let found = running(server, namespace, pod, container).await?;
+    let dir = server.context.config.root_dir.join("checkpoints");
+    let at = jiff::Timestamp::now().to_string();
+    let file = dir.join(format!("checkpoint-{pod}_{namespace}-{container}-{at}.tar"));
+    let location = file.to_string_lossy().into_owned();
+    let request =
+        CheckpointContainerRequest { container_id: found.id, location: location.clone(), timeout: 0 };
+    match server.context.cri.runtime().checkpoint_container(request).await {
+        Ok(_) => {
+            let list = serde_json::json!({"items": [location]});
+            Ok(super::answer(StatusCode::OK, "application/json", list.to_string()))
+        }
+        Err(status) => {
+            let unimplemented = status.code() == tonic::Code::Unimplemented;
+            let code = if unimplemented { StatusCode::NOT_IMPLEMENTED } else { StatusCode::INTERNAL_SERVER_ERROR };
+            let message =
+                format!("checkpointing of {namespace}/{pod}/{container} failed ({})", status.message());
+            Err(Refusal::new(code, message))
+        }
+    }
 }
 
 pub(super) async fn attach(

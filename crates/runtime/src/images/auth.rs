@@ -2,6 +2,7 @@
 //! specification's token authentication).
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -65,6 +66,7 @@ pub async fn meet(
     credentials: &Credentials,
     repository: &str,
     name: &str,
+    tls: Option<&Arc<rustls::ClientConfig>>,
 ) -> Result<HeaderValue, Error> {
     let denied = |reason: String| Error::Denied { name: name.to_owned(), reason };
     let basic = || {
@@ -106,7 +108,7 @@ pub async fn meet(
                 let value = HeaderValue::from_str(&format!("Bearer {}", credentials.identity_token));
                 headers.insert(header::AUTHORIZATION, value.map_err(|e| denied(e.to_string()))?);
             }
-            let response = config.send(Method::GET, &uri, &headers).await?;
+            let response = config.send(Method::GET, &uri, &headers, tls).await?;
             let status = response.status();
             let body = config.collect(response, 1 << 20).await?;
             if !status.is_success() {

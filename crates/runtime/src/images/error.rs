@@ -83,6 +83,14 @@ pub enum Error {
         /// The image.
         name: String,
     },
+    /// The node's own policy refuses. It begins with the word that CRI has for this.
+    #[error("{}: pulling {name} is refused: {reason}", super::policy::REFUSED)]
+    Refused {
+        /// The image.
+        name: String,
+        /// Why.
+        reason: String,
+    },
     /// The registry refuses.
     #[error(
         "pull access denied for {name}, repository does not exist or may require authorization: {reason}"

@@ -55,6 +55,36 @@ impl Layers {
         self.build(&key, |dir| unpack(blob, dir, diff_id))
     }
 
+    /// Makes a layer of blobs as they are, each a file by its title (`org.opencontainers.image.title`) or its digest. Blocks.
+    pub fn lay_out(&self, content: &Content, key: &str, blobs: &[Descriptor]) -> Result<(), Error> {
+        if self.has(key) {
+            return Ok(());
+        }
+        self.build(key, |dir| {
+            for blob in blobs {
+                let hex = blob.digest.trim_start_matches("sha256:");
+                let title = blob.annotations.get("org.opencontainers.image.title");
+                let title = title.map_or(hex, |title| title.trim_start_matches('/'));
+                let path = Path::new(title);
+                let plain = path.components().all(|part| matches!(part, std::path::Component::Normal(_)));
+                if title.is_empty() || !plain {
+                    return Err(Error::invalid("artifact", format!("the title {title:?} is no path below it")));
+                }
+                let to = dir.join(path);
+                if let Some(parent) = to.parent() {
+                    std::fs::create_dir_all(parent).map_err(|e| Error::io("make", parent, e))?;
+                }
+                let mut from = content.open_blob(&blob.digest)?;
+                let mut file = File::create_new(&to).map_err(|e| Error::io("create", &to, e))?;
+                std::io::copy(&mut from, &mut file).map_err(|e| Error::io("write", &to, e))?;
+                let mode = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+                file.set_permissions(mode).map_err(|e| Error::io("write", &to, e))?;
+            }
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+            std::fs::set_permissions(dir, mode).map_err(|e| Error::io("write", dir, e))
+        })
+    }
+
     /// Makes a layer by filling a new directory, which becomes visible only whole.
     pub fn build(&self, key: &str, fill: impl FnOnce(&Path) -> Result<(), Error>) -> Result<(), Error> {
         let temporary = self.root.join(format!("new-{}", uuid::Uuid::new_v4().simple()));

@@ -125,6 +125,16 @@ fn or_default<'de, D: serde::Deserializer<'de>, T: Default + Deserialize<'de>>(
     Ok(Option::deserialize(from)?.unwrap_or_default())
 }
 
+/// Whether a config of this type says how to run an image. Docker's early ones have none.
+pub fn is_image_config(media_type: &str) -> bool {
+    matches!(
+        media_type,
+        "" | "application/octet-stream"
+            | "application/vnd.oci.image.config.v1+json"
+            | "application/vnd.docker.container.image.v1+json"
+    )
+}
+
 /// This machine's architecture in Go's spelling.
 pub fn architecture() -> &'static str {
     match std::env::consts::ARCH {

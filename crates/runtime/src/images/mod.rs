@@ -4,8 +4,10 @@ mod archive;
 mod auth;
 pub mod content;
 mod error;
+mod hosts;
 pub mod layers;
 pub mod manifest;
+mod policy;
 mod pull;
 pub mod reference;
 mod registry;
@@ -247,7 +249,7 @@ impl Images {
             blobs.insert(image.id.clone());
             blobs.insert(image.manifest.clone());
             if let Ok((manifest, _)) = self.documents(&image) {
-                blobs.extend(manifest.layers.into_iter().map(|l| l.digest));
+                blobs.extend(manifest.config.into_iter().chain(manifest.layers).map(|l| l.digest));
             }
         }
         let (content, store) = (self.content.clone(), self.layers.clone());
@@ -278,6 +280,9 @@ impl Images {
             .map_err(Error::json("manifest"))?;
         let config =
             manifest.config.as_ref().ok_or_else(|| Error::invalid("manifest", "it has no config"))?;
+        if !manifest::is_image_config(&config.media_type) {
+            return self.finish_artifact(digest, manifest, tags, digests).await;
+        }
         let config: ImageConfig = serde_json::from_slice(&self.content.read(&config.digest, MAX_DOCUMENT)?)
             .map_err(Error::json("image config"))?;
         let diff_ids = &config.rootfs.diff_ids;
@@ -294,6 +299,31 @@ impl Images {
             blocking(move || layers.unpack(&content, &layer, &diff_id)).await?;
         }
         self.record(digest, &manifest, config, tags, digests)
+    }
+
+    /// Records content that is no image: its blobs become files, to be mounted as a volume.
+    async fn finish_artifact(
+        &self,
+        digest: &str,
+        manifest: Manifest,
+        tags: &[String],
+        digests: &[String],
+    ) -> Result<Arc<Image>, Error> {
+        let key = Layers::key(digest);
+        let size = manifest.layers.iter().map(|l| l.size).sum();
+        let (content, layers, name) = (self.content.clone(), self.layers.clone(), key.clone());
+        blocking(move || layers.lay_out(&content, &name, &manifest.layers)).await?;
+        self.insert(Image {
+            // Many artifacts share one empty config, so that their manifest tells them apart.
+            id: digest.to_owned(),
+            manifest: digest.to_owned(),
+            tags: tags.iter().cloned().collect(),
+            digests: digests.iter().cloned().collect(),
+            size,
+            layers: vec![key],
+            pinned: false,
+            config: manifest::RunConfig::default(),
+        })
     }
 
     /// Reads every blob of the images again. Blocks.

@@ -1,7 +1,7 @@
 //! Pulls an image: manifest, config and layers, each verified by its digest; layers in parallel and resumed where a
 //! connection broke.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use base64::Engine;
 use futures::StreamExt;
@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 
 use super::auth::{Challenge, meet};
 use super::content::digest;
+use super::hosts::{Endpoint, Trust};
 use super::manifest::{ACCEPT, Descriptor, MAX_DOCUMENT, Manifest};
 use super::reference::{Reference, is_digest};
 use super::registry::{RegistryConfig, reason};
@@ -71,13 +72,15 @@ impl Images {
             return Ok(image);
         }
         let _shared = self.collecting.read().await;
+        let own = self.registry.endpoint(&reference.domain);
+        let endpoints = super::hosts::endpoints(&self.registry.config_dir, &reference.domain, &own)?;
         let session = Session {
             config: &self.registry,
-            base: format!("{}/v2/{}", self.registry.endpoint(&reference.domain), reference.path),
+            places: endpoints.into_iter().map(Place::new).collect(),
+            registry: reference.domain.clone(),
             repository: reference.path.clone(),
             name: full.clone(),
             credentials: credentials.clone(),
-            authorization: Mutex::new(None),
         };
         let (top, mut bytes) = session.manifest(reference.target()).await?;
         let mut found: Manifest = serde_json::from_slice(&bytes).map_err(Error::json("manifest"))?;
@@ -90,6 +93,7 @@ impl Images {
             (manifest_digest, bytes) = session.manifest(&entry.digest).await?;
             found = serde_json::from_slice(&bytes).map_err(Error::json("manifest"))?;
         }
+        super::policy::check(&self.registry.policy, reference, &manifest_digest, &found.media_type).await?;
         let config = found.config.clone().ok_or_else(|| {
             Error::Unsupported(format!("manifest of type {:?} without a config", found.media_type))
         })?;
@@ -144,11 +148,11 @@ impl Images {
                 headers
                     .insert(header::RANGE, HeaderValue::from_str(&range).expect("digits are a valid header"));
             }
-            let response = session.get(&format!("blobs/{}", blob.digest), &headers).await?;
+            let response = session.get(&format!("blobs/{}", blob.digest), &headers, |e| e.pull).await?;
             if response.status() != StatusCode::PARTIAL_CONTENT {
                 writer.restart()?;
             }
-            let host = &session.base;
+            let host = &session.registry;
             let fail = |reason: String| Error::Registry { host: host.clone(), reason };
             let mut body = response.into_body();
             loop {
@@ -174,40 +178,91 @@ impl Images {
     }
 }
 
+/// One endpoint during a pull.
+struct Place {
+    endpoint: Endpoint,
+    authorization: Mutex<Option<HeaderValue>>,
+    tls: OnceLock<Arc<rustls::ClientConfig>>,
+}
+
+impl Place {
+    fn new(endpoint: Endpoint) -> Self {
+        Self { endpoint, authorization: Mutex::new(None), tls: OnceLock::new() }
+    }
+}
+
 /// Requests about one repository.
 struct Session<'a> {
     config: &'a RegistryConfig,
-    base: String,
+    /// Mirrors, and the registry itself.
+    places: Vec<Place>,
+    registry: String,
     repository: String,
     name: String,
     credentials: Credentials,
-    authorization: Mutex<Option<HeaderValue>>,
 }
 
 impl Session<'_> {
+    /// Asks one place after the other until one answers well; the last one's failure is told.
     async fn get(
         &self,
         path: &str,
         headers: &HeaderMap,
+        fits: impl Fn(&Endpoint) -> bool,
     ) -> Result<http::Response<hyper::body::Incoming>, Error> {
-        let uri: Uri = format!("{}/{path}", self.base).parse().map_err(|e: http::uri::InvalidUri| {
-            Error::Registry { host: self.base.clone(), reason: e.to_string() }
-        })?;
+        let mut last = Error::NotInRegistry { name: self.name.clone() };
+        for place in self.places.iter().filter(|place| fits(&place.endpoint)) {
+            match self.ask(place, path, headers).await {
+                Ok(response) => return Ok(response),
+                Err(error) => {
+                    if !place.endpoint.origin {
+                        tracing::info!(mirror = place.endpoint.base, %error, "a mirror cannot serve an image");
+                    }
+                    last = error;
+                }
+            }
+        }
+        Err(last)
+    }
+
+    async fn ask(
+        &self,
+        place: &Place,
+        path: &str,
+        headers: &HeaderMap,
+    ) -> Result<http::Response<hyper::body::Incoming>, Error> {
+        let base = &place.endpoint.base;
+        // A mirror of several registries has to be told which one is meant.
+        let query = if place.endpoint.origin { String::new() } else { format!("?ns={}", self.registry) };
+        let address = format!("{base}/{}/{path}{query}", self.repository);
+        let fail = |reason: String| Error::Registry { host: base.clone(), reason };
+        let uri: Uri = address.parse().map_err(|e: http::uri::InvalidUri| fail(e.to_string()))?;
         let host = uri.authority().map(|a| a.to_string()).unwrap_or_default();
+        let tls = if place.endpoint.trust == Trust::default() {
+            None
+        } else if let Some(known) = place.tls.get() {
+            Some(known)
+        } else {
+            let made = self.config.tls(&host, &place.endpoint.trust)?;
+            Some(place.tls.get_or_init(|| made))
+        };
+        let none = Credentials::default();
+        let credentials = if place.endpoint.origin { &self.credentials } else { &none };
         for attempt in 0..2 {
             let mut headers = headers.clone();
-            if let Some(authorization) = self.authorization.lock().clone() {
+            headers.extend(place.endpoint.headers.clone());
+            if let Some(authorization) = place.authorization.lock().clone() {
                 headers.insert(header::AUTHORIZATION, authorization);
             }
-            let response = self.config.send(Method::GET, &uri, &headers).await?;
+            let response = self.config.send(Method::GET, &uri, &headers, tls).await?;
             let status = response.status();
             if status == StatusCode::UNAUTHORIZED
                 && attempt == 0
                 && let Some(challenge) = Challenge::parse(response.headers())
             {
                 let value =
-                    meet(self.config, &challenge, &self.credentials, &self.repository, &self.name).await?;
-                *self.authorization.lock() = Some(value);
+                    meet(self.config, &challenge, credentials, &self.repository, &self.name, tls).await?;
+                *place.authorization.lock() = Some(value);
                 continue;
             }
             if status.is_success() {
@@ -233,10 +288,12 @@ impl Session<'_> {
     async fn manifest(&self, target: &str) -> Result<(String, Vec<u8>), Error> {
         let mut headers = HeaderMap::new();
         headers.insert(header::ACCEPT, HeaderValue::from_static(ACCEPT));
-        let response = self.get(&format!("manifests/{target}"), &headers).await?;
+        let by_tag = !is_digest(target);
+        let fits = |endpoint: &Endpoint| endpoint.pull && (endpoint.resolve || !by_tag);
+        let response = self.get(&format!("manifests/{target}"), &headers, fits).await?;
         let body = self.config.collect(response, MAX_DOCUMENT as usize).await?;
         let actual = digest(&body);
-        if is_digest(target) && actual != target {
+        if !by_tag && actual != target {
             return Err(Error::WrongDigest { expected: target.to_owned(), actual });
         }
         Ok((actual, body.to_vec()))

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -12,10 +12,12 @@ use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
-use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject};
 use tokio::net::TcpStream;
 
 use super::Error;
+use super::hosts::Trust;
 
 /// How registries are reached.
 #[derive(Debug, Clone)]
@@ -24,6 +26,10 @@ pub struct RegistryConfig {
     pub plain_http: BTreeSet<String>,
     /// Further certificate authorities, as PEM files.
     pub ca_files: Vec<PathBuf>,
+    /// Mirrors and trust by registry, in the form of containerd's `certs.d`.
+    pub config_dir: PathBuf,
+    /// Which images may be pulled, in the form of `containers-policy.json`; all, where there is no such file.
+    pub policy: PathBuf,
     /// Layers that are downloaded at once, over all pulls.
     pub parallel_downloads: usize,
     /// The longest wait for a connection.
@@ -37,6 +43,8 @@ impl Default for RegistryConfig {
         Self {
             plain_http: BTreeSet::new(),
             ca_files: Vec::new(),
+            config_dir: "/etc/carrack/certs.d".into(),
+            policy: "/etc/carrack/image-policy.json".into(),
             parallel_downloads: 4,
             connect_timeout: Duration::from_secs(15),
             idle_timeout: Duration::from_secs(60),
@@ -70,11 +78,15 @@ impl RegistryConfig {
         method: Method,
         uri: &Uri,
         headers: &HeaderMap,
+        tls: Option<&Arc<rustls::ClientConfig>>,
     ) -> Result<Response<Incoming>, Error> {
+        let first = uri.authority().cloned();
         let mut uri = uri.clone();
         let mut headers = headers.clone();
         for _ in 0..6 {
-            let response = self.once(&method, &uri, &headers).await?;
+            // What is configured for a registry does not hold for where it redirects to.
+            let tls = tls.filter(|_| uri.authority() == first.as_ref());
+            let response = self.once(&method, &uri, &headers, tls).await?;
             let redirect = matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308);
             let Some(location) = response.headers().get(header::LOCATION).filter(|_| redirect) else {
                 return Ok(response);
@@ -109,6 +121,7 @@ impl RegistryConfig {
         method: &Method,
         uri: &Uri,
         headers: &HeaderMap,
+        config: Option<&Arc<rustls::ClientConfig>>,
     ) -> Result<Response<Incoming>, Error> {
         let authority = uri.authority().map(|a| a.to_string()).unwrap_or_default();
         let fail = |reason: String| Error::Registry { host: authority.clone(), reason };
@@ -138,7 +151,11 @@ impl RegistryConfig {
         let answer = async {
             let mut sender = if tls {
                 let name = ServerName::try_from(host.clone()).map_err(|e| fail(e.to_string()))?;
-                let connector = tokio_rustls::TlsConnector::from(self.tls(&authority)?);
+                let config = match config {
+                    Some(config) => config.clone(),
+                    None => self.tls(&authority, &Trust::default())?,
+                };
+                let connector = tokio_rustls::TlsConnector::from(config);
                 let stream = connector.connect(name, stream).await.map_err(|e| fail(format!("TLS: {e}")))?;
                 let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
                     .await
@@ -159,23 +176,25 @@ impl RegistryConfig {
             .map_err(|_| late("waiting for an answer", self.idle_timeout))?
     }
 
-    fn tls(&self, host: &str) -> Result<Arc<rustls::ClientConfig>, Error> {
+    /// The TLS configuration for a server that is trusted so.
+    pub fn tls(&self, host: &str, trust: &Trust) -> Result<Arc<rustls::ClientConfig>, Error> {
         static SHARED: OnceLock<Arc<rustls::ClientConfig>> = OnceLock::new();
-        if self.ca_files.is_empty()
+        let plain = self.ca_files.is_empty() && *trust == Trust::default();
+        if plain
             && let Some(config) = SHARED.get()
         {
             return Ok(config.clone());
         }
         let mut roots = rustls::RootCertStore::empty();
         let system = SYSTEM_CA_FILES.iter().map(PathBuf::from).find(|p| p.is_file());
-        for file in system.iter().chain(&self.ca_files) {
+        for file in system.iter().chain(&self.ca_files).chain(&trust.ca_files) {
             let certificates = CertificateDer::pem_file_iter(file).map_err(|e| Error::Registry {
                 host: host.to_owned(),
                 reason: format!("certificate authorities in {}: {e}", file.display()),
             })?;
             roots.add_parsable_certificates(certificates.flatten());
         }
-        if roots.is_empty() {
+        if roots.is_empty() && !trust.skip_verify {
             return Err(Error::Registry {
                 host: host.to_owned(),
                 reason: "no certificate authorities on this machine: install ca-certificates, or configure a CA file \
@@ -186,11 +205,28 @@ impl RegistryConfig {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let config = rustls::ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
-            .map_err(|e| Error::Registry { host: host.to_owned(), reason: e.to_string() })?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+            .map_err(|e| Error::Registry { host: host.to_owned(), reason: e.to_string() })?;
+        let config = if trust.skip_verify {
+            config.dangerous().with_custom_certificate_verifier(Arc::new(AcceptAny))
+        } else {
+            config.with_root_certificates(roots)
+        };
+        let config = match &trust.client {
+            None => config.with_no_client_auth(),
+            Some((certificate, key)) => {
+                let fail = |file: &Path, reason: String| Error::Registry {
+                    host: host.to_owned(),
+                    reason: format!("client certificate {}: {reason}", file.display()),
+                };
+                let chain = CertificateDer::pem_file_iter(certificate)
+                    .and_then(Iterator::collect)
+                    .map_err(|e| fail(certificate, e.to_string()))?;
+                let private = PrivateKeyDer::from_pem_file(key).map_err(|e| fail(key, e.to_string()))?;
+                config.with_client_auth_cert(chain, private).map_err(|e| fail(certificate, e.to_string()))?
+            }
+        };
         let config = Arc::new(config);
-        if self.ca_files.is_empty() {
+        if plain {
             let _ = SHARED.set(config.clone());
         }
         Ok(config)
@@ -205,6 +241,45 @@ impl RegistryConfig {
             .map_err(|_| fail("reading it timed out".into()))?
             .map_err(|e| fail(e.to_string()))?;
         Ok(collected.to_bytes())
+    }
+}
+
+/// For registries whose certificates are not to be checked, as their configuration says.
+#[derive(Debug)]
+struct AcceptAny;
+
+impl ServerCertVerifier for AcceptAny {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &rustls::DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &rustls::DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
+        rustls::crypto::ring::default_provider().signature_verification_algorithms.supported_schemes()
     }
 }
 
