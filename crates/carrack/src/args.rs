@@ -272,12 +272,21 @@ pub struct Kubelet {
     /// PEM file of the authority that signs the API server's client certificate
     #[arg(long)]
     pub client_ca_file: PathBuf,
-    /// PEM file of this kubelet's serving certificate
-    #[arg(long)]
-    pub tls_cert_file: PathBuf,
+    /// PEM file of this kubelet's serving certificate; without one the cluster is asked for it
+    #[arg(long, requires = "tls_private_key_file")]
+    pub tls_cert_file: Option<PathBuf>,
     /// PEM file of its key
+    #[arg(long, requires = "tls_cert_file")]
+    pub tls_private_key_file: Option<PathBuf>,
+    /// A kubeconfig with which to ask for the node's own certificate; --kubeconfig is then written
     #[arg(long)]
-    pub tls_private_key_file: PathBuf,
+    pub bootstrap_kubeconfig: Option<PathBuf>,
+    /// Which programs know passwords of registries: a CredentialProviderConfig, or a folder of them
+    #[arg(long, requires = "image_credential_provider_bin_dir")]
+    pub image_credential_provider_config: Option<PathBuf>,
+    /// Where those programs lie
+    #[arg(long)]
+    pub image_credential_provider_bin_dir: Option<PathBuf>,
     /// The node's addresses; found out unless given
     #[arg(long = "node-ip")]
     pub node_ips: Vec<IpAddr>,

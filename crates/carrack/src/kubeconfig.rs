@@ -62,6 +62,51 @@ fn combine(mut old: Kubeconfig, new: Kubeconfig) -> anyhow::Result<(String, Kube
     Ok((name, old))
 }
 
+/// Writes a node's kubeconfig: the cluster of the one that it was bootstrapped with, and its own certificate. One that is
+/// there is kept.
+pub fn of_node(bootstrap: &Path, to: &Path, certificate: &Path) -> anyhow::Result<()> {
+    if to.exists() {
+        return Ok(());
+    }
+    let from =
+        Kubeconfig::read_from(bootstrap).with_context(|| format!("reading {}", bootstrap.display()))?;
+    let current = from.current_context.clone().unwrap_or_default();
+    let context = from.contexts.iter().find(|one| one.name == current).and_then(|one| one.context.clone());
+    let cluster = context.map(|context| context.cluster).unwrap_or_default();
+    let mut cluster = from.clusters.into_iter().find(|one| one.name == cluster).context("it names no cluster")?;
+    cluster.name = "default-cluster".to_owned();
+    let file = Some(certificate.to_string_lossy().into_owned());
+    let name = || "default-auth".to_owned();
+    let config = Kubeconfig {
+        clusters: vec![cluster],
+        auth_infos: vec![kube::config::NamedAuthInfo {
+            name: name(),
+            auth_info: Some(kube::config::AuthInfo {
+                client_certificate: file.clone(),
+                client_key: file,
+                ..kube::config::AuthInfo::default()
+            }),
+            ..kube::config::NamedAuthInfo::default()
+        }],
+        contexts: vec![kube::config::NamedContext {
+            name: "default-context".to_owned(),
+            context: Some(kube::config::Context {
+                cluster: "default-cluster".to_owned(),
+                user: Some(name()),
+                ..kube::config::Context::default()
+            }),
+            ..kube::config::NamedContext::default()
+        }],
+        current_context: Some("default-context".to_owned()),
+        ..Kubeconfig::default()
+    };
+    let text = serde_saphyr::to_string(&config).context("writing YAML")?;
+    if let Some(folder) = to.parent() {
+        std::fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
+    }
+    write_private(to, &text)
+}
+
 /// Replaces a file that only its owner may read, whole or not at all.
 fn write_private(path: &Path, text: &str) -> anyhow::Result<()> {
     use std::io::Write;

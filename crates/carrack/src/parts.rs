@@ -245,10 +245,25 @@ pub async fn scheduler(args: args::Client) -> anyhow::Result<()> {
 pub async fn kubelet(args: args::Kubelet) -> anyhow::Result<()> {
     log_to_terminal();
     let paths = Paths::make(&args.data.data_dir)?;
-    let (client, _) = connect(&args.client.kubeconfig).await?;
+    let shutdown = until_signal()?;
+    let name = node::name(args.client.node_name.as_deref())?;
+    let client = match &args.bootstrap_kubeconfig {
+        None => connect(&args.client.kubeconfig).await?.0,
+        Some(bootstrap) => {
+            let config = client_config(bootstrap).await?;
+            let join = kubelet::Join {
+                bootstrap: config,
+                cert_dir: paths.kubelet().join("pki"),
+                node_name: name.clone(),
+            };
+            let joined = kubelet::join(join, shutdown.clone()).await?;
+            crate::kubeconfig::of_node(bootstrap, &args.client.kubeconfig, &joined.certificate_file)?;
+            joined.client
+        }
+    };
     let read =
         |path: &Path| std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()));
-    let mut config = kubelet::KubeletConfig::new(node::name(args.client.node_name.as_deref())?, client);
+    let mut config = kubelet::KubeletConfig::new(name, client);
     config.root_dir = paths.kubelet();
     config.pod_logs_dir = paths.pod_logs();
     config.runtime_endpoint = args.container_runtime_endpoint;
@@ -256,10 +271,16 @@ pub async fn kubelet(args: args::Kubelet) -> anyhow::Result<()> {
     config.cluster_dns = args.cluster_dns;
     config.static_pod_dir = args.pod_manifest_path;
     config.bind.set_port(args.port);
-    config.serving_cert = read(&args.tls_cert_file)?;
-    config.serving_key = read(&args.tls_private_key_file)?;
+    match args.tls_cert_file.zip(args.tls_private_key_file) {
+        Some((cert, key)) => (config.serving_cert, config.serving_key) = (read(&cert)?, read(&key)?),
+        None => config.server_tls_bootstrap = true,
+    }
     config.client_ca = read(&args.client_ca_file)?;
-    Ok(kubelet::run(config, until_signal()?).await?)
+    config.credential_provider_config = args.image_credential_provider_config;
+    if let Some(dir) = args.image_credential_provider_bin_dir {
+        config.credential_provider_bin_dir = dir;
+    }
+    Ok(kubelet::run(config, shutdown).await?)
 }
 
 /// `carrack runtime`: for any CRI client.

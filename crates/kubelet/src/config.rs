@@ -5,6 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::images::VerificationPolicy;
+
 /// Configuration of one node's kubelet.
 #[derive(Clone)]
 pub struct KubeletConfig {
@@ -27,6 +29,8 @@ pub struct KubeletConfig {
     /// The HTTP API's certificate chain and key, PEM.
     pub serving_cert: String,
     pub serving_key: String,
+    /// Ask the cluster for a serving certificate, and renew it, instead of the one given.
+    pub server_tls_bootstrap: bool,
     /// CA of client certificates, PEM.
     pub client_ca: String,
     pub max_pods: u32,
@@ -41,6 +45,14 @@ pub struct KubeletConfig {
     pub status_interval: Duration,
     /// A folder of manifests of pods that run without the API's say; none unless given.
     pub static_pod_dir: Option<PathBuf>,
+    /// Which programs know passwords of registries: a file, or a folder of them; none unless given.
+    pub credential_provider_config: Option<PathBuf>,
+    /// Where those programs lie.
+    pub credential_provider_bin_dir: PathBuf,
+    /// Which images that are here a pod has to prove its right to.
+    pub image_verification: VerificationPolicy,
+    /// Images that are pulled at once.
+    pub max_parallel_image_pulls: usize,
     /// What is kept from pods, by resource name (`cpu: 100m`).
     pub reserved: BTreeMap<String, String>,
 }
@@ -60,6 +72,7 @@ impl KubeletConfig {
             bind: SocketAddr::from(([0u16; 8], 10250)),
             serving_cert: String::new(),
             serving_key: String::new(),
+            server_tls_bootstrap: false,
             client_ca: String::new(),
             max_pods: 110,
             labels: BTreeMap::new(),
@@ -68,6 +81,10 @@ impl KubeletConfig {
             manage_cgroups: true,
             status_interval: Duration::from_secs(300),
             static_pod_dir: None,
+            credential_provider_config: None,
+            credential_provider_bin_dir: PathBuf::from("/usr/libexec/kubernetes/kubelet-plugins/credential-provider/exec"),
+            image_verification: VerificationPolicy::default(),
+            max_parallel_image_pulls: 5,
             reserved: BTreeMap::new(),
         }
     }

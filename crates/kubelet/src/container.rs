@@ -50,6 +50,8 @@ pub(crate) struct Recipe<'a> {
     pub image: &'a Image,
     pub ips: &'a [String],
     pub mounted: &'a Mounted,
+    /// Images behind the image volumes that it mounts, by volume.
+    pub image_volumes: HashMap<String, Image>,
     /// Container id whose process namespace an ephemeral container joins.
     pub target: Option<String>,
 }
@@ -160,6 +162,7 @@ impl Recipe<'_> {
             _ => String::new(),
         };
         if let Some(image) = self.mounted.images.get(&mount.name) {
+            let image = self.image_volumes.get(&mount.name).map_or(image, |found| &found.id);
             return Ok(Mount {
                 container_path: inside,
                 readonly: true,

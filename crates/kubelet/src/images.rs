@@ -1,29 +1,83 @@
-//! Images for containers: present or pulled, by policy, with the credentials of `imagePullSecrets`.
+//! Images for containers and image volumes: present or pulled, by policy, with the credentials of `imagePullSecrets`, of the node's
+//! docker config and of credential provider plug-ins. What one pod's credentials brought here another one gets only with
+//! credentials that are good for it too.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use cri::v1::{AuthConfig, Image, ImageSpec, ImageStatusRequest, PodSandboxConfig, PullImageRequest};
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::{Container, ObjectReference, Pod};
 use parking_lot::Mutex;
-use serde::Deserialize;
+use sha2::{Digest, Sha256};
+use tokio::sync::Semaphore;
 use tonic::Status;
 
+use crate::config::KubeletConfig;
 use crate::context::Context;
+use crate::error::Error;
 use crate::events;
-use crate::metrics::IMAGE_PULL;
+use crate::metrics::{IMAGE_PULL, IMAGE_VOLUMES, IMAGE_VOLUMES_ERRORS, IMAGE_VOLUMES_MOUNTED};
 use crate::objects::Kind as ObjectKind;
 use crate::podutil::{Kind, namespace, spec};
 use crate::runtime::Cri;
 use crate::status::Waiting;
 
-/// Pulls of one image are done one after another, so that a hundred pods of one image pull it once.
-#[derive(Clone, Default)]
+mod docker;
+mod providers;
+mod records;
+
+use docker::credentials;
+use providers::{Account, Providers};
+pub use records::VerificationPolicy;
+use records::{Proof, Records, Secret};
+
+/// How often a pull that goes on is told of.
+const PROGRESS: Duration = Duration::from_secs(60);
+
+/// What the node knows of images.
+#[derive(Clone)]
 pub(crate) struct Images {
+    /// Pulls of one image are done one after another, so that a hundred pods of one image pull it once.
     turns: Arc<Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>>,
+    /// Pulls that may be under way at once.
+    places: Arc<Semaphore>,
+    providers: Providers,
+    records: Arc<Records>,
+}
+
+impl Images {
+    /// Reads the credential providers' configuration and opens the records of pulls.
+    pub(crate) fn open(config: &KubeletConfig) -> Result<Self, Error> {
+        let providers = match &config.credential_provider_config {
+            Some(file) => Providers::load(file, &config.credential_provider_bin_dir)
+                .map_err(|error| Error::Config(format!("credential providers: {error}")))?,
+            None => Providers::default(),
+        };
+        Ok(Images {
+            turns: Arc::default(),
+            places: Arc::new(Semaphore::new(config.max_parallel_image_pulls.max(1))),
+            providers,
+            records: Arc::new(Records::open(&config.root_dir, config.image_verification.clone())),
+        })
+    }
+
+    /// Looks after pulls that were cut off when the kubelet last ended, and forgets images that are gone.
+    pub(crate) async fn settle(&self, cri: &Cri) {
+        let found = async |image: &str| find(cri, image).await.ok().flatten().map(|image| image.id);
+        self.records.settle(found).await;
+        let list = cri.images().list_images(cri::v1::ListImagesRequest { filter: None }).await;
+        if let Ok(list) = list {
+            let images = list.into_inner().images;
+            self.records.retain(&|image_ref| images.iter().any(|image| image.id == image_ref));
+        }
+    }
+}
+
+/// SHA-256 in hexadecimal.
+fn hash(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Why there is no image.
@@ -54,60 +108,280 @@ pub(crate) async fn ensure(
     sandbox: &PodSandboxConfig,
 ) -> Result<Image, ImageError> {
     let name = container.image.as_deref().unwrap_or_default();
-    check_name(name).map_err(|message| error("InvalidImageName", message, false))?;
-    let object = || events::container(pod, kind, &container.name);
     let policy = container.image_pull_policy.as_deref().unwrap_or("IfNotPresent");
-    let turn = context.images.turns.lock().entry(name.to_owned()).or_default().clone();
-    let present = async || {
-        find(&context.cri, name)
-            .await
-            .map_err(|status| error("ImageInspectError", status.message().to_owned(), false))
-    };
-    if policy != "Always"
-        && let Some(image) = present().await?
-    {
-        let message =
-            format!("Container image {name:?} already present on machine and can be accessed by the pod");
+    let object = || events::container(pod, kind, &container.name);
+    Wanted { context, pod, name, policy, sandbox, what: "Container image" }.get(&object).await
+}
+
+/// The images behind the image volumes that a container mounts, by volume.
+pub(crate) async fn volumes(
+    context: &Context,
+    pod: &Pod,
+    container: &Container,
+    sandbox: &PodSandboxConfig,
+) -> Result<HashMap<String, Image>, ImageError> {
+    let mut found = HashMap::new();
+    for mount in container.volume_mounts.iter().flatten() {
+        let volume = spec(pod).volumes.iter().flatten().find(|volume| volume.name == mount.name);
+        let Some(source) = volume.and_then(|volume| volume.image.as_ref()) else { continue };
+        if found.contains_key(&mount.name) {
+            continue;
+        }
+        context.metrics.count(IMAGE_VOLUMES, &[]);
+        let name = source.reference.as_deref().unwrap_or_default();
+        let default = if name.ends_with(":latest") || !has_tag(name) { "Always" } else { "IfNotPresent" };
+        let policy = source.pull_policy.as_deref().unwrap_or(default);
+        let wanted = Wanted { context, pod, name, policy, sandbox, what: "Image" };
+        match wanted.get(&|| events::pod(pod)).await {
+            Ok(image) => {
+                context.metrics.count(IMAGE_VOLUMES_MOUNTED, &[]);
+                found.insert(mount.name.clone(), image);
+            }
+            Err(error) => {
+                context.metrics.count(IMAGE_VOLUMES_ERRORS, &[]);
+                return Err(error);
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn has_tag(name: &str) -> bool {
+    name.contains('@') || split_registry(name).1.contains(':')
+}
+
+/// An image that somebody needs.
+struct Wanted<'a> {
+    context: &'a Context,
+    pod: &'a Pod,
+    name: &'a str,
+    policy: &'a str,
+    sandbox: &'a PodSandboxConfig,
+    what: &'static str,
+}
+
+/// Credentials with where they are from.
+type Candidate = (Option<AuthConfig>, Proof);
+
+impl Wanted<'_> {
+    async fn get(&self, object: &(dyn Fn() -> ObjectReference + Sync)) -> Result<Image, ImageError> {
+        let Wanted { context, name, .. } = *self;
+        check_name(name).map_err(|message| error("InvalidImageName", message, false))?;
+        let mut secrets = None;
+        if let Some(image) = self.usable(object, &mut secrets).await? {
+            return Ok(image);
+        }
+        let asked = Instant::now();
+        let turn = {
+            let mut turns = context.images.turns.lock();
+            turns.retain(|_, turn| Arc::strong_count(turn) > 1);
+            turns.entry(name.to_owned()).or_default().clone()
+        };
+        let _turn = turn.lock().await;
+        if let Some(image) = self.usable(object, &mut secrets).await? {
+            return Ok(image);
+        }
+        let _place = context.images.places.acquire().await;
+        context.recorder.normal(object(), "Pulling", format!("Pulling image {name:?}"));
+        let begun = Instant::now();
+        let candidates = self.candidates(secrets).await;
+        let records = &context.images.records;
+        records.begin(name);
+        let telling = async {
+            loop {
+                tokio::time::sleep(PROGRESS).await;
+                let message = format!("Still pulling image {name:?} after {}", short(begun.elapsed()));
+                context.recorder.normal(object(), "Pulling", message);
+            }
+        };
+        let pulled = tokio::select! {
+            pulled = self.pull(&candidates) => pulled,
+            () = telling => return Err(error("ErrImagePull", String::new(), true)),
+        };
+        let (image_ref, proof) = match pulled {
+            Ok(pulled) => pulled,
+            Err(status) => {
+                records.end(name, None);
+                let (reason, message) = explain(name, status.message());
+                let text = format!("Failed to pull image {name:?}: {message}");
+                context.recorder.warning(object(), "Failed", text);
+                context.recorder.warning(object(), "Failed", format!("Error: {reason}"));
+                return Err(error(reason, message, true));
+            }
+        };
+        let found = self.present().await?;
+        let Some(image) = found else {
+            records.end(name, None);
+            return Err(error("ErrImagePull", format!("image {name:?} is not there after its pull"), true));
+        };
+        let image_ref = if image_ref.is_empty() { &image.id } else { &image_ref };
+        records.end(name, Some((image_ref, proof)));
+        if *image_ref != image.id {
+            records.end(name, Some((&image.id, proof)));
+        }
+        let size = size_class(image.size);
+        context.metrics.took(IMAGE_PULL, &[("image_size_in_bytes", size)], begun.elapsed());
+        let message = format!(
+            "Successfully pulled image {name:?} in {} ({} including waiting). Image size: {} bytes.",
+            short(begun.elapsed()),
+            short(asked.elapsed()),
+            image.size
+        );
         context.recorder.normal(object(), "Pulled", message);
-        return Ok(image);
+        Ok(image)
     }
-    if policy == "Never" {
-        let message = format!("Container image {name:?} is not present with pull policy of Never");
-        context.recorder.warning(object(), "ErrImageNeverPull", message.clone());
-        return Err(error("ErrImageNeverPull", message, false));
+
+    async fn present(&self) -> Result<Option<Image>, ImageError> {
+        let found = find(&self.context.cri, self.name).await;
+        found.map_err(|status| error("ImageInspectError", status.message().to_owned(), false))
     }
-    let asked = Instant::now();
-    let _turn = turn.lock().await;
-    if policy != "Always"
-        && let Some(image) = present().await?
-    {
-        let message =
-            format!("Container image {name:?} already present on machine and can be accessed by the pod");
-        context.recorder.normal(object(), "Pulled", message);
-        return Ok(image);
+
+    /// The image that is here, if this pod may have it without a pull.
+    async fn usable(
+        &self,
+        object: &(dyn Fn() -> ObjectReference + Sync),
+        secrets: &mut Option<Vec<(Secret, Vec<AuthConfig>)>>,
+    ) -> Result<Option<Image>, ImageError> {
+        let Wanted { context, name, policy, what, .. } = *self;
+        if policy == "Always" {
+            return Ok(None);
+        }
+        if let Some(image) = self.present().await? {
+            if secrets.is_none() {
+                *secrets = Some(self.secrets().await);
+            }
+            let known: Vec<Secret> =
+                secrets.iter().flatten().map(|(secret, _)| secret.clone()).collect();
+            let account = self.account();
+            if !context.images.records.must_pull(name, &image.id, &known, account.as_ref()) {
+                let message =
+                    format!("{what} {name:?} already present on machine and can be accessed by the pod");
+                context.recorder.normal(object(), "Pulled", message);
+                return Ok(Some(image));
+            }
+            if policy == "Never" {
+                let message = format!(
+                    "{what} {name:?} is present with pull policy of Never but does not have the proper credentials to \
+                     access the image"
+                );
+                context.recorder.warning(object(), "ErrImageNeverPull", message.clone());
+                return Err(error("ErrImageNeverPull", message, false));
+            }
+            return Ok(None);
+        }
+        if policy == "Never" {
+            let message = format!("{what} {name:?} is not present with pull policy of Never");
+            context.recorder.warning(object(), "ErrImageNeverPull", message.clone());
+            return Err(error("ErrImageNeverPull", message, false));
+        }
+        Ok(None)
     }
-    context.recorder.normal(object(), "Pulling", format!("Pulling image {name:?}"));
-    let begun = Instant::now();
-    let pulled = pull(context, pod, name, sandbox).await;
-    if let Err(status) = pulled {
-        let message = status.message().to_owned();
-        context.recorder.warning(object(), "Failed", format!("Failed to pull image {name:?}: {message}"));
-        context.recorder.warning(object(), "Failed", "Error: ErrImagePull".to_owned());
-        return Err(error("ErrImagePull", message, true));
+
+    /// The pod's service account, as far as it is known without asking.
+    fn account(&self) -> Option<Account> {
+        let name = spec(self.pod).service_account_name.clone().filter(|name| !name.is_empty())?;
+        Some(Account { namespace: namespace(self.pod).to_owned(), name, uid: String::new() })
     }
-    let Some(image) = present().await? else {
-        return Err(error("ErrImagePull", format!("image {name:?} is not there after its pull"), true));
-    };
-    let size = size_class(image.size);
-    context.metrics.took(IMAGE_PULL, &[("image_size_in_bytes", size)], begun.elapsed());
-    let message = format!(
-        "Successfully pulled image {name:?} in {} ({} including waiting). Image size: {} bytes.",
-        short(begun.elapsed()),
-        short(asked.elapsed()),
-        image.size
-    );
-    context.recorder.normal(object(), "Pulled", message);
-    Ok(image)
+
+    /// The pod's pull secrets that say something about this image.
+    async fn secrets(&self) -> Vec<(Secret, Vec<AuthConfig>)> {
+        let Wanted { context, pod, name, .. } = *self;
+        let mut found = Vec::new();
+        for secret in spec(pod).image_pull_secrets.iter().flatten() {
+            let secret = secret.name.as_str();
+            match context.objects.get(ObjectKind::Secret, namespace(pod), secret).await {
+                Ok(data) => {
+                    for key in [".dockerconfigjson", ".dockercfg"] {
+                        let Some(bytes) = data.get(key) else { continue };
+                        let auths = credentials(bytes, key == ".dockercfg", name);
+                        if auths.is_empty() {
+                            continue;
+                        }
+                        let secret = Secret {
+                            uid: data.uid.clone(),
+                            namespace: namespace(pod).to_owned(),
+                            name: secret.to_owned(),
+                            credential_hash: hash(format!("{auths:?}").as_bytes()),
+                        };
+                        found.push((secret, auths));
+                    }
+                }
+                Err(error) => {
+                    let message = format!(
+                        "Unable to retrieve some image pull secrets ({secret}); attempting to pull the image may not \
+                         succeed. ({error})"
+                    );
+                    context.recorder.warning(events::pod(pod), "FailedToRetrieveImagePullSecret", message);
+                }
+            }
+        }
+        found
+    }
+
+    /// All that may open the registry, the pod's own first; none at all is worth a try alone.
+    async fn candidates(&self, secrets: Option<Vec<(Secret, Vec<AuthConfig>)>>) -> Vec<Candidate> {
+        let Wanted { context, pod, name, .. } = *self;
+        let secrets = match secrets {
+            Some(secrets) => secrets,
+            None => self.secrets().await,
+        };
+        let mut list: Vec<Candidate> = Vec::new();
+        for (secret, auths) in secrets {
+            list.extend(auths.into_iter().map(|auth| (Some(auth), Proof::Secret(secret.clone()))));
+        }
+        for given in context.images.providers.credentials(context, pod, name).await {
+            let proof = given.account.map_or(Proof::Anyone, |account| {
+                // Records know an account by its name in what `account` can tell of a later pod.
+                Proof::Account(Account { uid: String::new(), ..account })
+            });
+            list.extend(given.auths.into_iter().map(|auth| (Some(auth), proof.clone())));
+        }
+        let own = context.config.root_dir.join("config.json");
+        for file in [own.as_path(), Path::new("/var/lib/kubelet/config.json")] {
+            if let Ok(bytes) = tokio::fs::read(file).await {
+                let auths = credentials(&bytes, false, name);
+                list.extend(auths.into_iter().map(|auth| (Some(auth), Proof::Anyone)));
+            }
+        }
+        if list.is_empty() {
+            list.push((None, Proof::Anyone));
+        }
+        list
+    }
+
+    async fn pull<'c>(&self, candidates: &'c [Candidate]) -> Result<(String, &'c Proof), Status> {
+        let mut last = Status::unknown("no credentials");
+        for (auth, proof) in candidates {
+            let request = PullImageRequest {
+                image: Some(ImageSpec {
+                    image: self.name.to_owned(),
+                    user_specified_image: self.name.to_owned(),
+                    ..ImageSpec::default()
+                }),
+                auth: auth.clone(),
+                sandbox_config: Some(self.sandbox.clone()),
+            };
+            match self.context.cri.images().pull_image(request).await {
+                Ok(answer) => return Ok((answer.into_inner().image_ref, proof)),
+                Err(status) => last = status,
+            }
+        }
+        Err(last)
+    }
+}
+
+/// Reason and message of a failed pull; CRI has words for two causes, with which a message then begins.
+fn explain(name: &str, message: &str) -> (&'static str, String) {
+    for (word, why) in [
+        ("RegistryUnavailable", "the registry is unavailable"),
+        ("SignatureValidationFailed", "the signature validation failed"),
+    ] {
+        if let Some(rest) = message.strip_prefix(word) {
+            let rest = rest.trim_start_matches(':');
+            return (word, format!("image pull failed for {name} because {why}:{rest}"));
+        }
+    }
+    ("ErrImagePull", message.to_owned())
 }
 
 /// The size class that upstream counts pulls by.
@@ -132,108 +406,6 @@ fn short(time: Duration) -> String {
         format!("{}ms", time.as_millis())
     } else {
         format!("{:.3}s", time.as_secs_f64())
-    }
-}
-
-async fn pull(context: &Context, pod: &Pod, name: &str, sandbox: &PodSandboxConfig) -> Result<(), Status> {
-    let mut candidates: Vec<Option<AuthConfig>> = Vec::new();
-    for secret in spec(pod).image_pull_secrets.iter().flatten() {
-        let secret = secret.name.as_str();
-        match context.objects.get(ObjectKind::Secret, namespace(pod), secret).await {
-            Ok(data) => {
-                for key in [".dockerconfigjson", ".dockercfg"] {
-                    let found = data.get(key).map(|bytes| credentials(bytes, key == ".dockercfg", name));
-                    candidates.extend(found.into_iter().flatten().map(Some));
-                }
-            }
-            Err(error) => {
-                let message = format!(
-                    "Unable to retrieve some image pull secrets ({secret}); attempting to pull the image may not succeed. ({error})"
-                );
-                context.recorder.warning(events::pod(pod), "FailedToRetrieveImagePullSecret", message);
-            }
-        }
-    }
-    if candidates.is_empty() {
-        candidates.push(None);
-    }
-    let mut last = Status::unknown("no credentials");
-    for auth in candidates {
-        let request = PullImageRequest {
-            image: Some(ImageSpec {
-                image: name.to_owned(),
-                user_specified_image: name.to_owned(),
-                ..ImageSpec::default()
-            }),
-            auth,
-            sandbox_config: Some(sandbox.clone()),
-        };
-        match context.cri.images().pull_image(request).await {
-            Ok(_) => return Ok(()),
-            Err(status) => last = status,
-        }
-    }
-    Err(last)
-}
-
-#[derive(Deserialize)]
-struct DockerConfig {
-    #[serde(default)]
-    auths: HashMap<String, DockerAuth>,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(default)]
-struct DockerAuth {
-    username: String,
-    password: String,
-    auth: String,
-    identitytoken: String,
-    registrytoken: String,
-}
-
-/// The credentials in a docker config that apply to an image, the most specific first.
-fn credentials(config: &[u8], old_format: bool, image: &str) -> Vec<AuthConfig> {
-    let auths = if old_format {
-        serde_json::from_slice(config).unwrap_or_default()
-    } else {
-        serde_json::from_slice::<DockerConfig>(config).map(|config| config.auths).unwrap_or_default()
-    };
-    let (registry, repository) = split_registry(image);
-    let full = format!("{registry}/{repository}");
-    let mut found: Vec<(usize, AuthConfig)> = auths
-        .into_iter()
-        .filter_map(|(key, auth)| {
-            let place =
-                key.trim_start_matches("https://").trim_start_matches("http://").trim_end_matches('/');
-            let place = place.trim_end_matches("/v1").trim_end_matches("/v2");
-            let place = if place == "index.docker.io" { "docker.io" } else { place };
-            let (host, path) = place.split_once('/').unwrap_or((place, ""));
-            let host_matches =
-                host == registry || host.strip_prefix('*').is_some_and(|rest| registry.ends_with(rest));
-            let path_matches = path.is_empty() || full[registry.len() + 1..].starts_with(path);
-            (host_matches && path_matches).then(|| (place.len(), config_of(&key, auth)))
-        })
-        .collect();
-    found.sort_by_key(|(length, _)| std::cmp::Reverse(*length));
-    found.into_iter().map(|(_, auth)| auth).collect()
-}
-
-fn config_of(key: &str, auth: DockerAuth) -> AuthConfig {
-    let (mut username, mut password) = (auth.username, auth.password);
-    if username.is_empty()
-        && let Ok(plain) = STANDARD.decode(auth.auth.trim())
-        && let Some((user, secret)) = String::from_utf8_lossy(&plain).split_once(':')
-    {
-        (username, password) = (user.to_owned(), secret.to_owned());
-    }
-    AuthConfig {
-        username,
-        password,
-        auth: String::new(),
-        server_address: key.to_owned(),
-        identity_token: auth.identitytoken,
-        registry_token: auth.registrytoken,
     }
 }
 
@@ -288,17 +460,5 @@ mod tests {
         for bad in ["", "Nginx", "a b", "x:", "/x", "some..$$"] {
             assert!(check_name(bad).is_err(), "{bad}");
         }
-    }
-
-    #[test]
-    fn the_most_specific_credentials_come_first() {
-        let config = br#"{"auths": {"https://r.example/v2/": {"auth": "dTpw"}, "r.example/team": {"username": "t", "password": "s"},
-            "other.example": {"username": "o"}}}"#;
-        let found = credentials(config, false, "r.example/team/app:1");
-        let users: Vec<_> =
-            found.iter().map(|auth| (auth.username.as_str(), auth.password.as_str())).collect();
-        assert_eq!(users, [("t", "s"), ("u", "p")]);
-        let hub = br#"{"https://index.docker.io/v1/": {"username": "h"}}"#;
-        assert_eq!(credentials(hub, true, "nginx").len(), 1);
     }
 }

@@ -6,6 +6,7 @@
 mod admission;
 mod allocation;
 mod backoff;
+mod certificates;
 mod cgroups;
 mod config;
 mod container;
@@ -52,8 +53,10 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+pub use certificates::{Join, Joined, join};
 pub use config::KubeletConfig;
 pub use error::Error;
+pub use images::VerificationPolicy;
 use error::IoContext;
 pub use teardown::teardown;
 use tonic::transport::Channel;
@@ -78,6 +81,7 @@ pub async fn run(config: KubeletConfig, shutdown: CancellationToken) -> Result<(
     let Some(channel) = connect(&config.runtime_endpoint, &shutdown).await? else { return Ok(()) };
     let client = config.client.clone();
     let metrics = metrics::Metrics::default();
+    let images = images::Images::open(&config)?;
     let context = Arc::new(context::Context {
         cri: runtime::Cri::new(channel, metrics.clone()),
         metrics,
@@ -85,7 +89,7 @@ pub async fn run(config: KubeletConfig, shutdown: CancellationToken) -> Result<(
         objects: objects::Objects::new(client.clone()),
         services: services::Services::watch(client.clone(), stop.clone()),
         tokens: tokens::Tokens::new(client),
-        images: images::Images::default(),
+        images,
         pressures: eviction::Pressures::default(),
         allocations: allocation::Allocations::new(&config.root_dir),
         cgroups,
@@ -94,9 +98,20 @@ pub async fn run(config: KubeletConfig, shutdown: CancellationToken) -> Result<(
         memory: i64::try_from(node::capacity::memory()).unwrap_or(i64::MAX),
         config,
     });
+    context.images.settle(&context.cri).await;
     let pods = manager::Pods::new();
     let (seen, node) = watch::channel(None);
     let mut tasks = tokio::task::JoinSet::new();
+    if context.config.server_tls_bootstrap {
+        tasks.spawn(certificates::serve(
+            context.config.client.clone(),
+            context.config.node_name.clone(),
+            context.config.node_ips.clone(),
+            context.config.root_dir.join("pki/kubelet-server-current.pem"),
+            listener.served.clone(),
+            stop.clone(),
+        ));
+    }
     tasks.spawn(node::run(context.clone(), seen, stop.clone()));
     tasks.spawn(server::serve(context.clone(), pods.clone(), listener, stop.clone()));
     tasks.spawn(logs::run_rotation(context.clone(), stop.clone()));

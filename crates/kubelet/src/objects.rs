@@ -32,6 +32,8 @@ impl Kind {
 pub(crate) struct Data {
     /// Keys that may become environment variables.
     pub data: BTreeMap<String, Vec<u8>>,
+    /// The object's uid.
+    pub uid: String,
     /// `binaryData` of a ConfigMap.
     pub binary: BTreeMap<String, Vec<u8>>,
 }
@@ -213,15 +215,18 @@ pub(crate) async fn resolve(
 }
 
 fn config_map(object: ConfigMap) -> Data {
+    let uid = object.metadata.uid.unwrap_or_default();
     let text = object.data.unwrap_or_default();
     let binary = object.binary_data.unwrap_or_default();
     Data {
+        uid,
         data: text.into_iter().map(|(key, value)| (key, value.into_bytes())).collect(),
         binary: binary.into_iter().map(|(key, value)| (key, value.0)).collect(),
     }
 }
 
 fn secret(object: Secret) -> Data {
+    let uid = object.metadata.uid.unwrap_or_default();
     let data = object.data.unwrap_or_default();
-    Data { data: data.into_iter().map(|(key, value)| (key, value.0)).collect(), binary: BTreeMap::new() }
+    Data { uid, data: data.into_iter().map(|(key, value)| (key, value.0)).collect(), binary: BTreeMap::new() }
 }

@@ -86,14 +86,19 @@ fn answer(status: StatusCode, kind: &'static str, content: impl Into<Bytes>) -> 
 pub(crate) struct Listener {
     socket: TcpListener,
     tls: Arc<rustls::ServerConfig>,
+    pub(crate) served: Arc<tls::Served>,
 }
 
 /// Takes the port, so that a port in use is told at the start.
 pub(crate) async fn bind(config: &KubeletConfig) -> Result<Listener, Error> {
-    let tls = tls::server(&config.serving_cert, &config.serving_key, &config.client_ca)?;
+    let served = Arc::new(tls::Served::default());
+    if !config.server_tls_bootstrap {
+        served.set(&config.serving_cert, &config.serving_key)?;
+    }
+    let tls = tls::server(served.clone(), &config.client_ca)?;
     let socket =
         TcpListener::bind(config.bind).await.doing(|| format!("cannot listen on {}", config.bind))?;
-    Ok(Listener { socket, tls: Arc::new(tls) })
+    Ok(Listener { socket, tls: Arc::new(tls), served })
 }
 
 struct Server {
@@ -103,6 +108,7 @@ struct Server {
     hierarchies: accounting::Hierarchies,
     rates: accounting::Rates,
     started: Timestamp,
+    served: Arc<tls::Served>,
 }
 
 /// Serves until shutdown.
@@ -115,6 +121,7 @@ pub(crate) async fn serve(context: Shared, pods: Pods, listener: Listener, shutd
         hierarchies: accounting::Hierarchies::detect(),
         rates: accounting::Rates::default(),
         started: Timestamp::now(),
+        served: listener.served,
     });
     let acceptor = TlsAcceptor::from(listener.tls);
     let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
@@ -361,7 +368,7 @@ impl Server {
 
     /// When the serving certificate ends.
     fn certificate_ends(&self) -> Option<Timestamp> {
-        tls::ends(&self.context.config.serving_cert)
+        self.served.ends()
     }
 
     fn pod(&self, namespace: &str, name: &str) -> Result<Arc<Pod>, Refusal> {

@@ -2,11 +2,13 @@
 
 use std::sync::{Arc, LazyLock};
 
+use parking_lot::RwLock;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::server::WebPkiClientVerifier;
+use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, client::TlsStream};
@@ -17,13 +19,38 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 
-/// The server's configuration: its certificate, and client certificates of `client_ca` taken but not demanded.
-pub(crate) fn server(cert: &str, key: &str, client_ca: &str) -> Result<ServerConfig, Error> {
+/// The certificate that is served with; another one can take its place. Without any, handshakes fail.
+#[derive(Debug, Default)]
+pub(crate) struct Served(RwLock<Option<(Arc<CertifiedKey>, Option<jiff::Timestamp>)>>);
+
+impl Served {
+    /// Serves with this chain and key (PEM) from now on.
+    pub(crate) fn set(&self, cert: &str, key: &str) -> Result<(), Error> {
+        let bad = |error: &dyn std::fmt::Display| Error::Certificate(error.to_string());
+        let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(cert.as_bytes())
+            .collect::<Result<_, _>>()
+            .map_err(|error| bad(&error))?;
+        let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(|error| bad(&error))?;
+        let made = CertifiedKey::from_der(chain, key, &provider()).map_err(|error| bad(&error))?;
+        *self.0.write() = Some((Arc::new(made), lifetime(cert).map(|(_, until)| until)));
+        Ok(())
+    }
+
+    /// When the certificate ends.
+    pub(crate) fn ends(&self) -> Option<jiff::Timestamp> {
+        self.0.read().as_ref()?.1
+    }
+}
+
+impl ResolvesServerCert for Served {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        self.0.read().as_ref().map(|(key, _)| key.clone())
+    }
+}
+
+/// The server's configuration: what it is told to serve with, and client certificates of `client_ca` taken but not demanded.
+pub(crate) fn server(served: Arc<Served>, client_ca: &str) -> Result<ServerConfig, Error> {
     let bad = |error: &dyn std::fmt::Display| Error::Certificate(error.to_string());
-    let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(cert.as_bytes())
-        .collect::<Result<_, _>>()
-        .map_err(|error| bad(&error))?;
-    let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(|error| bad(&error))?;
     let mut roots = RootCertStore::empty();
     for authority in CertificateDer::pem_slice_iter(client_ca.as_bytes()) {
         roots.add(authority.map_err(|error| bad(&error))?).map_err(|error| bad(&error))?;
@@ -36,19 +63,20 @@ pub(crate) fn server(cert: &str, key: &str, client_ca: &str) -> Result<ServerCon
         .with_safe_default_protocol_versions()
         .map_err(|error| bad(&error))?
         .with_client_cert_verifier(verifier)
-        .with_single_cert(chain, key)
-        .map_err(|error| bad(&error))?;
+        .with_cert_resolver(served);
     // Upgrades (exec, attach, port-forward) exist in HTTP/1.1 only.
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(config)
 }
 
-/// When the first certificate of a chain ends.
-pub(crate) fn ends(chain: &str) -> Option<jiff::Timestamp> {
+/// From when to when the first certificate of a chain holds.
+pub(crate) fn lifetime(chain: &str) -> Option<(jiff::Timestamp, jiff::Timestamp)> {
     use x509_parser::prelude::{FromDer, X509Certificate};
     let first = CertificateDer::pem_slice_iter(chain.as_bytes()).next()?.ok()?;
     let (_, certificate) = X509Certificate::from_der(&first).ok()?;
-    jiff::Timestamp::from_second(certificate.validity().not_after.timestamp()).ok()
+    let validity = certificate.validity();
+    let time = |seconds: i64| jiff::Timestamp::from_second(seconds).ok();
+    Some((time(validity.not_before.timestamp())?, time(validity.not_after.timestamp())?))
 }
 
 /// Accepts every certificate: a probe asks whether the container answers, not who it is.

@@ -82,11 +82,11 @@ pub struct AltNames {
 }
 
 impl AltNames {
-    fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.dns.is_empty() && self.ips.is_empty() && self.emails.is_empty() && self.uris.is_empty()
     }
 
-    fn to_der(&self) -> Vec<u8> {
+    pub(crate) fn to_der(&self) -> Vec<u8> {
         let mut names: Vec<Vec<u8>> = Vec::new();
         names.extend(self.emails.iter().map(|s| der::implicit(1, s.as_bytes())));
         names.extend(self.dns.iter().map(|s| der::implicit(2, s.as_bytes())));
@@ -278,7 +278,7 @@ pub(crate) fn parse(der: &[u8]) -> Result<X509Certificate<'_>, Error> {
 }
 
 /// O before CN, each O its own relative name: the order in which Go writes a subject.
-fn subject(common_name: &str, organizations: &[String]) -> Vec<u8> {
+pub(crate) fn subject(common_name: &str, organizations: &[String]) -> Vec<u8> {
     let attribute =
         |arcs: &[u64], text: &str| der::set(&[&der::sequence(&[&der::oid(arcs), &der::utf8(text)])]);
     let mut names = Vec::new();
@@ -291,7 +291,7 @@ fn subject(common_name: &str, organizations: &[String]) -> Vec<u8> {
     der::element(der::SEQUENCE, &names)
 }
 
-fn extension(arcs: &[u64], critical: bool, value: &[u8]) -> Vec<u8> {
+pub(crate) fn extension(arcs: &[u64], critical: bool, value: &[u8]) -> Vec<u8> {
     let value = der::octets(value);
     if critical {
         der::sequence(&[&der::oid(arcs), &der::boolean(true), &value])

@@ -6,7 +6,8 @@ use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::FromDer;
 
-use crate::{AltNames, Error};
+use crate::certificate::{extension, subject};
+use crate::{AltNames, Error, der};
 
 /// What a request asks for.
 #[derive(Clone, Debug)]
@@ -22,6 +23,32 @@ pub struct Request {
 }
 
 impl Request {
+    /// Makes a `CERTIFICATE REQUEST` PEM block that is signed by `key`.
+    pub fn create(
+        key: &crate::Key,
+        common_name: &str,
+        organizations: &[String],
+        names: &AltNames,
+    ) -> Result<String, Error> {
+        let mut attributes = Vec::new();
+        if !names.is_empty() {
+            // extensionRequest of PKCS #9, with the alternative names as the one extension.
+            let extension = extension(&[2, 5, 29, 17], false, &names.to_der());
+            let extensions = der::set(&[&der::sequence(&[&extension])]);
+            attributes = der::sequence(&[&der::oid(&[1, 2, 840, 113_549, 1, 9, 14]), &extensions]);
+        }
+        let info = der::sequence(&[
+            &der::integer(&[0]),
+            &subject(common_name, organizations),
+            &key.public_info(),
+            &der::context(0, &attributes),
+        ]);
+        let ecdsa_with_sha256 = der::sequence(&[&der::oid(&[1, 2, 840, 10_045, 4, 3, 2])]);
+        let signature = der::bits(0, &key.sign(&info)?);
+        let request = der::sequence(&[&info, &ecdsa_with_sha256, &signature]);
+        Ok(crate::pem_block("CERTIFICATE REQUEST", &request))
+    }
+
     /// Reads a `CERTIFICATE REQUEST` PEM block and checks that it is signed by the key that it names.
     pub fn from_pem(text: &str) -> Result<Self, Error> {
         let what = "certificate request";
@@ -72,4 +99,26 @@ fn read_name(name: &GeneralName<'_>, names: &mut AltNames) -> Result<(), Error> 
         _ => {}
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_says_what_it_was_made_with() {
+        let key = crate::Key::generate().unwrap();
+        let names = AltNames {
+            dns: vec!["node-1".into()],
+            ips: vec!["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()],
+            ..AltNames::default()
+        };
+        let text = Request::create(&key, "system:node:node-1", &["system:nodes".into()], &names).unwrap();
+        let read = Request::from_pem(&text).unwrap();
+        assert_eq!((read.common_name.as_str(), read.organizations), ("system:node:node-1", vec!["system:nodes".into()]));
+        assert_eq!((read.names.dns, read.names.ips), (names.dns, names.ips));
+        assert_eq!(read.public_info, key.public_info());
+        let bare = Request::create(&key, "a", &[], &AltNames::default()).unwrap();
+        assert!(Request::from_pem(&bare).unwrap().names.dns.is_empty());
+    }
 }

@@ -98,7 +98,11 @@ impl Order {
         let image = images::ensure(context, pod, container, start.kind, &sandbox)
             .await
             .map_err(|error| StartError { waiting: error.waiting, pulled: error.pulled })?;
+        let image_volumes = images::volumes(context, pod, container, &sandbox)
+            .await
+            .map_err(|error| StartError { waiting: error.waiting, pulled: error.pulled })?;
         let recipe = Recipe {
+            image_volumes,
             context,
             pod,
             container,
