@@ -281,6 +281,9 @@ pub struct Kubelet {
     /// A kubeconfig with which to ask for the node's own certificate; --kubeconfig is then written
     #[arg(long)]
     pub bootstrap_kubeconfig: Option<PathBuf>,
+    /// A URL with manifests of static pods
+    #[arg(long)]
+    pub manifest_url: Option<String>,
     /// Which programs know passwords of registries: a CredentialProviderConfig, or a folder of them
     #[arg(long, requires = "image_credential_provider_bin_dir")]
     pub image_credential_provider_config: Option<PathBuf>,

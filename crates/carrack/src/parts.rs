@@ -270,6 +270,7 @@ pub async fn kubelet(args: args::Kubelet) -> anyhow::Result<()> {
     config.node_ips = node::addresses(&args.node_ips)?;
     config.cluster_dns = args.cluster_dns;
     config.static_pod_dir = args.pod_manifest_path;
+    config.manifest_url = args.manifest_url.map(|url| kubelet::ManifestUrl { url, headers: Vec::new() });
     config.bind.set_port(args.port);
     match args.tls_cert_file.zip(args.tls_private_key_file) {
         Some((cert, key)) => (config.serving_cert, config.serving_key) = (read(&cert)?, read(&key)?),

@@ -1,4 +1,4 @@
-//! Back-off per key: the first try is free, then 10 s, doubling up to 5 min; forgotten after 10 quiet minutes.
+//! Back-off per key: the first try is free, then 10 s, doubling up to 5 min or what is configured; forgotten after 10 quiet minutes.
 //! Time comes in as an argument.
 
 use std::collections::HashMap;
@@ -10,9 +10,16 @@ const FIRST: Duration = Duration::from_secs(10);
 const MOST: Duration = Duration::from_secs(300);
 
 /// Delays by key.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(crate) struct Backoffs {
     entries: HashMap<String, Entry>,
+    most: Duration,
+}
+
+impl Default for Backoffs {
+    fn default() -> Self {
+        Backoffs::up_to(MOST)
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -22,6 +29,11 @@ struct Entry {
 }
 
 impl Backoffs {
+    /// With another longest delay (`crashLoopBackOff.maxContainerRestartPeriod`); the first one is never longer.
+    pub(crate) fn up_to(most: Duration) -> Self {
+        Backoffs { entries: HashMap::new(), most }
+    }
+
     /// How long to wait from `now` for a try that follows an event at `since`: the remaining time and the whole delay.
     pub(crate) fn remaining(
         &self,
@@ -41,9 +53,9 @@ impl Backoffs {
     pub(crate) fn next(&mut self, key: &str, since: Timestamp, now: Timestamp) {
         let entry = match self.entries.get(key) {
             Some(entry) if elapsed(entry.updated, since) <= 2 * MOST => {
-                Entry { delay: (entry.delay * 2).min(MOST), updated: now }
+                Entry { delay: (entry.delay * 2).min(self.most), updated: now }
             }
-            _ => Entry { delay: FIRST, updated: now },
+            _ => Entry { delay: FIRST.min(self.most), updated: now },
         };
         self.entries.insert(key.to_owned(), entry);
     }
@@ -79,5 +91,10 @@ mod tests {
         }
         assert_eq!(backoffs.remaining("c", at(50), at(50)).map(|(_, delay)| delay), Some(MOST));
         assert_eq!(backoffs.remaining("c", at(1000), at(1000)), None, "ten quiet minutes");
+        let mut short = Backoffs::up_to(Duration::from_secs(2));
+        for second in 0..3 {
+            short.next("c", at(second), at(second));
+        }
+        assert_eq!(short.remaining("c", at(3), at(3)).map(|(_, delay)| delay), Some(Duration::from_secs(2)));
     }
 }

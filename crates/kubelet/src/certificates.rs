@@ -211,8 +211,9 @@ pub async fn join(join: Join, shutdown: CancellationToken) -> Result<Joined, Err
         Some(pair) => pair,
         None => {
             let bootstrap = Client::try_from(join.bootstrap.clone())?;
+            let wish = client_wish(&join.node_name);
             let pair = tokio::select! {
-                pair = insist(&bootstrap, &client_wish(&join.node_name)) => pair,
+                pair = insist(&bootstrap, &wish) => pair,
                 () = shutdown.cancelled() => return Err(Error::Config("stopped before the node had a certificate".into())),
             };
             keep(&pair)?;

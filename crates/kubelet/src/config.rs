@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::images::VerificationPolicy;
+use crate::static_pods::url::ManifestUrl;
 
 /// Configuration of one node's kubelet.
 #[derive(Clone)]
@@ -45,12 +46,16 @@ pub struct KubeletConfig {
     pub status_interval: Duration,
     /// A folder of manifests of pods that run without the API's say; none unless given.
     pub static_pod_dir: Option<PathBuf>,
+    /// A URL with manifests of static pods; none unless given.
+    pub manifest_url: Option<ManifestUrl>,
     /// Which programs know passwords of registries: a file, or a folder of them; none unless given.
     pub credential_provider_config: Option<PathBuf>,
     /// Where those programs lie.
     pub credential_provider_bin_dir: PathBuf,
     /// Which images that are here a pod has to prove its right to.
     pub image_verification: VerificationPolicy,
+    /// The longest wait before a failed container is started again.
+    pub max_restart_period: Duration,
     /// Images that are pulled at once.
     pub max_parallel_image_pulls: usize,
     /// What is kept from pods, by resource name (`cpu: 100m`).
@@ -81,9 +86,11 @@ impl KubeletConfig {
             manage_cgroups: true,
             status_interval: Duration::from_secs(300),
             static_pod_dir: None,
+            manifest_url: None,
             credential_provider_config: None,
             credential_provider_bin_dir: PathBuf::from("/usr/libexec/kubernetes/kubelet-plugins/credential-provider/exec"),
             image_verification: VerificationPolicy::default(),
+            max_restart_period: Duration::from_secs(300),
             max_parallel_image_pulls: 5,
             reserved: BTreeMap::new(),
         }

@@ -65,8 +65,10 @@ impl Images {
 
     /// Looks after pulls that were cut off when the kubelet last ended, and forgets images that are gone.
     pub(crate) async fn settle(&self, cri: &Cri) {
-        let found = async |image: &str| find(cri, image).await.ok().flatten().map(|image| image.id);
-        self.records.settle(found).await;
+        for name in self.records.cut_off() {
+            let found = find(cri, &name).await.ok().flatten();
+            self.records.settle(&name, found.as_ref().map(|image| image.id.as_str()));
+        }
         let list = cri.images().list_images(cri::v1::ListImagesRequest { filter: None }).await;
         if let Ok(list) = list {
             let images = list.into_inner().images;

@@ -57,6 +57,7 @@ pub use certificates::{Join, Joined, join};
 pub use config::KubeletConfig;
 pub use error::Error;
 pub use images::VerificationPolicy;
+pub use static_pods::url::ManifestUrl;
 use error::IoContext;
 pub use teardown::teardown;
 use tonic::transport::Channel;

@@ -148,6 +148,13 @@ pub(crate) async fn run(
         // A closed channel is never heard of again.
         drop(found);
     }
+    let (fetched, mut remote) = watch::channel(StaticPods::default());
+    if let Some(url) = context.config.manifest_url.clone() {
+        let node = context.config.node_name.clone();
+        tokio::spawn(static_pods::url::follow(url, node, fetched, shutdown.child_token()));
+    } else {
+        drop(fetched);
+    }
     let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
     housekeeping.tick().await;
     let pings = manager.pods.inbound_pings.lock().take();
@@ -164,7 +171,11 @@ pub(crate) async fn run(
                 Err(error) => tracing::error!(%error, "a pod worker ended unexpectedly"),
             },
             Ok(()) = statics.changed() => {
-                let now = statics.borrow_and_update().clone();
+                let now = static_pods::merged(&statics.borrow_and_update(), &remote.borrow());
+                manager.set_statics(now);
+            }
+            Ok(()) = remote.changed() => {
+                let now = static_pods::merged(&statics.borrow(), &remote.borrow_and_update());
                 manager.set_statics(now);
             }
             Some(Ok(name)) = manager.mirrors.tasks.join_next(), if !manager.mirrors.tasks.is_empty() => {

@@ -60,10 +60,6 @@ families! {
         "Duration in seconds to start a pod, excluding time to pull images and run init containers, measured from pod creation timestamp to when all its containers are reported as started and observed via watch";
     POD_START_TOTAL Shape::Histogram(LONG), "kubelet_pod_start_total_duration_seconds",
         "Duration in seconds to start a pod since creation, including time to pull images and run init containers, measured from pod creation timestamp to when all its containers are reported as started and observed via watch";
-    POD_WORKER_START Shape::Histogram(SHORT), "kubelet_pod_worker_start_duration_seconds",
-        "Duration in seconds from kubelet seeing a pod to starting a worker.";
-    POD_WORKER Shape::Histogram(SHORT), "kubelet_pod_worker_duration_seconds",
-        "Duration in seconds to sync a single pod. Broken down by operation type: create, update, or sync";
     POD_STATUS_SYNC Shape::Histogram(SHORT), "kubelet_pod_status_sync_duration_seconds",
         "Duration in seconds to sync a pod status update. Measures time from detection of a change to pod status until the API is successfully updated for that pod, even if multiple intevening changes to pod status occur.";
     SANDBOX_DURATION Shape::Histogram(SHORT), "kubelet_run_podsandbox_duration_seconds",
@@ -77,8 +73,6 @@ families! {
         "Cumulative number of containers started";
     STARTED_CONTAINERS_ERRORS Shape::Counter, "kubelet_started_containers_errors_total",
         "Cumulative number of errors when starting containers";
-    RESTARTED_PODS Shape::Counter, "kubelet_restarted_pods_total",
-        "Number of pods that have been restarted because they were deleted and recreated with the same UID while the kubelet was watching them (common for static pods, extremely uncommon for API pods)";
     IMAGE_PULL Shape::Histogram(PULL), "kubelet_image_pull_duration_seconds",
         "Duration in seconds to pull an image.";
     IMAGES_COLLECTED Shape::Counter, "kubelet_image_garbage_collected_total",

@@ -82,7 +82,13 @@ pub(crate) struct Plan {
     /// Running containers whose resources are to be changed in place.
     pub resize: Vec<String>,
     pub wait: BTreeMap<String, Wait>,
+    /// All containers are to be removed, to start from the first init container again; the name is that of the container whose
+    /// end asks for it, with the time of that end.
+    pub reset: Option<(String, Timestamp)>,
 }
+
+/// The back-off key of restarts of a whole pod in place.
+pub(crate) const RESET_KEY: &str = "/reset";
 
 /// The back-off key of a container.
 pub(crate) fn backoff_key(container: &Container) -> String {
@@ -102,6 +108,10 @@ pub(crate) fn plan(inputs: &Inputs<'_>) -> Plan {
     let mut plan = Plan::default();
     if !view.sandbox_ready() {
         plan_sandbox(inputs, &mut plan);
+        return plan;
+    }
+    if let Some(ended) = podutil::restarts_all(pod, view).filter(|_| !podutil::deleting(pod)) {
+        plan_reset(inputs, ended, &mut plan);
         return plan;
     }
     for container in podutil::ephemeral_containers(pod) {
@@ -140,6 +150,17 @@ pub(crate) fn plan(inputs: &Inputs<'_>) -> Plan {
         plan.kill_pod = true;
     }
     plan
+}
+
+fn plan_reset(inputs: &Inputs<'_>, ended: &ContainerStatus, plan: &mut Plan) {
+    let name = container_name(ended).to_owned();
+    let since = Timestamp::from_nanosecond(i128::from(ended.finished_at)).unwrap_or(inputs.now);
+    match inputs.backoffs.remaining(RESET_KEY, since, inputs.now) {
+        Some((remaining, delay)) => {
+            plan.wait.insert(name, Wait { remaining, delay });
+        }
+        None => plan.reset = Some((name, since)),
+    }
 }
 
 fn plan_sandbox(inputs: &Inputs<'_>, plan: &mut Plan) {

@@ -30,6 +30,7 @@ mod last_words;
 mod outcome;
 mod probes;
 mod report;
+mod reset;
 mod resize;
 mod start;
 
@@ -53,6 +54,16 @@ enum Stage {
     Finished,
 }
 
+/// Where a restart of all containers in place stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Restarting {
+    No,
+    /// Old containers are being removed.
+    Removing,
+    /// New ones are on their way.
+    Starting,
+}
+
 /// The result of an action.
 enum Done {
     Volumes(Result<Mounted, (String, crate::volumes::VolumeError)>),
@@ -62,6 +73,7 @@ enum Done {
     KillPod(Result<(), String>),
     Clean(Result<(), String>),
     Resize(Result<(), String>),
+    Reset(Result<(), String>),
     Status(Box<PodStatus>, Result<(), kube::Error>),
     Delete(Result<(), kube::Error>),
 }
@@ -119,6 +131,8 @@ pub(crate) struct Worker {
     send_after: Option<Instant>,
     last_words: HashMap<String, String>,
     deleted: bool,
+    /// All containers are being restarted in place.
+    restarting: Restarting,
     /// When the pod was first seen, until it has run.
     seen: Option<std::time::Instant>,
 }
@@ -128,6 +142,7 @@ impl Worker {
         let (reports, inbound_reports) = mpsc::channel(16);
         let current = pod.status.clone().unwrap_or_default();
         let allotted = Arc::new(context.allocations.adopt(&pod));
+        let backoffs = Backoffs::up_to(context.config.max_restart_period);
         Worker {
             wish: Some(pod),
             mirror: None,
@@ -148,7 +163,7 @@ impl Worker {
             evicted: false,
             ended: false,
             waiting: HashMap::new(),
-            backoffs: Backoffs::default(),
+            backoffs,
             retry: HashMap::new(),
             busy: HashSet::new(),
             tasks: JoinSet::new(),
@@ -163,6 +178,7 @@ impl Worker {
             send_after: None,
             last_words: HashMap::new(),
             deleted: false,
+            restarting: Restarting::No,
             seen: Some(std::time::Instant::now()),
             pod: allotted,
         }
@@ -363,6 +379,10 @@ impl Worker {
             backoffs: &self.backoffs,
             now,
         });
+        if let Some((name, since)) = plan.reset {
+            self.reset(&name, since, now);
+            return;
+        }
         if plan.kill_pod {
             // Either everything is over, which the status shows by now, or the sandbox has to be replaced.
             if plan.create_sandbox.is_some() && !self.busy.contains(POD) {
@@ -429,7 +449,14 @@ impl Worker {
             return;
         }
         let (context, pod, ips) = (self.context.clone(), self.pod.clone(), self.view.ips());
-        self.spawn(VOLUMES, async move { Done::Volumes(crate::volumes::setup(&context, &pod, &ips).await) });
+        self.spawn(VOLUMES, async move {
+            let begun = std::time::Instant::now();
+            let result = crate::volumes::setup(&context, &pod, &ips).await;
+            let status = if result.is_ok() { "success" } else { "fail-unknown" };
+            let pairs = [("migrated", "false"), ("operation_name", "volume_mount"), ("status", status)];
+            context.metrics.took(crate::metrics::STORAGE_OPERATIONS, &pairs, begun.elapsed());
+            Done::Volumes(result)
+        });
     }
 
     fn create_sandbox(&mut self, attempt: u32) {
@@ -557,23 +584,6 @@ impl Worker {
         self.mounted = None;
         self.context.allocations.release(podutil::uid(&self.pod));
         self.spawn(CLEAN, async move { Done::Clean(api::clean(&context, &pod).await) });
-    }
-
-    /// Removes what the runtime still remembers of the pod, and its logs.
-    async fn remove_records(&self) {
-        let ids = self.view.sandbox.iter().map(|sandbox| &sandbox.id).chain(&self.view.stale);
-        for id in ids {
-            let request = cri::v1::RemovePodSandboxRequest { pod_sandbox_id: id.clone() };
-            if let Err(status) = self.context.cri.runtime().remove_pod_sandbox(request).await {
-                tracing::warn!(status = status.message(), "cannot remove a sandbox");
-            }
-        }
-        let logs = self.context.config.pod_logs_dir.join(crate::sandbox::log_dir(&self.pod));
-        if let Err(error) = tokio::fs::remove_dir_all(&logs).await
-            && error.kind() != std::io::ErrorKind::NotFound
-        {
-            tracing::warn!(%error, path = %logs.display(), "cannot remove a pod's logs");
-        }
     }
 }
 

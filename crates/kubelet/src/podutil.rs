@@ -4,12 +4,15 @@ use std::collections::BTreeMap;
 
 use cri::v1::{ContainerState, ContainerStatus};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, ResourceRequirements, Volume};
+use k8s_openapi::api::core::v1::{Container, ContainerRestartRule, Pod, PodSpec, ResourceRequirements, Volume};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::quantity;
 use crate::runtime::PodView;
+
+/// The action of a restart rule that restarts all containers of the pod, init containers too.
+const RESTART_ALL: &str = "RestartAllContainers";
 
 /// Where a container stands in the spec.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -99,16 +102,38 @@ pub(crate) fn container(pod: &Pod, name: &str) -> Option<(Container, Kind)> {
     Some((found, Kind::Ephemeral))
 }
 
-/// Whether a container that ended with `exit_code` is to be started again.
-pub(crate) fn restarts_after(container: &Container, pod: &Pod, exit_code: i32) -> bool {
-    for rule in container.restart_policy_rules.iter().flatten() {
-        let matched = rule.exit_codes.as_ref().is_some_and(|codes| {
+/// The rule of the container for an end with `exit_code`: the first one that fits.
+fn restart_rule(container: &Container, exit_code: i32) -> Option<&ContainerRestartRule> {
+    container.restart_policy_rules.iter().flatten().find(|rule| {
+        rule.exit_codes.as_ref().is_some_and(|codes| {
             let listed = codes.values.as_ref().is_some_and(|values| values.contains(&exit_code));
             if codes.operator == "NotIn" { !listed } else { listed }
-        });
-        if matched {
-            return true;
-        }
+        })
+    })
+}
+
+/// Whether any rule of the pod may restart all of it.
+pub(crate) fn may_restart_all(pod: &Pod) -> bool {
+    let all = spec(pod).containers.iter().chain(init_containers(pod));
+    all.flat_map(|container| container.restart_policy_rules.iter().flatten())
+        .any(|rule| rule.action == RESTART_ALL)
+}
+
+/// The ended container whose end is to restart all containers of the pod, if there is one.
+pub(crate) fn restarts_all<'a>(pod: &Pod, view: &'a PodView) -> Option<&'a ContainerStatus> {
+    let all = spec(pod).containers.iter().chain(init_containers(pod));
+    all.filter_map(|container| Some((container, view.container(&container.name)?)))
+        .filter(|(_, status)| status.state() == ContainerState::ContainerExited)
+        .find(|(container, status)| {
+            restart_rule(container, status.exit_code).is_some_and(|rule| rule.action == RESTART_ALL)
+        })
+        .map(|(_, status)| status)
+}
+
+/// Whether a container that ended with `exit_code` is to be started again.
+pub(crate) fn restarts_after(container: &Container, pod: &Pod, exit_code: i32) -> bool {
+    if restart_rule(container, exit_code).is_some() {
+        return true;
     }
     let policy = container.restart_policy.as_deref().or(spec(pod).restart_policy.as_deref());
     match policy {

@@ -22,6 +22,8 @@ pub(crate) const MIRROR: &str = "kubernetes.io/config.mirror";
 /// A manifest larger than this is none.
 const MOST_BYTES: u64 = 10 << 20;
 
+pub(crate) mod url;
+
 /// Why a manifest is not run.
 #[derive(Debug, thiserror::Error)]
 enum ManifestError {
@@ -72,6 +74,22 @@ pub(crate) fn mirror_of(pod: &Pod, node_uid: Option<&str>, node: &str) -> Pod {
             }]);
     }
     copy
+}
+
+/// The static pods of a folder and of a URL together.
+pub(crate) fn merged(folder: &StaticPods, url: &StaticPods) -> StaticPods {
+    let mut all: BTreeMap<String, Arc<Pod>> = (**folder).clone();
+    let names: std::collections::HashSet<(String, String)> = all
+        .values()
+        .map(|pod| (podutil::namespace(pod).to_owned(), podutil::name(pod).to_owned()))
+        .collect();
+    for (uid, pod) in url.iter() {
+        let name = (podutil::namespace(pod).to_owned(), podutil::name(pod).to_owned());
+        if !names.contains(&name) {
+            all.insert(uid.clone(), pod.clone());
+        }
+    }
+    Arc::new(all)
 }
 
 /// Follows the folder until shutdown.
@@ -144,6 +162,10 @@ fn manifest(file: &Path, node: &str) -> Result<Pod, ManifestError> {
 
 /// A manifest's pod, with defaults, and with the name, uid and annotations of a static pod.
 fn parse(text: &[u8], source: &str, node: &str) -> Result<Pod, ManifestError> {
+    parse_from(text, source, node, "file")
+}
+
+fn parse_from(text: &[u8], source: &str, node: &str, kind: &str) -> Result<Pod, ManifestError> {
     let decode = |error: &dyn std::fmt::Display| ManifestError::Decode(error.to_string());
     let row = api::resources().find("", "v1", "pods").ok_or_else(|| decode(&"pods are not known"))?;
     let decoded = schema::decode_yaml(&row.types, row.type_id, text, FieldValidation::Warn);
@@ -168,7 +190,7 @@ fn parse(text: &[u8], source: &str, node: &str) -> Result<Pod, ManifestError> {
     meta.uid = Some(uid.clone());
     let now = jiff::Timestamp::now().to_string();
     let annotations = meta.annotations.get_or_insert_default();
-    let given = [(SOURCE, "file".to_owned()), (HASH, uid), ("kubernetes.io/config.seen", now)];
+    let given = [(SOURCE, kind.to_owned()), (HASH, uid), ("kubernetes.io/config.seen", now)];
     annotations.extend(given.map(|(key, value)| (key.to_owned(), value)));
     pod.status = None;
     let spec = pod.spec.get_or_insert_default();

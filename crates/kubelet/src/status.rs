@@ -13,6 +13,7 @@ use k8s_openapi::api::core::v1::{
 
 use crate::allocation::Pending;
 use crate::plan::Probed;
+use crate::pod::Restarting;
 use crate::podutil::{self, init_containers, is_sidecar, spec};
 use crate::resize;
 use crate::runtime::{self, PodView};
@@ -63,6 +64,8 @@ pub(crate) struct Inputs<'a> {
     /// The verdict came before anything of the pod existed.
     pub refused: bool,
     pub resize: &'a Resize,
+    /// All containers are being restarted in place.
+    pub restarting: Restarting,
     pub now: Timestamp,
 }
 
@@ -114,6 +117,10 @@ pub(crate) fn generate(inputs: &Inputs<'_>) -> PodStatus {
         ..PodStatus::default()
     };
     let mut phase = phase::of(pod, &regular, &init, inputs.terminal);
+    // What has ended is not over: it is about to be started again.
+    if inputs.restarting != Restarting::No && !inputs.terminal && matches!(phase, "Failed" | "Succeeded") {
+        phase = "Pending";
+    }
     for known in [inputs.previous.phase.as_deref(), api.phase.as_deref()] {
         if let Some(known @ ("Failed" | "Succeeded")) = known {
             phase = known;
@@ -180,7 +187,7 @@ fn containers(
         .iter()
         .map(|container| {
             let old = previous.iter().find(|status| status.name == container.name);
-            let mut status = base(container, old, default_reason);
+            let mut status = base(container, old, default_reason, inputs.restarting);
             // One that is only created is on its way, and shows as if it were not there yet.
             let mut instances = inputs.view.containers.iter().filter(|found| {
                 runtime::container_name(found) == container.name
@@ -210,8 +217,15 @@ fn containers(
 }
 
 /// What is said of a container nothing is known of.
-fn base(container: &Container, old: Option<&ContainerStatus>, reason: &str) -> ContainerStatus {
-    if let Some(old) = old
+fn base(
+    container: &Container,
+    old: Option<&ContainerStatus>,
+    reason: &str,
+    restarting: Restarting,
+) -> ContainerStatus {
+    let ended = old.and_then(|old| old.state.clone()).filter(|state| state.terminated.is_some());
+    if restarting == Restarting::No
+        && let Some(old) = old
         && old.state.as_ref().is_some_and(|state| state.terminated.is_some())
     {
         return old.clone();
@@ -221,7 +235,7 @@ fn base(container: &Container, old: Option<&ContainerStatus>, reason: &str) -> C
         name: container.name.clone(),
         image,
         restart_count: old.map_or(0, |old| old.restart_count),
-        last_state: Some(old.and_then(|old| old.last_state.clone()).unwrap_or_default()),
+        last_state: Some(ended.or(old.and_then(|old| old.last_state.clone())).unwrap_or_default()),
         state: Some(waiting(reason, "")),
         volume_mounts: mounts(container),
         ..ContainerStatus::default()

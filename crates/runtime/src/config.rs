@@ -25,6 +25,10 @@ pub struct RuntimeConfig {
     pub shim_cgroup: String,
     /// Tools in the built-in image; each becomes a link in its `/bin`.
     pub toolbox_applets: Vec<String>,
+    /// Folders with specs of the Container Device Interface, the more important ones last.
+    pub cdi_dirs: Vec<PathBuf>,
+    /// Folders with OCI hooks, the more important ones last.
+    pub hooks_dirs: Vec<PathBuf>,
     /// Names, beside the empty one, by which a pod may ask for this runtime (`runtimeHandler`).
     pub handlers: Vec<String>,
     /// Local profiles for seccomp are looked up here when they are named by a relative path.
@@ -44,6 +48,8 @@ impl RuntimeConfig {
             cgroup_parent: "/carrack".into(),
             shim_cgroup: "/carrack-shims".into(),
             toolbox_applets: Vec::new(),
+            cdi_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
+            hooks_dirs: vec!["/usr/share/containers/oci/hooks.d".into(), "/etc/containers/oci/hooks.d".into()],
             handlers: vec!["carrack".into()],
             seccomp_dir: PathBuf::from("/var/lib/kubelet/seccomp"),
         }

@@ -251,19 +251,27 @@ impl Records {
         }
     }
 
-    /// Turns what was being pulled when the kubelet last ended into records, where the image came here after all.
-    pub(crate) async fn settle(&self, find: impl AsyncFn(&str) -> Option<String>) {
-        for entry in std::fs::read_dir(self.dir.join("pulling")).into_iter().flatten().flatten() {
+    /// Images that were being pulled when the kubelet last ended.
+    pub(crate) fn cut_off(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(self.dir.join("pulling")).into_iter().flatten().flatten();
+        let intents = entries.filter_map(|entry| {
             let intent = std::fs::read(entry.path()).ok();
             let intent: Option<Intent> = intent.and_then(|text| serde_json::from_slice(&text).ok());
-            if let Some(intent) = intent
-                && let Some(image_ref) = find(&intent.image).await
-            {
-                let _one = self.lock.lock();
-                self.note(&intent.image, &image_ref, None);
+            if intent.is_none() {
+                let _ = std::fs::remove_file(entry.path());
             }
-            let _ = std::fs::remove_file(entry.path());
+            intent
+        });
+        intents.map(|intent| intent.image).collect()
+    }
+
+    /// Ends what was cut off: an image that came here after all was pulled with credentials that nobody knows.
+    pub(crate) fn settle(&self, image: &str, image_ref: Option<&str>) {
+        let _one = self.lock.lock();
+        if let Some(image_ref) = image_ref {
+            self.note(image, image_ref, None);
         }
+        let _ = std::fs::remove_file(self.dir.join("pulling").join(file_name(image)));
     }
 }
 
@@ -275,8 +283,8 @@ mod tests {
         Secret { uid: format!("u-{name}"), namespace: "n".into(), name: name.into(), credential_hash: hash.into() }
     }
 
-    #[tokio::test]
-    async fn a_right_to_an_image_is_proved_once() {
+    #[test]
+    fn a_right_to_an_image_is_proved_once() {
         let dir = tempfile::tempdir().unwrap();
         let records = Records::open(dir.path(), VerificationPolicy::default());
         let mine = secret("mine", "h1");
@@ -305,7 +313,9 @@ mod tests {
         assert!(!records.must_pull("r.test/a:1", "ref", &[], None), "it is forgotten with its image");
 
         records.begin("r.test/c:1");
-        records.settle(async |_| Some("late".to_owned())).await;
+        assert_eq!(records.cut_off(), ["r.test/c:1"]);
+        records.settle("r.test/c:1", Some("late"));
+        assert!(records.cut_off().is_empty());
         assert!(records.must_pull("r.test/c:1", "late", &[], None), "nobody knows with what it was pulled");
     }
 

@@ -55,6 +55,7 @@ fn check(pod: &Pod, view: &PodView, probes: &[(&str, Probed)], expected: &[&str]
     words.extend(plan.create_sandbox.map(|attempt| format!("sandbox{attempt}")));
     words.extend(plan.kill.iter().map(|kill| format!("-{}", kill.name)));
     words.extend(plan.start.iter().map(|start| format!("+{}", start.name)));
+    words.extend(plan.reset.map(|(name, _)| format!("reset-{name}")));
     words.extend(plan.wait.keys().map(|name| format!("~{name}")));
     assert_eq!(words, expected, "{:?}", view.containers);
 }
@@ -136,4 +137,14 @@ fn a_crashed_container_waits_for_its_backoff() {
     };
     let wait = Wait { remaining: Duration::from_secs(10), delay: Duration::from_secs(10) };
     assert_eq!(plan(&inputs), Plan { wait: BTreeMap::from([("a".to_owned(), wait)]), ..Plan::default() });
+}
+
+#[test]
+fn a_rule_restarts_the_whole_pod() {
+    let rule = json!([{"action": "RestartAllContainers", "exitCodes": {"operator": "In", "values": [42]}}]);
+    let pod = pod(json!({"restartPolicy": "Never", "initContainers": [{"name": "i", "image": "i"}], "containers": [
+        {"name": "a", "image": "i", "restartPolicy": "Never", "restartPolicyRules": rule}, {"name": "b", "image": "i"}]}));
+    check(&pod, &view(true, &["a:42", "b:running", "i:0"]), &[], &["reset-a"]);
+    check(&pod, &view(true, &["a:1", "b:running", "i:0"]), &[], &[]);
+    check(&pod, &view(true, &[]), &[], &["+i"]);
 }

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::start::StartError;
-use super::{CLEAN, DELETE, Done, POD, RESIZE, SANDBOX, STATUS, Stage, VOLUMES, Worker, api};
+use super::{CLEAN, DELETE, Done, POD, RESIZE, Restarting, SANDBOX, STATUS, Stage, VOLUMES, Worker, api};
 use crate::plan::Start;
 use crate::status::Waiting;
 use crate::{events, podutil, static_pods};
@@ -83,6 +83,21 @@ impl Worker {
                         self.context.recorder.warning(events::pod(&self.pod), "ResizeError", message);
                         self.resize.error = Some(error);
                         self.back_off(RESIZE, Duration::from_secs(1), Duration::from_secs(30));
+                    }
+                }
+            }
+            Done::Reset(result) => {
+                self.busy.remove(POD);
+                self.dirty = true;
+                match result {
+                    Ok(()) => {
+                        self.restarting = Restarting::Starting;
+                        self.waiting.clear();
+                        self.retry.clear();
+                    }
+                    Err(error) => {
+                        tracing::warn!(error, pod = podutil::name(&self.pod), "cannot restart all containers");
+                        self.back_off(POD, Duration::from_millis(500), Duration::from_secs(10));
                     }
                 }
             }

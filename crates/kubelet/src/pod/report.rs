@@ -5,13 +5,17 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::{COALESCE, DELETE, Done, STATUS, Stage, Worker, api};
+use super::{COALESCE, DELETE, Done, Restarting, STATUS, Stage, Worker, api};
 use crate::metrics::{POD_START, POD_START_SLI, POD_START_TOTAL, POD_STATUS_SYNC};
 use crate::{podutil, static_pods, status};
 
 impl Worker {
     pub(super) fn make_status(&mut self, now: Timestamp) {
         let gone = self.stage >= Stage::Cleaning;
+        let here = |container: &k8s_openapi::api::core::v1::Container| self.view.container(&container.name).is_some();
+        if self.restarting == Restarting::Starting && podutil::spec(&self.pod).containers.iter().all(here) {
+            self.restarting = Restarting::No;
+        }
         self.current = status::generate(&status::Inputs {
             pod: &self.pod,
             view: &self.view,
@@ -24,6 +28,7 @@ impl Worker {
             verdict: self.verdict.as_ref(),
             refused: self.refused,
             resize: &self.resize,
+            restarting: self.restarting,
             now,
         });
         if self.current.phase.as_deref() != Some("Pending")
@@ -83,5 +88,22 @@ impl Worker {
             }
             Done::Status(Box::new(status), result)
         });
+    }
+
+    /// Removes what the runtime still remembers of the pod, and its logs.
+    pub(super) async fn remove_records(&self) {
+        let ids = self.view.sandbox.iter().map(|sandbox| &sandbox.id).chain(&self.view.stale);
+        for id in ids {
+            let request = cri::v1::RemovePodSandboxRequest { pod_sandbox_id: id.clone() };
+            if let Err(status) = self.context.cri.runtime().remove_pod_sandbox(request).await {
+                tracing::warn!(status = status.message(), "cannot remove a sandbox");
+            }
+        }
+        let logs = self.context.config.pod_logs_dir.join(crate::sandbox::log_dir(&self.pod));
+        if let Err(error) = tokio::fs::remove_dir_all(&logs).await
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!(%error, path = %logs.display(), "cannot remove a pod's logs");
+        }
     }
 }

@@ -4,10 +4,12 @@ use k8s_openapi::api::core::v1::{Container, ContainerStatus, PodCondition, PodSt
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::Inputs;
+use crate::pod::Restarting;
 use crate::podutil::{self, init_containers, is_sidecar, spec};
 use crate::resize;
 
-const OWNED: [&str; 7] = [
+const OWNED: [&str; 8] = [
+    "AllContainersRestarting",
     "PodReadyToStartContainers",
     "Initialized",
     "Ready",
@@ -56,6 +58,19 @@ pub(super) fn of(
         ("PodScheduled", Made::TRUE),
     ];
     let mut conditions = foreign;
+    if podutil::may_restart_all(inputs.pod) {
+        let made = match (phase, inputs.restarting) {
+            ("Succeeded", _) => Made::no("PodCompleted", String::new()),
+            ("Failed", _) => Made::no("PodFailed", String::new()),
+            (_, Restarting::Removing) => Made {
+                status: true,
+                reason: Some("RestartAllContainersStarted"),
+                message: "container exited with restart policy rule".to_owned(),
+            },
+            _ => Made { status: false, reason: None, message: String::new() },
+        };
+        conditions.push(finish(inputs, "AllContainersRestarting", made));
+    }
     for (name, made) in made {
         conditions.push(finish(inputs, name, made));
     }

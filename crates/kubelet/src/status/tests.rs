@@ -50,6 +50,7 @@ impl Case {
     fn status(&self) -> PodStatus {
         generate(&Inputs {
             resize: &Resize::default(),
+            restarting: Restarting::No,
             pod: &self.pod,
             view: &self.view,
             probes: &self.probes,

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 
 use super::records::{ContainerRecord, Phase, SandboxRecord, save};
 use super::sandbox::namespaces;
+use super::edits::{self, Edits, Subject};
 use super::{Container, Node, blocking, devices, make_dir, new_id, now, short};
 use crate::error::Error;
 use crate::images::content::digest;
@@ -105,7 +106,7 @@ impl Node {
             let bytes = self.images.layers.read(&image.layers, path).unwrap_or_default();
             String::from_utf8_lossy(&bytes).into_owned()
         };
-        let user = user::resolve(&context, &image.config.user, &read("etc/passwd"), &read("etc/group"))
+        let mut user = user::resolve(&context, &image.config.user, &read("etc/passwd"), &read("etc/group"))
             .map_err(Error::Invalid)?;
         let (capabilities, ambient) = spec::kept_capabilities(&context)?;
         let resources = config.linux.as_ref().and_then(|l| l.resources.clone());
@@ -146,6 +147,19 @@ impl Node {
         for device in &config.devices {
             found.extend(devices::find(&device.host_path, &device.container_path, &device.permissions)?);
         }
+        let mut edits = Edits::of_devices(&config, &self.config.cdi_dirs)?;
+        found.append(&mut edits.devices);
+        user.groups.extend(edits.groups.iter().filter(|gid| !user.groups.contains(gid)).copied().collect::<Vec<_>>());
+        let command = spec::command(&config, &image.config)?;
+        let annotations = pod.config.annotations.iter().chain(&config.annotations);
+        edits.add_hooks(
+            &self.config.hooks_dirs,
+            &Subject {
+                annotations: annotations.map(|(key, value)| (key.as_str(), value.as_str())).collect(),
+                command: &command[0],
+                has_bind_mounts: config.mounts.iter().any(|mount| mount.image.is_none()),
+            },
+        )?;
         let own_ipc = namespaces(&pod.config).ipc != NamespaceMode::Node as i32;
         let files = self.sandbox_dir(&pod.id);
         let input = spec::Input {
@@ -167,6 +181,9 @@ impl Node {
                 hostname: Some(files.join("hostname")),
             },
             devices: found,
+            env: edits.env,
+            mounts: edits.mounts,
+            hooks: serde_json::json!(edits.hooks),
             image_volumes: image_mounts.iter().map(|m| PathBuf::from(&m.at)).collect(),
         };
         let text = serde_json::to_vec(&spec::build(&input)?).map_err(|e| Error::Internal(e.to_string()))?;
@@ -409,6 +426,13 @@ impl Node {
         let node = self.clone();
         step("container.remove.cgroup");
         blocking(move || Ok(node.cgroups.remove(&cgroup)?)).await?;
+        let bundle = self.sandbox_mounts(&container.sandbox).join(short(&container.id));
+        let name = container.id.clone();
+        blocking(move || {
+            edits::after_stop(&bundle, &name);
+            Ok(())
+        })
+        .await?;
         step("container.remove.bundle");
         let _ = std::fs::remove_dir_all(self.sandbox_mounts(&container.sandbox).join(short(&container.id)));
         let _ =

@@ -4,6 +4,7 @@ pub mod client;
 mod cni;
 mod container;
 mod devices;
+mod edits;
 mod network;
 pub mod records;
 mod recover;

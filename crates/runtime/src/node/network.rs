@@ -75,14 +75,14 @@ impl Network {
         }
     }
 
-    /// Why pods cannot be connected now, if so.
+    /// Why pods cannot be connected now, if so. Blocks where plugins are asked.
     pub fn not_ready(&self) -> Option<String> {
         match &self.mode {
             NetworkMode::Pods { .. } if self.pods.read().is_none() => {
                 Some("the node has no pod range yet".into())
             }
             NetworkMode::Cni { conf_dir, bin_dirs } => {
-                Cni::load(conf_dir, bin_dirs).err().map(|e| e.to_string())
+                Cni::load(conf_dir, bin_dirs).and_then(|cni| cni.status()).err().map(|e| e.to_string())
             }
             _ => None,
         }
@@ -105,7 +105,7 @@ impl Network {
     /// Disconnects a sandbox; one that is not connected is fine. Blocks.
     pub fn del(&self, pod: &Pod<'_>) -> Result<(), Error> {
         if let NetworkMode::Cni { conf_dir, bin_dirs } = &self.mode {
-            return Cni::load(conf_dir, bin_dirs)?.del(pod);
+            return Cni::del(conf_dir, bin_dirs, pod);
         }
         match self.pods.read().clone() {
             Some(pods) => pods.del(pod.id).map_err(|e| Error::Network(e.to_string())),
@@ -113,8 +113,20 @@ impl Network {
         }
     }
 
+    /// Whether a sandbox is connected as it was, as far as that can be asked. Blocks.
+    pub fn check(&self, pod: &Pod<'_>) -> Result<(), Error> {
+        match &self.mode {
+            NetworkMode::Cni { conf_dir, bin_dirs } => Cni::load(conf_dir, bin_dirs)?.check(pod),
+            _ => Ok(()),
+        }
+    }
+
     /// Disconnects all sandboxes but those in `known`. Blocks.
     pub fn collect(&self, known: &[String]) -> Result<(), Error> {
+        if let NetworkMode::Cni { conf_dir, bin_dirs } = &self.mode {
+            // Without a configuration nothing was ever connected.
+            return Cni::load(conf_dir, bin_dirs).map_or(Ok(()), |cni| cni.collect(known));
+        }
         match self.pods.read().clone() {
             Some(pods) => {
                 let known = known.iter().cloned().collect();

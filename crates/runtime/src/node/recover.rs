@@ -4,10 +4,12 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
+use cri::v1::NamespaceMode;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use tokio::sync::watch;
 
 use super::client::{Shim, Subscription};
+use super::cni::Pod;
 use super::records::{ContainerRecord, Phase, SandboxRecord, load};
 use super::{Container, Node, Sandbox, blocking, make_dir, now, short};
 use crate::error::Error;
@@ -36,11 +38,33 @@ impl Node {
         let node = self.clone();
         blocking(move || {
             node.remove_leftovers();
+            node.check_networks();
             let known: Vec<String> =
                 node.sandboxes().iter().filter(|s| s.record.lock().ready).map(|s| s.id.clone()).collect();
-            node.network.collect(&known)
+            if let Err(error) = node.network.collect(&known) {
+                tracing::warn!(%error, "cannot remove what is left of networks");
+            }
+            Ok(())
         })
         .await
+    }
+
+    /// Tells of sandboxes that lost their network while nobody looked; to make them anew is the kubelet's to decide.
+    fn check_networks(&self) {
+        for sandbox in self.sandboxes() {
+            let record = sandbox.record.lock().clone();
+            let own = super::sandbox::namespaces(&record.config).network != NamespaceMode::Node as i32;
+            if !record.ready || !own {
+                continue;
+            }
+            let netns = format!("/proc/{}/ns/net", record.shim);
+            let dir = self.sandbox_dir(&record.id);
+            let pod =
+                Pod { id: &record.id, dir: &dir, netns: Some(Path::new(&netns)), config: &record.config };
+            if let Err(error) = self.network.check(&pod) {
+                tracing::warn!(sandbox = record.id, %error, "a sandbox's network is not what it was");
+            }
+        }
     }
 
     /// Everything that containers mount is below one mount that passes nothing on.

@@ -407,6 +407,8 @@ impl RuntimeService for RuntimeServer {
             reason: if problem.is_some() { kind.replace("Ready", "NotReady") } else { String::new() },
             message: problem.unwrap_or_default().into(),
         };
+        let node = self.node.clone();
+        let network = blocking(move || Ok(node.network.not_ready())).await?;
         let mut info = std::collections::HashMap::new();
         if request.into_inner().verbose {
             let text = serde_json::json!({
@@ -425,7 +427,7 @@ impl RuntimeService for RuntimeServer {
             status: Some(RuntimeStatus {
                 conditions: vec![
                     condition("RuntimeReady", None),
-                    condition("NetworkReady", self.node.network.not_ready().as_deref()),
+                    condition("NetworkReady", network.as_deref()),
                 ],
             }),
             info,

@@ -37,6 +37,12 @@ pub struct Input<'a> {
     pub files: SandboxFiles,
     /// Devices, resolved: path in the container, `c` or `b`, major, minor, file mode.
     pub devices: Vec<Device>,
+    /// Further variables, `name=value`.
+    pub env: Vec<String>,
+    /// Further mounts, in the form of the OCI spec.
+    pub mounts: Vec<Value>,
+    /// Hooks by stage, in the form of the OCI spec.
+    pub hooks: Value,
     /// Sources of image volumes, in the order of such mounts in the config.
     pub image_volumes: Vec<PathBuf>,
 }
@@ -144,6 +150,9 @@ fn environment(input: &Input<'_>) -> Vec<String> {
     for pair in &input.config.envs {
         set(format!("{}={}", pair.key, String::from_utf8_lossy(&pair.value)));
     }
+    for entry in &input.env {
+        set(entry.clone());
+    }
     env
 }
 
@@ -191,7 +200,8 @@ pub fn build(input: &Input<'_>) -> Result<Value, Error> {
     } else {
         (context.masked_paths.clone(), context.readonly_paths.clone())
     };
-    let mounts = mounts::build(input, &context)?;
+    let mut mounts = mounts::build(input, &context)?;
+    mounts.extend(input.mounts.iter().cloned());
     Ok(json!({
         "ociVersion": "1.2.0",
         "process": {
@@ -204,6 +214,7 @@ pub fn build(input: &Input<'_>) -> Result<Value, Error> {
         },
         "root": {"path": input.rootfs, "readonly": context.readonly_rootfs},
         "mounts": mounts,
+        "hooks": input.hooks,
         "linux": {
             "cgroupsPath": input.cgroup,
             "namespaces": namespaces,

@@ -25,6 +25,9 @@ fn spec_of(config: &ContainerConfig) -> Result<Value, Error> {
         cgroup_view: None,
         files: SandboxFiles { shm: "/s/shm".into(), ..SandboxFiles::default() },
         devices: Vec::new(),
+        env: vec!["D=edited".into()],
+        mounts: Vec::new(),
+        hooks: serde_json::json!({}),
         image_volumes: Vec::new(),
     })
 }
@@ -51,7 +54,7 @@ fn variables_of_the_pod_win() {
     let spec = spec_of(&config).unwrap();
     let env: Vec<&str> =
         spec["process"]["env"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
-    assert_eq!(env, [DEFAULT_PATH, "HOSTNAME=pod", "HOME=/h", "A=image", "B=pod=x", "C="]);
+    assert_eq!(env, [DEFAULT_PATH, "HOSTNAME=pod", "HOME=/h", "A=image", "B=pod=x", "C=", "D=edited"]);
     assert_eq!(spec["process"]["cwd"], "/work");
 }
 
