@@ -24,7 +24,7 @@ pub(crate) fn host_name(context: &Context, pod: &Pod) -> (String, String) {
     if let Some(name) = spec.hostname_override.as_deref().filter(|name| !name.is_empty()) {
         return (name.to_owned(), String::new());
     }
-    let mut name = spec.hostname.clone().filter(|name| !name.is_empty()).unwrap_or_else(|| {
+    let name = spec.hostname.clone().filter(|name| !name.is_empty()).unwrap_or_else(|| {
         // The kernel's limit is 64 bytes, and upstream leaves one.
         let name: String = podutil::name(pod).chars().take(63).collect();
         name.trim_end_matches(['-', '.']).to_owned()
@@ -32,11 +32,29 @@ pub(crate) fn host_name(context: &Context, pod: &Pod) -> (String, String) {
     let domain = spec.subdomain.as_deref().filter(|subdomain| !subdomain.is_empty()).map(|subdomain| {
         format!("{subdomain}.{}.svc.{}", podutil::namespace(pod), context.config.cluster_domain)
     });
-    let domain = domain.unwrap_or_default();
-    if spec.set_hostname_as_fqdn == Some(true) && !domain.is_empty() {
-        name = format!("{name}.{domain}");
+    (name, domain.unwrap_or_default())
+}
+
+/// What the kernel is told as the pod's host name: with the domain where `setHostnameAsFQDN` asks for it, or why that cannot be.
+pub(crate) fn kernel_name(context: &Context, pod: &Pod) -> Result<String, String> {
+    /// The kernel's own limit.
+    const MOST: usize = 64;
+    if host_network(pod) {
+        return Ok(String::new());
     }
-    (name, domain)
+    let (name, domain) = host_name(context, pod);
+    if spec(pod).set_hostname_as_fqdn != Some(true) || domain.is_empty() {
+        return Ok(name);
+    }
+    let full = format!("{name}.{domain}");
+    if full.len() > MOST {
+        return Err(format!(
+            "Failed to construct FQDN from Pod hostname and cluster domain, FQDN {full} is too long ({MOST} characters is \
+             the max, {} characters requested)",
+            full.len()
+        ));
+    }
+    Ok(full)
 }
 
 /// Which namespaces the pod and its containers share; `pid` differs for ephemeral containers only.
@@ -67,7 +85,8 @@ pub(crate) fn config(context: &Context, pod: &Pod, attempt: u32) -> PodSandboxCo
     labels.insert(POD_NAME.to_owned(), podutil::name(pod).to_owned());
     labels.insert(POD_NAMESPACE.to_owned(), podutil::namespace(pod).to_owned());
     labels.insert(POD_UID.to_owned(), podutil::uid(pod).to_owned());
-    let hostname = if host_network(pod) { String::new() } else { host_name(context, pod).0 };
+    // `kernel_name` has been asked before any sandbox is made; this is its answer again.
+    let hostname = kernel_name(context, pod).unwrap_or_default();
     let cgroup_parent = context.cgroups.as_ref().map(|cgroups| cgroups.parent(pod)).unwrap_or_default();
     PodSandboxConfig {
         metadata: Some(PodSandboxMetadata {

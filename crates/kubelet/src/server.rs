@@ -307,6 +307,17 @@ impl Server {
                     "clusterDomain": config.cluster_domain,
                     "clusterDNS": config.cluster_dns,
                     "maxPods": config.max_pods,
+                    "staticPodPath": config.static_pod_dir,
+                    "staticPodURL": config.manifest_url.as_ref().map(|from| &from.url),
+                    "serializeImagePulls": config.max_parallel_image_pulls == 1,
+                    "maxParallelImagePulls": config.max_parallel_image_pulls,
+                    "serverTLSBootstrap": config.server_tls_bootstrap,
+                    "cgroupRoot": config.cgroup_root,
+                    "containerRuntimeEndpoint": config.runtime_endpoint,
+                    "nodeStatusReportFrequency": format!("{}s", config.status_interval.as_secs()),
+                    "crashLoopBackOff": {
+                        "maxContainerRestartPeriod": format!("{}s", config.max_restart_period.as_secs()),
+                    },
                     "port": config.bind.port(),
                 }});
                 Ok(answer(StatusCode::OK, json, content.to_string()))

@@ -103,3 +103,30 @@ fn images_come_from_archives() {
     image(&["import", &archive]).failed();
     assert!(!image(&["ls"]).ok().contains("basic/app"));
 }
+
+#[test]
+fn an_image_is_for_those_who_may_pull_it() {
+    let machine = Machine::up();
+    let _registry = Registry::start(&machine);
+    let secret = [
+        "create",
+        "secret",
+        "docker-registry",
+        "login",
+        "--docker-server=127.0.0.1:5000",
+        "--docker-username=ship",
+        "--docker-password=cargo",
+    ];
+    machine.kubectl(&secret).ok();
+    machine.apply(&pod("owner", "127.0.0.1:5000/basic/app:1", "login")).ok();
+    machine.kubectl(&["wait", "--for=condition=Ready", "pod/owner", "--timeout=120s"]).ok();
+    // The image is here now, but only for those who could have pulled it.
+    let present = |name: &str, secret: &str| {
+        let text = pod(name, "127.0.0.1:5000/basic/app:1", secret);
+        text.replace("{name: c,", "{name: c, imagePullPolicy: IfNotPresent,")
+    };
+    machine.apply(&present("thief", "")).ok();
+    machine.apply(&present("friend", "login")).ok();
+    machine.kubectl(&["wait", "--for=condition=Ready", "pod/friend", "--timeout=120s"]).ok();
+    machine.wait_for("pod/thief", "{.status.containerStatuses[0].state.waiting.reason}", "ImagePullBackOff");
+}

@@ -7,6 +7,7 @@ mod images;
 mod lifecycle;
 mod machine;
 mod network;
+mod node_api;
 mod static_pods;
 mod storage;
 mod workloads;

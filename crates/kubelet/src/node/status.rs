@@ -3,8 +3,8 @@
 use cri::v1::{ListImagesRequest, StatusRequest, VersionRequest};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
-    ContainerImage, DaemonEndpoint, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeStatus,
-    NodeSystemInfo,
+    ContainerImage, DaemonEndpoint, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeFeatures,
+    NodeRuntimeHandler, NodeRuntimeHandlerFeatures, NodeStatus, NodeSystemInfo,
 };
 
 use super::capacity;
@@ -41,6 +41,20 @@ pub(super) async fn make(context: &Context, before: &NodeStatus) -> NodeStatus {
         ..NodeStatus::default()
     };
     status.conditions = Some(conditions(context, before).await);
+    if let Ok(answer) = context.cri.runtime().status(StatusRequest { verbose: false }).await {
+        let answer = answer.into_inner();
+        let handlers = answer.runtime_handlers.into_iter().map(|handler| NodeRuntimeHandler {
+            name: Some(handler.name),
+            features: handler.features.map(|features| NodeRuntimeHandlerFeatures {
+                recursive_read_only_mounts: Some(features.recursive_read_only_mounts),
+                user_namespaces: Some(features.user_namespaces),
+            }),
+        });
+        status.runtime_handlers = Some(handlers.collect());
+        status.features = answer.features.map(|features| NodeFeatures {
+            supplemental_groups_policy: Some(features.supplemental_groups_policy),
+        });
+    }
     status
 }
 
@@ -60,6 +74,8 @@ pub(super) fn differs(before: &NodeStatus, after: &NodeStatus) -> bool {
             daemon_endpoints: status.daemon_endpoints.clone(),
             images: status.images.clone(),
             node_info: status.node_info.clone(),
+            runtime_handlers: status.runtime_handlers.clone(),
+            features: status.features.clone(),
             ..NodeStatus::default()
         };
         // Conditions of others are none of our business.

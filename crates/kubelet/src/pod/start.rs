@@ -43,6 +43,7 @@ pub(super) async fn sandbox(context: &Context, pod: &Pod, attempt: u32) -> Resul
     if let Some(cgroups) = &context.cgroups {
         cgroups.ensure(pod).map_err(|error| format!("cannot make the pod's cgroup: {error}"))?;
     }
+    sandbox::kernel_name(context, pod)?;
     let config = sandbox::config(context, pod, attempt);
     tokio::fs::create_dir_all(&config.log_directory)
         .await

@@ -93,6 +93,13 @@ impl Cgroups {
         self.accounts.usage(group)
     }
 
+    /// How many processes of `group` were killed for want of memory.
+    pub fn oom_kills(&self, group: &str) -> u64 {
+        let text = self.oom_file(group).and_then(|file| std::fs::read_to_string(file).ok()).unwrap_or_default();
+        let count = text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok());
+        count.unwrap_or(0)
+    }
+
     /// The processes directly in `group`.
     pub fn processes(&self, group: &str) -> Vec<i32> {
         self.accounts.processes(group)

@@ -74,8 +74,12 @@ fn image_spec(node: &Node, record: &ContainerRecord) -> ImageSpec {
 
 /// The status of a container.
 pub fn container(node: &Node, container: &Container) -> ContainerStatus {
-    let record = container.record.borrow().clone();
+    let mut record = container.record.borrow().clone();
     let image = image_spec(node, &record);
+    // The kernel may have killed a process of the container that is not its first one; then it lives on.
+    if record.phase() == Phase::Running && node.cgroups.oom_kills(&record.cgroup) > 0 {
+        record.reason = "OOMKilled".into();
+    }
     ContainerStatus {
         state: container_state(&record),
         image: Some(image),
