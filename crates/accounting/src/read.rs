@@ -156,7 +156,8 @@ pub(crate) fn io_stat(text: &str) -> Vec<DeviceIo> {
         .filter_map(|line| {
             let (device, rest) = line.split_once(' ')?;
             let get = |name: &str| {
-                let word = rest.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
+                let word =
+                    rest.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
                 word.and_then(|value| value.parse().ok()).unwrap_or(0)
             };
             Some(DeviceIo {

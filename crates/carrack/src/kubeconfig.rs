@@ -73,7 +73,8 @@ pub fn of_node(bootstrap: &Path, to: &Path, certificate: &Path) -> anyhow::Resul
     let current = from.current_context.clone().unwrap_or_default();
     let context = from.contexts.iter().find(|one| one.name == current).and_then(|one| one.context.clone());
     let cluster = context.map(|context| context.cluster).unwrap_or_default();
-    let mut cluster = from.clusters.into_iter().find(|one| one.name == cluster).context("it names no cluster")?;
+    let mut cluster =
+        from.clusters.into_iter().find(|one| one.name == cluster).context("it names no cluster")?;
     cluster.name = "default-cluster".to_owned();
     let file = Some(certificate.to_string_lossy().into_owned());
     let name = || "default-auth".to_owned();

@@ -18,7 +18,8 @@ mod armed {
     use std::sync::LazyLock;
     use std::sync::atomic::{AtomicU64, Ordering};
 
-    static PLAN: LazyLock<Option<(String, u64)>> = LazyLock::new(|| plan(&std::env::var("CARRACK_FAIL_AT").ok()?));
+    static PLAN: LazyLock<Option<(String, u64)>> =
+        LazyLock::new(|| plan(&std::env::var("CARRACK_FAIL_AT").ok()?));
     static PASSED: AtomicU64 = AtomicU64::new(0);
 
     pub(super) fn plan(text: &str) -> Option<(String, u64)> {

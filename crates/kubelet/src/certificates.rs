@@ -106,7 +106,8 @@ async fn request(client: &Client, wish: &Wish<'_>) -> Result<Pair, String> {
         while let Some(next) = changes.next().await {
             let Ok(Some(found)) = next else { continue };
             let status = found.status.unwrap_or_default();
-            let refused = status.conditions.iter().flatten().find(|c| c.type_ == "Denied" || c.type_ == "Failed");
+            let refused =
+                status.conditions.iter().flatten().find(|c| c.type_ == "Denied" || c.type_ == "Failed");
             if let Some(condition) = refused {
                 let why = condition.message.clone().unwrap_or_default();
                 return Err(format!("request {name} is {}: {why}", condition.type_.to_lowercase()));
@@ -302,7 +303,8 @@ mod tests {
         let now = std::time::SystemTime::now().into();
         let authority = pki::Authority::generate("ca", hours_of(hours + 100), now).unwrap();
         let key = pki::Key::generate().unwrap();
-        let pem = pki::Request::create(&key, "system:node:n", &["system:nodes".into()], &pki::AltNames::default());
+        let pem =
+            pki::Request::create(&key, "system:node:n", &["system:nodes".into()], &pki::AltNames::default());
         let request = pki::Request::from_pem(&pem.unwrap()).unwrap();
         let chain = authority.sign(&request, &["digital signature", "client auth"], hours * 3600).unwrap();
         Pair { chain, key: key.to_pem() }

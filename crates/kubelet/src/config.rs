@@ -88,7 +88,9 @@ impl KubeletConfig {
             static_pod_dir: None,
             manifest_url: None,
             credential_provider_config: None,
-            credential_provider_bin_dir: PathBuf::from("/usr/libexec/kubernetes/kubelet-plugins/credential-provider/exec"),
+            credential_provider_bin_dir: PathBuf::from(
+                "/usr/libexec/kubernetes/kubelet-plugins/credential-provider/exec",
+            ),
             image_verification: VerificationPolicy::default(),
             max_restart_period: Duration::from_secs(300),
             max_parallel_image_pulls: 5,

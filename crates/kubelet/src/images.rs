@@ -252,8 +252,7 @@ impl Wanted<'_> {
             if secrets.is_none() {
                 *secrets = Some(self.secrets().await);
             }
-            let known: Vec<Secret> =
-                secrets.iter().flatten().map(|(secret, _)| secret.clone()).collect();
+            let known: Vec<Secret> = secrets.iter().flatten().map(|(secret, _)| secret.clone()).collect();
             let account = self.account();
             if !context.images.records.must_pull(name, &image.id, &known, account.as_ref()) {
                 let message =

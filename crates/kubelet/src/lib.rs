@@ -56,9 +56,9 @@ use tokio_util::sync::CancellationToken;
 pub use certificates::{Join, Joined, join};
 pub use config::KubeletConfig;
 pub use error::Error;
+use error::IoContext;
 pub use images::VerificationPolicy;
 pub use static_pods::url::ManifestUrl;
-use error::IoContext;
 pub use teardown::teardown;
 use tonic::transport::Channel;
 

@@ -171,7 +171,8 @@ impl Metrics {
     pub(crate) fn took(&self, family: &'static Family, pairs: &[(&str, &str)], time: Duration) {
         let seconds = time.as_secs_f64();
         self.change(family, pairs, |value| {
-            if let (Value::Histogram { counts, sum, count }, Shape::Histogram(bounds)) = (value, family.shape) {
+            if let (Value::Histogram { counts, sum, count }, Shape::Histogram(bounds)) = (value, family.shape)
+            {
                 *sum += seconds;
                 *count += 1;
                 for (bound, n) in bounds.iter().zip(counts) {

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use cri::v1::{ContainerState, ContainerStatus};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Container, ContainerRestartRule, Pod, PodSpec, ResourceRequirements, Volume};
+use k8s_openapi::api::core::v1::{
+    Container, ContainerRestartRule, Pod, PodSpec, ResourceRequirements, Volume,
+};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -77,7 +79,10 @@ pub(crate) fn claim(pod: &Pod, volume: &Volume) -> Option<String> {
 /// Whether a volume counts as the pod's ephemeral storage: it lies on the node's disk and goes with the pod.
 pub(crate) fn is_ephemeral_volume(pod: &Pod, volume: &str) -> bool {
     spec(pod).volumes.iter().flatten().filter(|found| found.name == volume).any(|found| {
-        let on_disk = found.empty_dir.as_ref().is_some_and(|source| source.medium.as_deref().unwrap_or_default().is_empty());
+        let on_disk = found
+            .empty_dir
+            .as_ref()
+            .is_some_and(|source| source.medium.as_deref().unwrap_or_default().is_empty());
         on_disk || found.config_map.is_some() || found.downward_api.is_some() || found.git_repo.is_some()
     })
 }

@@ -137,8 +137,7 @@ fn note(target: &Target, kind: Kind, good: bool, time: Duration) {
     let metrics = &target.context.metrics;
     metrics.took(PROBE_DURATION, &[&place[..], &[("probe_type", kind.word())]].concat(), time);
     let result = if good { "successful" } else { "failed" };
-    let more =
-        [("pod_uid", podutil::uid(&target.pod)), ("probe_type", kind.word()), ("result", result)];
+    let more = [("pod_uid", podutil::uid(&target.pod)), ("probe_type", kind.word()), ("result", result)];
     metrics.count(PROBES, &[&place[..], &more].concat());
 }
 

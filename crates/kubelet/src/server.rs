@@ -40,8 +40,20 @@ const MAX_CONNECTIONS: usize = 1000;
 
 /// First parts of paths that requests are counted by.
 const PATHS: &[&str] = &[
-    "attach", "checkpoint", "configz", "containerLogs", "debug", "exec", "healthz", "logs", "metrics", "pods",
-    "portForward", "run", "runningpods", "stats",
+    "attach",
+    "checkpoint",
+    "configz",
+    "containerLogs",
+    "debug",
+    "exec",
+    "healthz",
+    "logs",
+    "metrics",
+    "pods",
+    "portForward",
+    "run",
+    "runningpods",
+    "stats",
 ];
 
 pub(super) type Body = BoxBody<Bytes, std::io::Error>;
@@ -341,7 +353,11 @@ impl Server {
         if !good {
             return Err(Refusal::internal(format!("{report}healthz check failed")));
         }
-        let content = if call.value("verbose").is_some() { format!("{report}healthz check passed\n") } else { "ok".into() };
+        let content = if call.value("verbose").is_some() {
+            format!("{report}healthz check passed\n")
+        } else {
+            "ok".into()
+        };
         Ok(answer(StatusCode::OK, "text/plain; charset=utf-8", content))
     }
 

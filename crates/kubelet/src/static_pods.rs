@@ -79,10 +79,8 @@ pub(crate) fn mirror_of(pod: &Pod, node_uid: Option<&str>, node: &str) -> Pod {
 /// The static pods of a folder and of a URL together.
 pub(crate) fn merged(folder: &StaticPods, url: &StaticPods) -> StaticPods {
     let mut all: BTreeMap<String, Arc<Pod>> = (**folder).clone();
-    let names: std::collections::HashSet<(String, String)> = all
-        .values()
-        .map(|pod| (podutil::namespace(pod).to_owned(), podutil::name(pod).to_owned()))
-        .collect();
+    let names: std::collections::HashSet<(String, String)> =
+        all.values().map(|pod| (podutil::namespace(pod).to_owned(), podutil::name(pod).to_owned())).collect();
     for (uid, pod) in url.iter() {
         let name = (podutil::namespace(pod).to_owned(), podutil::name(pod).to_owned());
         if !names.contains(&name) {

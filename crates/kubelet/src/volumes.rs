@@ -97,14 +97,24 @@ async fn one(
     let dir = |plugin: &str| volume_dir(root, uid, plugin, &volume.name);
     let path = if let Some(source) = &volume.empty_dir {
         let dir = dir("empty-dir");
-        let fresh = !dir.exists();
+        // The mark tells a restart that the folder was not finished.
+        let mark = dir.with_file_name(format!(".{}.pending", volume.name));
+        let fresh = !dir.exists() || mark.exists();
+        if fresh {
+            dir.parent().map_or(Ok(()), make_dir)?;
+            std::fs::write(&mark, "").map_err(io(format!("cannot write {}", mark.display())))?;
+        }
+        failpoint::step("kubelet.volume.folder");
         make_dir(&dir)?;
         if source.medium.as_deref() == Some("Memory") {
             mounts::tmpfs(&dir, source.size_limit.as_ref().and_then(quantity::value))?;
         }
         if fresh {
+            failpoint::step("kubelet.volume.owner");
             ownership::open_to_all(&dir)?;
             ownership::apply(&dir, fs_group, false)?;
+            failpoint::step("kubelet.volume.done");
+            std::fs::remove_file(&mark).map_err(io(format!("cannot remove {}", mark.display())))?;
         }
         dir
     } else if let Some(source) = &volume.host_path {
@@ -173,5 +183,6 @@ pub(crate) fn teardown(root: &Path, uid: &str) -> Result<(), VolumeError> {
     if !mounts::below(&dir)?.is_empty() {
         return Err(VolumeError::StillMounted(dir));
     }
+    failpoint::step("kubelet.volume.remove");
     std::fs::remove_dir_all(&dir).map_err(io(format!("cannot remove {}", dir.display())))
 }

@@ -115,7 +115,10 @@ mod tests {
         };
         let text = Request::create(&key, "system:node:node-1", &["system:nodes".into()], &names).unwrap();
         let read = Request::from_pem(&text).unwrap();
-        assert_eq!((read.common_name.as_str(), read.organizations), ("system:node:node-1", vec!["system:nodes".into()]));
+        assert_eq!(
+            (read.common_name.as_str(), read.organizations),
+            ("system:node:node-1", vec!["system:nodes".into()])
+        );
         assert_eq!((read.names.dns, read.names.ips), (names.dns, names.ips));
         assert_eq!(read.public_info, key.public_info());
         let bare = Request::create(&key, "a", &[], &AltNames::default()).unwrap();

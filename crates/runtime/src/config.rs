@@ -49,7 +49,10 @@ impl RuntimeConfig {
             shim_cgroup: "/carrack-shims".into(),
             toolbox_applets: Vec::new(),
             cdi_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
-            hooks_dirs: vec!["/usr/share/containers/oci/hooks.d".into(), "/etc/containers/oci/hooks.d".into()],
+            hooks_dirs: vec![
+                "/usr/share/containers/oci/hooks.d".into(),
+                "/etc/containers/oci/hooks.d".into(),
+            ],
             handlers: vec!["carrack".into()],
             seccomp_dir: PathBuf::from("/var/lib/kubelet/seccomp"),
         }

@@ -32,17 +32,33 @@ fn monitoring_finds_what_it_reads() {
     let summary: serde_json::Value = serde_json::from_str(&get(&machine, "stats/summary")).expect("JSON");
     let node = &summary["node"];
     assert_eq!(node["nodeName"], "node-1");
-    for field in ["/cpu/usageCoreNanoSeconds", "/memory/workingSetBytes", "/fs/capacityBytes", "/runtime/imageFs/usedBytes",
-        "/rlimit/maxpid", "/network/interfaces", "/swap/swapUsageBytes"]
-    {
-        assert!(!node.pointer(field).unwrap_or(&serde_json::Value::Null).is_null(), "{field} is missing: {node}");
+    for field in [
+        "/cpu/usageCoreNanoSeconds",
+        "/memory/workingSetBytes",
+        "/fs/capacityBytes",
+        "/runtime/imageFs/usedBytes",
+        "/rlimit/maxpid",
+        "/network/interfaces",
+        "/swap/swapUsageBytes",
+    ] {
+        assert!(
+            !node.pointer(field).unwrap_or(&serde_json::Value::Null).is_null(),
+            "{field} is missing: {node}"
+        );
     }
     let pods = summary["pods"].as_array().expect("pods");
     let pod = pods.iter().find(|pod| pod["podRef"]["name"] == "busy").expect("the pod");
-    for field in ["/startTime", "/cpu/usageCoreNanoSeconds", "/memory/workingSetBytes", "/network/rxBytes",
-        "/ephemeral-storage/usedBytes", "/process_stats/process_count", "/containers/0/rootfs/usedBytes",
-        "/containers/0/logs/usedBytes", "/containers/0/startTime"]
-    {
+    for field in [
+        "/startTime",
+        "/cpu/usageCoreNanoSeconds",
+        "/memory/workingSetBytes",
+        "/network/rxBytes",
+        "/ephemeral-storage/usedBytes",
+        "/process_stats/process_count",
+        "/containers/0/rootfs/usedBytes",
+        "/containers/0/logs/usedBytes",
+        "/containers/0/startTime",
+    ] {
         assert!(pod.pointer(field).is_some(), "{field} is missing: {pod}");
     }
     let volumes = pod["volume"].as_array().expect("volumes");
@@ -50,24 +66,38 @@ fn monitoring_finds_what_it_reads() {
 
     let own = "container=\"c\",namespace=\"default\",pod=\"busy\"";
     let resource = get(&machine, "metrics/resource");
-    for line in ["node_cpu_usage_seconds_total ", "resource_scrape_error 0",
-        &format!("container_memory_working_set_bytes{{{own}}} "), &format!("container_start_time_seconds{{{own}}} "),
-        "pod_cpu_usage_seconds_total{namespace=\"default\",pod=\"busy\"} "]
-    {
+    for line in [
+        "node_cpu_usage_seconds_total ",
+        "resource_scrape_error 0",
+        &format!("container_memory_working_set_bytes{{{own}}} "),
+        &format!("container_start_time_seconds{{{own}}} "),
+        "pod_cpu_usage_seconds_total{namespace=\"default\",pod=\"busy\"} ",
+    ] {
         assert!(resource.lines().any(|found| found.starts_with(line)), "{line} is missing:\n{resource}");
     }
     let cadvisor = get(&machine, "metrics/cadvisor");
-    for family in ["container_cpu_usage_seconds_total", "container_memory_working_set_bytes", "container_memory_rss",
-        "container_network_receive_bytes_total", "container_fs_usage_bytes", "container_start_time_seconds",
-        "machine_cpu_cores", "machine_memory_bytes"]
-    {
+    for family in [
+        "container_cpu_usage_seconds_total",
+        "container_memory_working_set_bytes",
+        "container_memory_rss",
+        "container_network_receive_bytes_total",
+        "container_fs_usage_bytes",
+        "container_start_time_seconds",
+        "machine_cpu_cores",
+        "machine_memory_bytes",
+    ] {
         assert!(cadvisor.contains(&format!("# TYPE {family} ")), "{family} is missing:\n{cadvisor}");
     }
     assert!(cadvisor.contains("container=\"c\"") && cadvisor.contains("id=\"/kubepods"), "{cadvisor}");
     let metrics = get(&machine, "metrics");
-    for family in ["kubelet_running_pods", "kubelet_runtime_operations_total", "kubelet_pod_start_duration_seconds",
-        "kubelet_started_containers_total", "kubelet_http_requests_total", "process_resident_memory_bytes"]
-    {
+    for family in [
+        "kubelet_running_pods",
+        "kubelet_runtime_operations_total",
+        "kubelet_pod_start_duration_seconds",
+        "kubelet_started_containers_total",
+        "kubelet_http_requests_total",
+        "process_resident_memory_bytes",
+    ] {
         assert!(metrics.contains(&format!("# TYPE {family} ")), "{family} is missing:\n{metrics}");
     }
     let probes = get(&machine, "metrics/probes");
@@ -83,7 +113,8 @@ fn monitoring_finds_what_it_reads() {
     machine.eventually("a bad query is refused", KUBECTL, &refused, |answer| {
         answer.err.contains("unsupported characters")
     });
-    let checkpoint = ["create", "--raw", "/api/v1/nodes/node-1/proxy/checkpoint/default/busy/c", "-f", "/dev/null"];
+    let checkpoint =
+        ["create", "--raw", "/api/v1/nodes/node-1/proxy/checkpoint/default/busy/c", "-f", "/dev/null"];
     assert!(machine.kubectl(&checkpoint).failed().contains("checkpoint"), "it is refused clearly");
 }
 
@@ -121,5 +152,9 @@ spec:
     machine.kubectl(&["wait", "--for=condition=Ready", "pod/whole", "--timeout=120s"]).ok();
     let begun = machine.kubectl(&["exec", "whole", "-c", "main", "--", "cat", "/count/begun"]).ok();
     assert_eq!(begun, "x\nx\n");
-    machine.wait_for("pod/whole", "{.status.conditions[?(@.type==\"AllContainersRestarting\")].status}", "False");
+    machine.wait_for(
+        "pod/whole",
+        "{.status.conditions[?(@.type==\"AllContainersRestarting\")].status}",
+        "False",
+    );
 }

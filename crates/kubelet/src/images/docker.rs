@@ -63,7 +63,9 @@ pub(super) fn credentials(config: &[u8], old_format: bool, image: &str) -> Vec<A
             let (host, path) = place.split_once('/').unwrap_or((place, ""));
             let below = &full[registry.len() + 1..];
             let path_matches = path.is_empty()
-                || below.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with(['/', ':', '@']));
+                || below
+                    .strip_prefix(path)
+                    .is_some_and(|rest| rest.is_empty() || rest.starts_with(['/', ':', '@']));
             (matches_host(host, registry) && path_matches).then(|| (place.len(), config_of(&key, auth)))
         })
         .collect();
@@ -113,7 +115,12 @@ mod tests {
         };
         check(r#"{"auths": {"r.test:5000": {"auth": "dTpw"}}}"#, false, "r.test:5000/a", Some("u"));
         check(r#"{"auths": {"r.test:5000": {"auth": "dTpw"}}}"#, false, "r.test/a", None);
-        check(r#"{"r.test": {"username": "u", "password": "p", "email": "e"}}"#, true, "r.test/a:1", Some("u"));
+        check(
+            r#"{"r.test": {"username": "u", "password": "p", "email": "e"}}"#,
+            true,
+            "r.test/a:1",
+            Some("u"),
+        );
         check(r#"{"auths": {"*.r.test": {"username": "u"}}}"#, false, "a.r.test/x", Some("u"));
         check(r#"{"auths": {"*.r.test": {"username": "u"}}}"#, false, "a.b.r.test/x", None);
         check(r#"{"auths": {"r.test/team/": {"username": "u"}}}"#, false, "r.test/teams/x", None);

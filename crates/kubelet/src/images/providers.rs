@@ -177,7 +177,9 @@ impl Providers {
                 || !config.api_version.starts_with("kubelet.config.k8s.io/v1")
             {
                 let found = format!("{}, {}", config.api_version, config.kind);
-                return Err(invalid(format!("{found} is no CredentialProviderConfig of kubelet.config.k8s.io/v1")));
+                return Err(invalid(format!(
+                    "{found} is no CredentialProviderConfig of kubelet.config.k8s.io/v1"
+                )));
             }
             if config.providers.is_empty() {
                 return Err(invalid("providers: Required value: at least one provider is required".into()));
@@ -212,7 +214,13 @@ impl Providers {
         all
     }
 
-    async fn ask(&self, context: &Context, provider: &Provider, pod: &Pod, image: &str) -> Result<Given, String> {
+    async fn ask(
+        &self,
+        context: &Context,
+        provider: &Provider,
+        pod: &Pod,
+        image: &str,
+    ) -> Result<Given, String> {
         let mut request = serde_json::json!({
             "kind": "CredentialProviderRequest", "apiVersion": provider.api_version, "image": image,
         });
@@ -241,7 +249,8 @@ impl Providers {
                     passed.extend(annotations.get(key).map(|value| (key.clone(), value.clone())));
                 }
                 let audience = Some(attributes.service_account_token_audience.as_str());
-                let token = context.tokens.get(pod, audience, 3600).await.map_err(|error| error.to_string())?;
+                let token =
+                    context.tokens.get(pod, audience, 3600).await.map_err(|error| error.to_string())?;
                 request["serviceAccountToken"] = token.text.clone().into();
                 request["serviceAccountAnnotations"] = serde_json::json!(passed);
                 let uid = found.metadata.uid.unwrap_or_default();
@@ -288,7 +297,9 @@ impl Providers {
             .collect();
         let kept = match &answer.cache_duration {
             None => provider.default_cache_duration,
-            Some(text) => parse_duration(text).ok_or_else(|| format!("cacheDuration {text:?} is no duration"))?,
+            Some(text) => {
+                parse_duration(text).ok_or_else(|| format!("cacheDuration {text:?} is no duration"))?
+            }
         };
         if !kept.is_zero() {
             let mut cache = self.cache.lock();
@@ -350,9 +361,15 @@ fn check(provider: &Provider, bin_dir: &Path) -> Result<(), (&'static str, Strin
         return Err(("name", format!("Invalid value: {name:?}: it has to be the name of a file")));
     }
     if !bin_dir.join(name).is_file() {
-        return Err(("name", format!("plugin binary executable {} did not exist", bin_dir.join(name).display())));
+        return Err((
+            "name",
+            format!("plugin binary executable {} did not exist", bin_dir.join(name).display()),
+        ));
     }
-    if !["v1", "v1beta1", "v1alpha1"].map(|v| format!("credentialprovider.kubelet.k8s.io/{v}")).contains(&provider.api_version) {
+    if !["v1", "v1beta1", "v1alpha1"]
+        .map(|v| format!("credentialprovider.kubelet.k8s.io/{v}"))
+        .contains(&provider.api_version)
+    {
         return Err(("apiVersion", format!("Unsupported value: {:?}", provider.api_version)));
     }
     if provider.match_images.is_empty() || provider.match_images.iter().any(String::is_empty) {
@@ -363,11 +380,17 @@ fn check(provider: &Provider, bin_dir: &Path) -> Result<(), (&'static str, Strin
             return Err(("tokenAttributes.serviceAccountTokenAudience", "Required value".into()));
         }
         if !["Token", "ServiceAccount"].contains(&attributes.cache_type.as_str()) {
-            let why = format!("Unsupported value: {:?}: supported values: \"ServiceAccount\", \"Token\"", attributes.cache_type);
+            let why = format!(
+                "Unsupported value: {:?}: supported values: \"ServiceAccount\", \"Token\"",
+                attributes.cache_type
+            );
             return Err(("tokenAttributes.cacheType", why));
         }
         if !provider.api_version.ends_with("/v1") {
-            return Err(("tokenAttributes", "Forbidden: only allowed with credentialprovider.kubelet.k8s.io/v1".into()));
+            return Err((
+                "tokenAttributes",
+                "Forbidden: only allowed with credentialprovider.kubelet.k8s.io/v1".into(),
+            ));
         }
     }
     Ok(())
@@ -397,7 +420,9 @@ mod tests {
 
     #[test]
     fn durations_are_gos() {
-        for (text, seconds) in [("12h", 43200.0), ("1h30m0s", 5400.0), ("0s", 0.0), ("0", 0.0), ("1.5s", 1.5), ("100ms", 0.1)] {
+        for (text, seconds) in
+            [("12h", 43200.0), ("1h30m0s", 5400.0), ("0s", 0.0), ("0", 0.0), ("1.5s", 1.5), ("100ms", 0.1)]
+        {
             assert_eq!(parse_duration(text).map(|time| time.as_secs_f64()), Some(seconds), "{text}");
         }
         for bad in ["", "5", "h", "5x", "-1s"] {
@@ -431,7 +456,9 @@ mod tests {
     fn a_configuration_is_checked() {
         let head = "apiVersion: kubelet.config.k8s.io/v1\nkind: CredentialProviderConfig\n";
         let one = |more: &str| {
-            format!("{head}providers:\n- name: plugin\n  matchImages: [r.test]\n  defaultCacheDuration: 12h\n  apiVersion: credentialprovider.kubelet.k8s.io/v1\n{more}")
+            format!(
+                "{head}providers:\n- name: plugin\n  matchImages: [r.test]\n  defaultCacheDuration: 12h\n  apiVersion: credentialprovider.kubelet.k8s.io/v1\n{more}"
+            )
         };
         assert_eq!(config(&one("")).unwrap().list.len(), 1);
         config(&one("  args: [a]\n  env: [{name: A, value: b}]\n  tokenAttributes: {serviceAccountTokenAudience: a, cacheType: Token, requireServiceAccount: true}\n")).unwrap();
@@ -475,9 +502,14 @@ mod tests {
         let auths: Vec<AuthConfig> = answer
             .auth
             .into_iter()
-            .map(|(place, login)| AuthConfig { username: login.username, server_address: place, ..Default::default() })
+            .map(|(place, login)| AuthConfig {
+                username: login.username,
+                server_address: place,
+                ..Default::default()
+            })
             .collect();
-        let users: Vec<String> = fitting(&auths, "r.test/a/x:1").into_iter().map(|auth| auth.username).collect();
+        let users: Vec<String> =
+            fitting(&auths, "r.test/a/x:1").into_iter().map(|auth| auth.username).collect();
         assert_eq!(users, ["a", "u"]);
         for (wrong, why) in [("1", "does not parse"), ("2", "exit status: 3")] {
             let error = providers.run(&provider(wrong), "{}").await.unwrap_err();

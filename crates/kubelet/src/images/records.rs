@@ -181,11 +181,12 @@ impl Records {
             let entry = record.credential_mapping.entry(repository(image)).or_default();
             match proof {
                 _ if entry.node_pods_accessible => {}
-                Proof::Anyone => *entry = Credentials { node_pods_accessible: true, ..Credentials::default() },
+                Proof::Anyone => {
+                    *entry = Credentials { node_pods_accessible: true, ..Credentials::default() }
+                }
                 Proof::Secret(secret) => {
-                    let same = |known: &Secret| {
-                        (&known.namespace, &known.name) == (&secret.namespace, &secret.name)
-                    };
+                    let same =
+                        |known: &Secret| (&known.namespace, &known.name) == (&secret.namespace, &secret.name);
                     entry.kubernetes_secrets.retain(|known| !same(known));
                     if entry.kubernetes_secrets.len() < MAX_SECRETS {
                         entry.kubernetes_secrets.push(secret.clone());
@@ -208,14 +209,21 @@ impl Records {
     }
 
     /// Whether a pod with these secrets and this account has to prove its right to an image that is here, by a pull.
-    pub(crate) fn must_pull(&self, image: &str, image_ref: &str, secrets: &[Secret], account: Option<&Account>) -> bool {
+    pub(crate) fn must_pull(
+        &self,
+        image: &str,
+        image_ref: &str,
+        secrets: &[Secret],
+        account: Option<&Account>,
+    ) -> bool {
         let _one = self.lock.lock();
         let record: Option<Pulled> = self.read("pulled", image_ref);
         let intent: Option<Intent> = self.read("pulling", image);
         if !self.policy.demands(image, record.is_some() || intent.is_some()) {
             return false;
         }
-        let Some(known) = record.as_ref().and_then(|record| record.credential_mapping.get(&repository(image)))
+        let Some(known) =
+            record.as_ref().and_then(|record| record.credential_mapping.get(&repository(image)))
         else {
             return true;
         };
@@ -224,7 +232,8 @@ impl Records {
         }
         let fits = |secret: &Secret| {
             known.kubernetes_secrets.iter().any(|one| {
-                let same = (&one.namespace, &one.name, &one.uid) == (&secret.namespace, &secret.name, &secret.uid);
+                let same =
+                    (&one.namespace, &one.name, &one.uid) == (&secret.namespace, &secret.name, &secret.uid);
                 let hash = !one.credential_hash.is_empty() && one.credential_hash == secret.credential_hash;
                 hash || same && !secret.uid.is_empty()
             })
@@ -280,7 +289,12 @@ mod tests {
     use super::*;
 
     fn secret(name: &str, hash: &str) -> Secret {
-        Secret { uid: format!("u-{name}"), namespace: "n".into(), name: name.into(), credential_hash: hash.into() }
+        Secret {
+            uid: format!("u-{name}"),
+            namespace: "n".into(),
+            name: name.into(),
+            credential_hash: hash.into(),
+        }
     }
 
     #[test]
@@ -306,7 +320,10 @@ mod tests {
         let account = Account { namespace: "n".into(), name: "a".into(), uid: "1".into() };
         records.end("r.test/a:1", Some(("ref", &Proof::Account(account.clone()))));
         assert!(!records.must_pull("r.test/a:2", "ref", &[], Some(&account)), "tags do not matter");
-        assert!(records.must_pull("r.test/b:1", "ref", &[mine.clone()], None), "another name is another right");
+        assert!(
+            records.must_pull("r.test/b:1", "ref", &[mine.clone()], None),
+            "another name is another right"
+        );
         records.end("r.test/a:1", Some(("ref", &Proof::Anyone)));
         assert!(!records.must_pull("r.test/a:1", "ref", &[], None));
         records.retain(&|image_ref| image_ref != "ref");

@@ -142,8 +142,10 @@ fn a_crashed_container_waits_for_its_backoff() {
 #[test]
 fn a_rule_restarts_the_whole_pod() {
     let rule = json!([{"action": "RestartAllContainers", "exitCodes": {"operator": "In", "values": [42]}}]);
-    let pod = pod(json!({"restartPolicy": "Never", "initContainers": [{"name": "i", "image": "i"}], "containers": [
-        {"name": "a", "image": "i", "restartPolicy": "Never", "restartPolicyRules": rule}, {"name": "b", "image": "i"}]}));
+    let pod = pod(
+        json!({"restartPolicy": "Never", "initContainers": [{"name": "i", "image": "i"}], "containers": [
+        {"name": "a", "image": "i", "restartPolicy": "Never", "restartPolicyRules": rule}, {"name": "b", "image": "i"}]}),
+    );
     check(&pod, &view(true, &["a:42", "b:running", "i:0"]), &[], &["reset-a"]);
     check(&pod, &view(true, &["a:1", "b:running", "i:0"]), &[], &[]);
     check(&pod, &view(true, &[]), &[], &["+i"]);

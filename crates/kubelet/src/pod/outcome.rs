@@ -96,7 +96,11 @@ impl Worker {
                         self.retry.clear();
                     }
                     Err(error) => {
-                        tracing::warn!(error, pod = podutil::name(&self.pod), "cannot restart all containers");
+                        tracing::warn!(
+                            error,
+                            pod = podutil::name(&self.pod),
+                            "cannot restart all containers"
+                        );
                         self.back_off(POD, Duration::from_millis(500), Duration::from_secs(10));
                     }
                 }

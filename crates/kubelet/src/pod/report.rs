@@ -12,7 +12,9 @@ use crate::{podutil, static_pods, status};
 impl Worker {
     pub(super) fn make_status(&mut self, now: Timestamp) {
         let gone = self.stage >= Stage::Cleaning;
-        let here = |container: &k8s_openapi::api::core::v1::Container| self.view.container(&container.name).is_some();
+        let here = |container: &k8s_openapi::api::core::v1::Container| {
+            self.view.container(&container.name).is_some()
+        };
         if self.restarting == Restarting::Starting && podutil::spec(&self.pod).containers.iter().all(here) {
             self.restarting = Restarting::No;
         }
@@ -45,7 +47,8 @@ impl Worker {
         let metrics = &self.context.metrics;
         metrics.took(POD_START, &[], since_seen);
         let created = self.pod.metadata.creation_timestamp.as_ref();
-        if let Some(time) = created.and_then(|created| Duration::try_from(now.duration_since(created.0)).ok()) {
+        if let Some(time) = created.and_then(|created| Duration::try_from(now.duration_since(created.0)).ok())
+        {
             metrics.took(POD_START_TOTAL, &[], time);
             // What init containers take does not count, so a pod with any is left out.
             if podutil::init_containers(&self.pod).is_empty() {

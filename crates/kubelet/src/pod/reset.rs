@@ -21,7 +21,8 @@ impl Worker {
         self.backoffs.next(plan::RESET_KEY, since, now);
         if let Some((_, kind)) = podutil::container(&self.pod, name) {
             let object = events::container(&self.pod, kind, name);
-            let message = format!("Container {name} exited with a restart rule; all containers will be restarted");
+            let message =
+                format!("Container {name} exited with a restart rule; all containers will be restarted");
             self.context.recorder.normal(object, "RestartAllContainers", message);
         }
         let (context, view, first) = (self.context.clone(), self.view.clone(), name.to_owned());

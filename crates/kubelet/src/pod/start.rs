@@ -69,7 +69,8 @@ async fn handler(context: &Context, pod: &Pod) -> Result<String, String> {
         return Ok(String::new());
     };
     let classes: Api<RuntimeClass> = Api::all(context.config.client.clone());
-    let class = classes.get(name).await.map_err(|error| format!("failed to get RuntimeClass {name:?}: {error}"))?;
+    let class =
+        classes.get(name).await.map_err(|error| format!("failed to get RuntimeClass {name:?}: {error}"))?;
     Ok(class.handler)
 }
 

@@ -20,7 +20,14 @@ use crate::runtime::CONTAINER_NAME;
 struct Samples(BTreeMap<&'static str, (&'static str, &'static str, Vec<(String, f64)>)>);
 
 impl Samples {
-    fn add(&mut self, kind: &'static str, name: &'static str, help: &'static str, labels: String, value: f64) {
+    fn add(
+        &mut self,
+        kind: &'static str,
+        name: &'static str,
+        help: &'static str,
+        labels: String,
+        value: f64,
+    ) {
         self.0.entry(name).or_insert((kind, help, Vec::new())).2.push((labels, value));
     }
 
@@ -69,7 +76,8 @@ const COUNTER: &str = "counter";
 /// `8:0` as `/dev/sda`.
 fn device(number: &str) -> String {
     let link = std::fs::read_link(format!("/sys/dev/block/{number}")).ok();
-    let name = link.as_ref().and_then(|link| link.file_name()).map(|name| name.to_string_lossy().into_owned());
+    let name =
+        link.as_ref().and_then(|link| link.file_name()).map(|name| name.to_string_lossy().into_owned());
     name.map_or_else(|| number.to_owned(), |name| format!("/dev/{name}"))
 }
 
@@ -83,61 +91,223 @@ fn usage(samples: &mut Samples, subject: &Subject, usage: &Usage) {
     let (cpu, memory) = (&usage.cpu, &usage.memory);
     let time = |nanos: Option<u64>| nanos.map(seconds);
     let plain = |value: Option<u64>| value.map(|value| value as f64);
-    add(COUNTER, "container_cpu_usage_seconds_total", "Cumulative cpu time consumed in seconds.", &[("cpu", "total")], time(cpu.total));
-    add(COUNTER, "container_cpu_user_seconds_total", "Cumulative user cpu time consumed in seconds.", &[], time(cpu.user));
-    add(COUNTER, "container_cpu_system_seconds_total", "Cumulative system cpu time consumed in seconds.", &[], time(cpu.system));
+    add(
+        COUNTER,
+        "container_cpu_usage_seconds_total",
+        "Cumulative cpu time consumed in seconds.",
+        &[("cpu", "total")],
+        time(cpu.total),
+    );
+    add(
+        COUNTER,
+        "container_cpu_user_seconds_total",
+        "Cumulative user cpu time consumed in seconds.",
+        &[],
+        time(cpu.user),
+    );
+    add(
+        COUNTER,
+        "container_cpu_system_seconds_total",
+        "Cumulative system cpu time consumed in seconds.",
+        &[],
+        time(cpu.system),
+    );
     if cpu.quota.is_some() {
-        add(COUNTER, "container_cpu_cfs_periods_total", "Number of elapsed enforcement period intervals.", &[], plain(cpu.periods));
-        add(COUNTER, "container_cpu_cfs_throttled_periods_total", "Number of throttled period intervals.", &[], plain(cpu.throttled_periods));
-        add(COUNTER, "container_cpu_cfs_throttled_seconds_total", "Total time duration the container has been throttled.", &[], time(cpu.throttled));
+        add(
+            COUNTER,
+            "container_cpu_cfs_periods_total",
+            "Number of elapsed enforcement period intervals.",
+            &[],
+            plain(cpu.periods),
+        );
+        add(
+            COUNTER,
+            "container_cpu_cfs_throttled_periods_total",
+            "Number of throttled period intervals.",
+            &[],
+            plain(cpu.throttled_periods),
+        );
+        add(
+            COUNTER,
+            "container_cpu_cfs_throttled_seconds_total",
+            "Total time duration the container has been throttled.",
+            &[],
+            time(cpu.throttled),
+        );
         add(GAUGE, "container_spec_cpu_quota", "CPU quota of the container.", &[], plain(cpu.quota));
     }
     add(GAUGE, "container_spec_cpu_period", "CPU period of the container.", &[], plain(cpu.period));
     add(GAUGE, "container_spec_cpu_shares", "CPU share of the container.", &[], plain(cpu.shares));
-    add(GAUGE, "container_memory_usage_bytes", "Current memory usage in bytes, including all memory regardless of when it was accessed", &[], plain(memory.usage));
-    add(GAUGE, "container_memory_max_usage_bytes", "Maximum memory usage recorded in bytes", &[], plain(memory.peak));
-    add(GAUGE, "container_memory_working_set_bytes", "Current working set in bytes.", &[], plain(memory.working_set));
+    add(
+        GAUGE,
+        "container_memory_usage_bytes",
+        "Current memory usage in bytes, including all memory regardless of when it was accessed",
+        &[],
+        plain(memory.usage),
+    );
+    add(
+        GAUGE,
+        "container_memory_max_usage_bytes",
+        "Maximum memory usage recorded in bytes",
+        &[],
+        plain(memory.peak),
+    );
+    add(
+        GAUGE,
+        "container_memory_working_set_bytes",
+        "Current working set in bytes.",
+        &[],
+        plain(memory.working_set),
+    );
     add(GAUGE, "container_memory_rss", "Size of RSS in bytes.", &[], plain(memory.rss));
     add(GAUGE, "container_memory_cache", "Number of bytes of page cache memory.", &[], plain(memory.cache));
-    add(GAUGE, "container_memory_mapped_file", "Size of memory mapped files in bytes.", &[], plain(memory.mapped));
-    add(GAUGE, "container_memory_kernel_usage", "Size of kernel memory allocated in bytes.", &[], plain(memory.kernel));
+    add(
+        GAUGE,
+        "container_memory_mapped_file",
+        "Size of memory mapped files in bytes.",
+        &[],
+        plain(memory.mapped),
+    );
+    add(
+        GAUGE,
+        "container_memory_kernel_usage",
+        "Size of kernel memory allocated in bytes.",
+        &[],
+        plain(memory.kernel),
+    );
     add(GAUGE, "container_memory_swap", "Container swap usage in bytes.", &[], plain(memory.swap));
-    add(GAUGE, "container_memory_total_active_file_bytes", "Current total active file in bytes.", &[], plain(memory.active_file));
-    add(GAUGE, "container_memory_total_inactive_file_bytes", "Current total inactive file in bytes.", &[], plain(memory.inactive_file));
-    add(COUNTER, "container_memory_failcnt", "Number of memory usage hits limits", &[], plain(memory.limit_hits));
+    add(
+        GAUGE,
+        "container_memory_total_active_file_bytes",
+        "Current total active file in bytes.",
+        &[],
+        plain(memory.active_file),
+    );
+    add(
+        GAUGE,
+        "container_memory_total_inactive_file_bytes",
+        "Current total inactive file in bytes.",
+        &[],
+        plain(memory.inactive_file),
+    );
+    add(
+        COUNTER,
+        "container_memory_failcnt",
+        "Number of memory usage hits limits",
+        &[],
+        plain(memory.limit_hits),
+    );
     for (kind, value) in [("pgfault", memory.faults), ("pgmajfault", memory.major_faults)] {
         let more = [("failure_type", kind), ("scope", "hierarchy")];
-        add(COUNTER, "container_memory_failures_total", "Cumulative count of memory allocation failures.", &more, plain(value));
+        add(
+            COUNTER,
+            "container_memory_failures_total",
+            "Cumulative count of memory allocation failures.",
+            &more,
+            plain(value),
+        );
     }
-    add(COUNTER, "container_oom_events_total", "Count of out of memory events observed for the container", &[], plain(memory.oom_kills));
-    add(GAUGE, "container_spec_memory_limit_bytes", "Memory limit for the container.", &[], Some(memory.limit.unwrap_or(0) as f64));
-    add(GAUGE, "container_spec_memory_swap_limit_bytes", "Memory swap limit for the container.", &[], Some(memory.swap_limit.unwrap_or(0) as f64));
-    add(GAUGE, "container_threads", "Number of threads running inside the container", &[], plain(usage.processes));
-    add(GAUGE, "container_threads_max", "Maximum number of threads allowed inside the container, infinity if value is zero", &[], Some(usage.processes_limit.unwrap_or(0) as f64));
+    add(
+        COUNTER,
+        "container_oom_events_total",
+        "Count of out of memory events observed for the container",
+        &[],
+        plain(memory.oom_kills),
+    );
+    add(
+        GAUGE,
+        "container_spec_memory_limit_bytes",
+        "Memory limit for the container.",
+        &[],
+        Some(memory.limit.unwrap_or(0) as f64),
+    );
+    add(
+        GAUGE,
+        "container_spec_memory_swap_limit_bytes",
+        "Memory swap limit for the container.",
+        &[],
+        Some(memory.swap_limit.unwrap_or(0) as f64),
+    );
+    add(
+        GAUGE,
+        "container_threads",
+        "Number of threads running inside the container",
+        &[],
+        plain(usage.processes),
+    );
+    add(
+        GAUGE,
+        "container_threads_max",
+        "Maximum number of threads allowed inside the container, infinity if value is zero",
+        &[],
+        Some(usage.processes_limit.unwrap_or(0) as f64),
+    );
     for io in &usage.io {
         let DeviceIo { read_bytes, written_bytes, reads, writes, .. } = io;
         let name = device(&io.device);
         let more = [("device", name.as_str())];
-        add(COUNTER, "container_fs_reads_bytes_total", "Cumulative count of bytes read", &more, Some(*read_bytes as f64));
-        add(COUNTER, "container_fs_writes_bytes_total", "Cumulative count of bytes written", &more, Some(*written_bytes as f64));
-        add(COUNTER, "container_fs_reads_total", "Cumulative count of reads completed", &more, Some(*reads as f64));
-        add(COUNTER, "container_fs_writes_total", "Cumulative count of writes completed", &more, Some(*writes as f64));
+        add(
+            COUNTER,
+            "container_fs_reads_bytes_total",
+            "Cumulative count of bytes read",
+            &more,
+            Some(*read_bytes as f64),
+        );
+        add(
+            COUNTER,
+            "container_fs_writes_bytes_total",
+            "Cumulative count of bytes written",
+            &more,
+            Some(*written_bytes as f64),
+        );
+        add(
+            COUNTER,
+            "container_fs_reads_total",
+            "Cumulative count of reads completed",
+            &more,
+            Some(*reads as f64),
+        );
+        add(
+            COUNTER,
+            "container_fs_writes_total",
+            "Cumulative count of writes completed",
+            &more,
+            Some(*writes as f64),
+        );
     }
     for (pressure, stalled, waiting, stalled_help, waiting_help) in [
-        (cpu.pressure, "container_pressure_cpu_stalled_seconds_total", "container_pressure_cpu_waiting_seconds_total",
+        (
+            cpu.pressure,
+            "container_pressure_cpu_stalled_seconds_total",
+            "container_pressure_cpu_waiting_seconds_total",
             "Total time duration no tasks in the container could make progress due to CPU congestion.",
-            "Total time duration tasks in the container have waited due to CPU congestion."),
-        (memory.pressure, "container_pressure_memory_stalled_seconds_total", "container_pressure_memory_waiting_seconds_total",
+            "Total time duration tasks in the container have waited due to CPU congestion.",
+        ),
+        (
+            memory.pressure,
+            "container_pressure_memory_stalled_seconds_total",
+            "container_pressure_memory_waiting_seconds_total",
             "Total time duration no tasks in the container could make progress due to memory congestion.",
-            "Total time duration tasks in the container have waited due to memory congestion."),
-        (usage.io_pressure, "container_pressure_io_stalled_seconds_total", "container_pressure_io_waiting_seconds_total",
+            "Total time duration tasks in the container have waited due to memory congestion.",
+        ),
+        (
+            usage.io_pressure,
+            "container_pressure_io_stalled_seconds_total",
+            "container_pressure_io_waiting_seconds_total",
             "Total time duration no tasks in the container could make progress due to IO congestion.",
-            "Total time duration tasks in the container have waited due to IO congestion."),
+            "Total time duration tasks in the container have waited due to IO congestion.",
+        ),
     ] {
         add(COUNTER, stalled, stalled_help, &[], pressure.map(|p| seconds(p.full.total)));
         add(COUNTER, waiting, waiting_help, &[], pressure.map(|p| seconds(p.some.total)));
     }
-    add(GAUGE, "container_last_seen", "Last time a container was seen by the exporter", &[], Some(Timestamp::now().as_second() as f64));
+    add(
+        GAUGE,
+        "container_last_seen",
+        "Last time a container was seen by the exporter",
+        &[],
+        Some(Timestamp::now().as_second() as f64),
+    );
 }
 
 /// Processes, their open files and sockets.
@@ -163,8 +333,18 @@ fn disk(samples: &mut Samples, subject: &Subject, root: &str, used: f64) {
     let Some((size, _, inodes, free)) = capacity::file_system(Path::new(root)) else { return };
     let name = podutil::device_of(Path::new(root)).map(|number| device(&number)).unwrap_or_default();
     for (name, help, value, label) in [
-        ("container_fs_usage_bytes", "Number of bytes that are consumed by the container on this filesystem.", used, &name),
-        ("container_fs_limit_bytes", "Number of bytes that can be consumed by the container on this filesystem.", size as f64, &name),
+        (
+            "container_fs_usage_bytes",
+            "Number of bytes that are consumed by the container on this filesystem.",
+            used,
+            &name,
+        ),
+        (
+            "container_fs_limit_bytes",
+            "Number of bytes that can be consumed by the container on this filesystem.",
+            size as f64,
+            &name,
+        ),
         ("container_fs_inodes_total", "Number of Inodes", inodes as f64, &name),
         ("container_fs_inodes_free", "Number of available Inodes", free as f64, &name),
     ] {
@@ -205,7 +385,9 @@ pub(super) async fn metrics(server: &Server) -> Result<String, Status> {
             network(&mut samples, &of_pod, links.iter().find(|one| one.pod_sandbox_id == attributes.id));
             for one in stats.linux.iter().flat_map(|linux| &linux.containers) {
                 let id = one.attributes.as_ref().map(|a| a.id.clone()).unwrap_or_default();
-                let Some(container) = containers.iter().find(|container| container.id == id) else { continue };
+                let Some(container) = containers.iter().find(|container| container.id == id) else {
+                    continue;
+                };
                 if container.state() != ContainerState::ContainerRunning {
                     continue;
                 }
@@ -220,7 +402,13 @@ pub(super) async fn metrics(server: &Server) -> Result<String, Status> {
                 processes(&mut samples, &subject, &server.hierarchies.processes(&subject.id));
                 let started = container.created_at as f64 / 1e9;
                 let help = "Start time of the container since unix epoch in seconds.";
-                samples.add(GAUGE, "container_start_time_seconds", help, subject.labels(&[]), started.floor());
+                samples.add(
+                    GAUGE,
+                    "container_start_time_seconds",
+                    help,
+                    subject.labels(&[]),
+                    started.floor(),
+                );
                 if let Some(layer) = &one.writable_layer
                     && let Some(root) = &layer.fs_id
                 {
@@ -240,11 +428,20 @@ fn network(samples: &mut Samples, subject: &Subject, metrics: Option<&cri::v1::P
     const NAMES: [(&str, &str); 8] = [
         ("container_network_receive_bytes_total", "Cumulative count of bytes received"),
         ("container_network_receive_errors_total", "Cumulative count of errors encountered while receiving"),
-        ("container_network_receive_packets_dropped_total", "Cumulative count of packets dropped while receiving"),
+        (
+            "container_network_receive_packets_dropped_total",
+            "Cumulative count of packets dropped while receiving",
+        ),
         ("container_network_receive_packets_total", "Cumulative count of packets received"),
         ("container_network_transmit_bytes_total", "Cumulative count of bytes transmitted"),
-        ("container_network_transmit_errors_total", "Cumulative count of errors encountered while transmitting"),
-        ("container_network_transmit_packets_dropped_total", "Cumulative count of packets dropped while transmitting"),
+        (
+            "container_network_transmit_errors_total",
+            "Cumulative count of errors encountered while transmitting",
+        ),
+        (
+            "container_network_transmit_packets_dropped_total",
+            "Cumulative count of packets dropped while transmitting",
+        ),
         ("container_network_transmit_packets_total", "Cumulative count of packets transmitted"),
     ];
     for metric in metrics.into_iter().flat_map(|metrics| &metrics.metrics) {
@@ -268,7 +465,11 @@ fn machine(samples: &mut Samples) {
     for (name, help, value) in [
         ("machine_cpu_cores", "Number of logical CPU cores.", cores as f64),
         ("machine_memory_bytes", "Amount of memory installed on the machine.", capacity::memory() as f64),
-        ("machine_swap_bytes", "Amount of swap memory available on the machine.", capacity::meminfo(&table, "SwapTotal") as f64),
+        (
+            "machine_swap_bytes",
+            "Amount of swap memory available on the machine.",
+            capacity::meminfo(&table, "SwapTotal") as f64,
+        ),
     ] {
         samples.add(GAUGE, name, help, series.clone(), value);
     }
@@ -276,7 +477,19 @@ fn machine(samples: &mut Samples) {
     let release = read("/etc/os-release");
     let system_name = release.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="));
     let system_name = system_name.unwrap_or("Linux").trim_matches('"').to_owned();
-    let info = labels(&[("cadvisorRevision", ""), ("cadvisorVersion", ""), ("dockerVersion", ""), ("kernelVersion", &kernel), ("osVersion", &system_name)]);
+    let info = labels(&[
+        ("cadvisorRevision", ""),
+        ("cadvisorVersion", ""),
+        ("dockerVersion", ""),
+        ("kernelVersion", &kernel),
+        ("osVersion", &system_name),
+    ]);
     samples.add(GAUGE, "cadvisor_version_info", "A metric with a constant '1' value labeled by kernel version, OS version, docker version, cadvisor version & cadvisor revision.", info, 1.0);
-    samples.add(GAUGE, "container_scrape_error", "1 if there was an error while getting container metrics, 0 otherwise", String::new(), 0.0);
+    samples.add(
+        GAUGE,
+        "container_scrape_error",
+        "1 if there was an error while getting container metrics, 0 otherwise",
+        String::new(),
+        0.0,
+    );
 }

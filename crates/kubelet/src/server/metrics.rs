@@ -33,7 +33,8 @@ pub(super) async fn own(server: &Server) -> String {
         pods.iter().filter(fits).count() as f64
     };
     let by_source = || {
-        [("", false), ("true", true)].map(|(text, is_static)| (labels(&[("static", text)]), count(is_static, false)))
+        [("", false), ("true", true)]
+            .map(|(text, is_static)| (labels(&[("static", text)]), count(is_static, false)))
     };
     let sandboxes = context.cri.sandboxes().await.unwrap_or_default();
     let ready = sandboxes
@@ -58,17 +59,43 @@ pub(super) async fn own(server: &Server) -> String {
     }
     let states = states.into_iter().map(|(state, n)| (labels(&[("container_state", state)]), n as f64));
     gauges(&mut out, "kubelet_running_containers", "Number of containers currently running", states);
-    gauges(&mut out, "kubelet_desired_pods", "The number of pods the kubelet is being instructed to run. static is true if the pod is not from the apiserver.", by_source());
-    gauges(&mut out, "kubelet_active_pods", "The number of pods the kubelet considers active and which are being considered when admitting new pods. static is true if the pod is not from the apiserver.", by_source());
-    gauges(&mut out, "kubelet_mirror_pods", "The number of mirror pods the kubelet will try to create (one per admitted static pod)", [(String::new(), count(true, false))]);
+    gauges(
+        &mut out,
+        "kubelet_desired_pods",
+        "The number of pods the kubelet is being instructed to run. static is true if the pod is not from the apiserver.",
+        by_source(),
+    );
+    gauges(
+        &mut out,
+        "kubelet_active_pods",
+        "The number of pods the kubelet considers active and which are being considered when admitting new pods. static is true if the pod is not from the apiserver.",
+        by_source(),
+    );
+    gauges(
+        &mut out,
+        "kubelet_mirror_pods",
+        "The number of mirror pods the kubelet will try to create (one per admitted static pod)",
+        [(String::new(), count(true, false))],
+    );
     let phases = |deleting: bool| pods.iter().filter(|pod| podutil::deleting(pod) == deleting).count() as f64;
     let working = [("sync", false), ("terminating", true)];
     let working = working.map(|(lifecycle, deleting)| {
         (labels(&[("config", "desired"), ("lifecycle", lifecycle), ("static", "")]), phases(deleting))
     });
-    gauges(&mut out, "kubelet_working_pods", "Number of pods the kubelet is actually running, broken down by lifecycle phase, whether the pod is desired, orphaned, or runtime only (also orphaned), and whether the pod is static.", working);
-    let ephemeral: usize = pods.iter().map(|pod| spec(pod).ephemeral_containers.as_ref().map_or(0, Vec::len)).sum();
-    gauges(&mut out, "kubelet_managed_ephemeral_containers", "Current number of ephemeral containers in pods managed by this kubelet.", [(String::new(), ephemeral as f64)]);
+    gauges(
+        &mut out,
+        "kubelet_working_pods",
+        "Number of pods the kubelet is actually running, broken down by lifecycle phase, whether the pod is desired, orphaned, or runtime only (also orphaned), and whether the pod is static.",
+        working,
+    );
+    let ephemeral: usize =
+        pods.iter().map(|pod| spec(pod).ephemeral_containers.as_ref().map_or(0, Vec::len)).sum();
+    gauges(
+        &mut out,
+        "kubelet_managed_ephemeral_containers",
+        "Current number of ephemeral containers in pods managed by this kubelet.",
+        [(String::new(), ephemeral as f64)],
+    );
     head(&mut out, "kubelet_containers_per_pod_count", "histogram", "The number of containers per pod.");
     let counts: Vec<usize> = pods.iter().map(|pod| spec(pod).containers.len()).collect();
     for bound in [1, 2, 4, 8, 16] {
@@ -82,8 +109,16 @@ pub(super) async fn own(server: &Server) -> String {
     gauges(&mut out, "kubelet_node_name", "The node's name. The count is always 1.", [(node, 1.0)]);
     let version = if server.hierarchies.unified() { 2.0 } else { 1.0 };
     gauges(&mut out, "kubelet_cgroup_version", "cgroup version on the hosts.", [(String::new(), version)]);
-    let build = labels(&[("git_version", VERSION), ("platform", &format!("linux/{}", crate::node::capacity::architecture()))]);
-    gauges(&mut out, "kubernetes_build_info", "A metric with a constant '1' value labeled by major, minor, git version, git commit, git tree state, build date, Go version, and compiler from which Kubernetes was built, and platform on which it is running.", [(build, 1.0)]);
+    let build = labels(&[
+        ("git_version", VERSION),
+        ("platform", &format!("linux/{}", crate::node::capacity::architecture())),
+    ]);
+    gauges(
+        &mut out,
+        "kubernetes_build_info",
+        "A metric with a constant '1' value labeled by major, minor, git version, git commit, git tree state, build date, Go version, and compiler from which Kubernetes was built, and platform on which it is running.",
+        [(build, 1.0)],
+    );
     volumes(server, &mut out);
     certificates(server, &mut out);
     process(server, &mut out);
@@ -110,7 +145,8 @@ fn volumes(server: &Server, out: &mut String) {
         for volume in spec(&pod).volumes.iter().flatten() {
             let Some(claim) = podutil::claim(&pod, volume) else { continue };
             let Some(path) = paths.get(&volume.name) else { continue };
-            let series = labels(&[("namespace", podutil::namespace(&pod)), ("persistentvolumeclaim", &claim)]);
+            let series =
+                labels(&[("namespace", podutil::namespace(&pod)), ("persistentvolumeclaim", &claim)]);
             // One claim may be in several pods.
             if !seen.insert(series.clone()) {
                 continue;
@@ -207,13 +243,25 @@ pub(super) async fn resource(server: &Server) -> Result<String, Status> {
         line(&mut out, name, "", value);
     }
     let heads = [
-        ("container_cpu_usage_seconds_total", "counter", "Cumulative cpu time consumed by the container in core-seconds"),
+        (
+            "container_cpu_usage_seconds_total",
+            "counter",
+            "Cumulative cpu time consumed by the container in core-seconds",
+        ),
         ("container_memory_working_set_bytes", "gauge", "Current working set of the container in bytes"),
         ("container_start_time_seconds", "gauge", "Start time of the container since unix epoch in seconds"),
-        ("container_swap_usage_bytes", "gauge", "Current amount of the container swap usage in bytes. Reported only on non-windows systems"),
+        (
+            "container_swap_usage_bytes",
+            "gauge",
+            "Current amount of the container swap usage in bytes. Reported only on non-windows systems",
+        ),
         ("pod_cpu_usage_seconds_total", "counter", "Cumulative cpu time consumed by the pod in core-seconds"),
         ("pod_memory_working_set_bytes", "gauge", "Current working set of the pod in bytes"),
-        ("pod_swap_usage_bytes", "gauge", "Current amount of the pod swap usage in bytes. Reported only on non-windows systems"),
+        (
+            "pod_swap_usage_bytes",
+            "gauge",
+            "Current amount of the pod swap usage in bytes. Reported only on non-windows systems",
+        ),
     ];
     let mut rows: [Vec<(String, f64)>; 7] = Default::default();
     for pod in &pods {
@@ -236,7 +284,8 @@ pub(super) async fn resource(server: &Server) -> Result<String, Status> {
             let started = known.and_then(|pod| {
                 let status = pod.status.as_ref()?;
                 let all = status.container_statuses.iter().chain(&status.init_container_statuses).flatten();
-                let state = all.filter(|status| status.name == name).find_map(|status| status.state.as_ref())?;
+                let state =
+                    all.filter(|status| status.name == name).find_map(|status| status.state.as_ref())?;
                 state.running.as_ref()?.started_at.as_ref().map(|time| time.0.as_second())
             });
             rows[2].extend(started.map(|started| (series.clone(), started as f64)));

@@ -78,7 +78,10 @@ impl Query {
             }
         }
         if query.services.len() > MAX_SERVICES {
-            wrong.push(format!("query: Too many: {}: must have at most {MAX_SERVICES} items", query.services.len()));
+            wrong.push(format!(
+                "query: Too many: {}: must have at most {MAX_SERVICES} items",
+                query.services.len()
+            ));
         }
         let options = query.since.is_some()
             || query.until.is_some()
@@ -199,9 +202,11 @@ async fn file(dir: &Path, path: &str) -> Result<Response<Body>, Refusal> {
         })
         .collect();
     names.sort();
-    let mut page = "<!doctype html>\n<meta name=\"viewport\" content=\"width=device-width\">\n<pre>\n".to_owned();
+    let mut page =
+        "<!doctype html>\n<meta name=\"viewport\" content=\"width=device-width\">\n<pre>\n".to_owned();
     for name in names {
-        let shown = name.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&#34;");
+        let shown =
+            name.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&#34;");
         page.push_str(&format!("<a href=\"{shown}\">{shown}</a>\n"));
     }
     page.push_str("</pre>\n");

@@ -70,7 +70,10 @@ pub(super) async fn run(
     output.extend_from_slice(&answer.stderr);
     if answer.exit_code != 0 {
         let text = String::from_utf8_lossy(&output).into_owned();
-        return Err(Refusal::internal(format!("command {command:?} exited with {}: {text}", answer.exit_code)));
+        return Err(Refusal::internal(format!(
+            "command {command:?} exited with {}: {text}",
+            answer.exit_code
+        )));
     }
     Ok(super::answer(StatusCode::OK, "text/plain; charset=utf-8", output))
 }
@@ -96,7 +99,8 @@ pub(super) async fn checkpoint(
         }
         Err(status) => {
             let unimplemented = status.code() == tonic::Code::Unimplemented;
-            let code = if unimplemented { StatusCode::NOT_IMPLEMENTED } else { StatusCode::INTERNAL_SERVER_ERROR };
+            let code =
+                if unimplemented { StatusCode::NOT_IMPLEMENTED } else { StatusCode::INTERNAL_SERVER_ERROR };
             let message =
                 format!("checkpointing of {namespace}/{pod}/{container} failed ({})", status.message());
             Err(Refusal::new(code, message))

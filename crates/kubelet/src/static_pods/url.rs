@@ -83,7 +83,11 @@ async fn get(client: &Client<HttpConnector, Empty<Bytes>>, from: &ManifestUrl) -
     Ok(body.map_err(|error| error.to_string())?.to_bytes())
 }
 
-fn read(text: &[u8], url: &str, node: &str) -> Result<BTreeMap<String, Arc<k8s_openapi::api::core::v1::Pod>>, ManifestError> {
+fn read(
+    text: &[u8],
+    url: &str,
+    node: &str,
+) -> Result<BTreeMap<String, Arc<k8s_openapi::api::core::v1::Pod>>, ManifestError> {
     let document: serde_json::Value =
         serde_saphyr::from_slice(text).map_err(|error| ManifestError::Decode(error.to_string()))?;
     let kind = document["kind"].as_str().unwrap_or_default();
@@ -110,10 +114,21 @@ mod tests {
 
     #[test]
     fn one_pod_or_a_list() {
-        let pod = |name: &str| format!("{{\"metadata\": {{\"name\": \"{name}\"}}, \"spec\": {{\"containers\": [{{\"name\": \"c\", \"image\": \"i\"}}]}}}}");
-        let one = format!("apiVersion: v1\nkind: Pod\n{}", "metadata: {name: a}\nspec: {containers: [{name: c, image: i}]}\n");
+        let pod = |name: &str| {
+            format!(
+                "{{\"metadata\": {{\"name\": \"{name}\"}}, \"spec\": {{\"containers\": [{{\"name\": \"c\", \"image\": \"i\"}}]}}}}"
+            )
+        };
+        let one = format!(
+            "apiVersion: v1\nkind: Pod\n{}",
+            "metadata: {name: a}\nspec: {containers: [{name: c, image: i}]}\n"
+        );
         assert_eq!(read(one.as_bytes(), "http://u", "n").unwrap().len(), 1);
-        let list = format!("{{\"apiVersion\": \"v1\", \"kind\": \"PodList\", \"items\": [{}, {}]}}", pod("a"), pod("b"));
+        let list = format!(
+            "{{\"apiVersion\": \"v1\", \"kind\": \"PodList\", \"items\": [{}, {}]}}",
+            pod("a"),
+            pod("b")
+        );
         let pods = read(list.as_bytes(), "http://u", "n").unwrap();
         let mut names: Vec<&str> = pods.values().map(|pod| podutil::name(pod)).collect();
         names.sort_unstable();

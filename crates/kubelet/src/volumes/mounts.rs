@@ -15,6 +15,7 @@ pub(crate) fn tmpfs(dir: &Path, size: Option<i64>) -> Result<(), VolumeError> {
     if is_mount_point(dir)? {
         return Ok(());
     }
+    failpoint::step("kubelet.volume.tmpfs");
     let options = size.filter(|size| *size > 0).map(|size| format!("size={size}"));
     mount(Some("tmpfs"), dir, Some("tmpfs"), MsFlags::empty(), options.as_deref())
         .map_err(|error| io(format!("cannot mount tmpfs at {}", dir.display()))(error.into()))
@@ -58,6 +59,7 @@ fn unescape(field: &[u8]) -> PathBuf {
 /// Unmounts everything at or below `dir`, the deepest first.
 pub(crate) fn unmount_below(dir: &Path) -> Result<(), VolumeError> {
     for path in below(dir)?.iter().rev() {
+        failpoint::step("kubelet.volume.unmount");
         match umount2(path, MntFlags::UMOUNT_NOFOLLOW) {
             Ok(()) | Err(nix::errno::Errno::EINVAL) => {}
             Err(_) => umount2(path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW)
@@ -121,6 +123,7 @@ pub(crate) fn bind_sub_path(volume: &Path, sub: &Path, target: &Path) -> Result<
     let source = format!("/proc/self/fd/{}", opened.as_raw_fd());
     let is_dir = std::fs::metadata(&source).map_err(io(failed()))?.is_dir();
     unmount_below(target)?;
+    failpoint::step("kubelet.volume.target");
     if let Some(parent) = target.parent() {
         super::make_dir(parent)?;
     }
@@ -129,6 +132,7 @@ pub(crate) fn bind_sub_path(volume: &Path, sub: &Path, target: &Path) -> Result<
     } else if !target.exists() {
         std::fs::write(target, "").map_err(io(failed()))?;
     }
+    failpoint::step("kubelet.volume.bind");
     mount(Some(source.as_str()), target, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)
         .map_err(|error| io(failed())(error.into()))
 }

@@ -95,7 +95,8 @@ impl Cgroups {
 
     /// How many processes of `group` were killed for want of memory.
     pub fn oom_kills(&self, group: &str) -> u64 {
-        let text = self.oom_file(group).and_then(|file| std::fs::read_to_string(file).ok()).unwrap_or_default();
+        let text =
+            self.oom_file(group).and_then(|file| std::fs::read_to_string(file).ok()).unwrap_or_default();
         let count = text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok());
         count.unwrap_or(0)
     }

@@ -124,7 +124,8 @@ pub fn endpoints(dir: &Path, domain: &str, own: &str) -> Result<Vec<Endpoint>, E
     };
     let under = domain.rsplit_once(':').map(|(host, port)| format!("{host}_{port}_"));
     let folders = [Some(domain.to_owned()), under, Some("_default".to_owned())];
-    let file = folders.into_iter().flatten().map(|folder| dir.join(folder).join("hosts.toml")).find(|f| f.is_file());
+    let file =
+        folders.into_iter().flatten().map(|folder| dir.join(folder).join("hosts.toml")).find(|f| f.is_file());
     let Some(file) = file else { return Ok(vec![plain(own)]) };
     let text = std::fs::read_to_string(&file).map_err(|e| Error::io("read", &file, e))?;
     let hosts: Hosts = toml::from_str(&text).map_err(|e| bad(&file, e.message()))?;
@@ -143,7 +144,8 @@ pub fn endpoints(dir: &Path, domain: &str, own: &str) -> Result<Vec<Endpoint>, E
 
 /// Mirrors in the order of the file, which their table has lost.
 fn ordered<'a>(text: &str, hosts: &'a toml::Table) -> Vec<(String, &'a toml::Value)> {
-    let mut list: Vec<(String, &toml::Value)> = hosts.iter().map(|(name, host)| (name.clone(), host)).collect();
+    let mut list: Vec<(String, &toml::Value)> =
+        hosts.iter().map(|(name, host)| (name.clone(), host)).collect();
     list.sort_by_key(|(name, _)| {
         let quoted = [format!("[host.\"{name}\"]"), format!("[host.'{name}']")];
         quoted.iter().filter_map(|head| text.find(head.as_str())).min().unwrap_or(usize::MAX)
@@ -199,7 +201,12 @@ mod tests {
     #[test]
     fn mistakes_name_the_file() {
         let dir = tempfile::tempdir().unwrap();
-        for text in ["server = ", "server = \"ftp://x\"", "[host.\"https://x\"]\nca = 1\n", "[host.\"https://x\".header]\n\"a b\" = \"c\"\n"] {
+        for text in [
+            "server = ",
+            "server = \"ftp://x\"",
+            "[host.\"https://x\"]\nca = 1\n",
+            "[host.\"https://x\".header]\n\"a b\" = \"c\"\n",
+        ] {
             write(dir.path(), "r.test", text);
             let error = endpoints(dir.path(), "r.test", "https://r.test").expect_err(text).to_string();
             assert!(error.contains("hosts.toml"), "{text}: {error}");

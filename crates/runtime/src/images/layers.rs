@@ -68,7 +68,10 @@ impl Layers {
                 let path = Path::new(title);
                 let plain = path.components().all(|part| matches!(part, std::path::Component::Normal(_)));
                 if title.is_empty() || !plain {
-                    return Err(Error::invalid("artifact", format!("the title {title:?} is no path below it")));
+                    return Err(Error::invalid(
+                        "artifact",
+                        format!("the title {title:?} is no path below it"),
+                    ));
                 }
                 let to = dir.join(path);
                 if let Some(parent) = to.parent() {

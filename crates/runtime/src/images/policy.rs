@@ -87,7 +87,8 @@ pub async fn check(file: &Path, reference: &Reference, digest: &str, media_type:
                 ask(command, args, &question.to_string()).await.map_err(refuse)?;
             }
             Requirement::Other => {
-                let message = "the image policy demands signatures, which only a requirement of type exec can check";
+                let message =
+                    "the image policy demands signatures, which only a requirement of type exec can check";
                 return Err(refuse(message.into()));
             }
         }

@@ -180,9 +180,7 @@ impl RegistryConfig {
     pub fn tls(&self, host: &str, trust: &Trust) -> Result<Arc<rustls::ClientConfig>, Error> {
         static SHARED: OnceLock<Arc<rustls::ClientConfig>> = OnceLock::new();
         let plain = self.ca_files.is_empty() && *trust == Trust::default();
-        if plain
-            && let Some(config) = SHARED.get()
-        {
+        if plain && let Some(config) = SHARED.get() {
             return Ok(config.clone());
         }
         let mut roots = rustls::RootCertStore::empty();

@@ -124,8 +124,7 @@ impl Cni {
         if !self.since(1, 1) || self.has("disableGC") {
             return Ok(());
         }
-        let valid: Vec<Value> =
-            known.iter().map(|id| json!({"containerID": id, "ifname": LINK})).collect();
+        let valid: Vec<Value> = known.iter().map(|id| json!({"containerID": id, "ifname": LINK})).collect();
         for plugin in &self.plugins {
             let mut plugin = plugin.clone();
             plugin["cni.dev/valid-attachments"] = json!(valid);
@@ -284,7 +283,9 @@ impl Cni {
         }
         if can("bandwidth") {
             let mut limits = serde_json::Map::new();
-            for (direction, name) in [("ingress", "kubernetes.io/ingress-bandwidth"), ("egress", "kubernetes.io/egress-bandwidth")] {
+            for (direction, name) in
+                [("ingress", "kubernetes.io/ingress-bandwidth"), ("egress", "kubernetes.io/egress-bandwidth")]
+            {
                 if let Some(rate) = config.annotations.get(name).and_then(|text| bits(text)) {
                     limits.insert(format!("{direction}Rate"), json!(rate));
                     limits.insert(format!("{direction}Burst"), json!(u32::MAX));
@@ -395,7 +396,8 @@ exit 0
         Cni::del(dir.path(), &[dir.path().to_owned()], &pod).unwrap();
         let input: Value = serde_json::from_str(&read("test.DEL.stdin")).unwrap();
         assert_eq!(input["prevResult"]["ips"][0]["address"], "10.0.0.5/24");
-        let called = "ADD pod /proc/1/ns/net eth0\nCHECK pod /proc/1/ns/net eth0\nDEL pod /proc/1/ns/net eth0\n";
+        let called =
+            "ADD pod /proc/1/ns/net eth0\nCHECK pod /proc/1/ns/net eth0\nDEL pod /proc/1/ns/net eth0\n";
         assert_eq!(read("test.calls"), called);
 
         let newer = json!({"cniVersion": "1.1.0", "name": "net", "plugins": [{"type": "test"}]});

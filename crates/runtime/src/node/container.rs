@@ -11,9 +11,9 @@ use cri::v1::{
 use failpoint::step;
 use tokio::sync::watch;
 
+use super::edits::{self, Edits, Subject};
 use super::records::{ContainerRecord, Phase, SandboxRecord, save};
 use super::sandbox::namespaces;
-use super::edits::{self, Edits, Subject};
 use super::{Container, Node, blocking, devices, make_dir, new_id, now, short};
 use crate::error::Error;
 use crate::images::content::digest;
@@ -149,7 +149,9 @@ impl Node {
         }
         let mut edits = Edits::of_devices(&config, &self.config.cdi_dirs)?;
         found.append(&mut edits.devices);
-        user.groups.extend(edits.groups.iter().filter(|gid| !user.groups.contains(gid)).copied().collect::<Vec<_>>());
+        user.groups.extend(
+            edits.groups.iter().filter(|gid| !user.groups.contains(gid)).copied().collect::<Vec<_>>(),
+        );
         let command = spec::command(&config, &image.config)?;
         let annotations = pod.config.annotations.iter().chain(&config.annotations);
         edits.add_hooks(

@@ -118,7 +118,8 @@ impl Edits {
         }
         let mut known: BTreeMap<String, (CdiDevice, ContainerEdits, String)> = BTreeMap::new();
         for file in dirs.iter().flat_map(|dir| files(dir, &["json", "yaml", "yml"])) {
-            let text = std::fs::read_to_string(&file).map_err(Error::io(format!("read {}", file.display())))?;
+            let text =
+                std::fs::read_to_string(&file).map_err(Error::io(format!("read {}", file.display())))?;
             // JSON is YAML too.
             match serde_saphyr::from_str::<CdiSpec>(&text) {
                 Ok(spec) => {
@@ -134,7 +135,9 @@ impl Edits {
         let missing: Vec<&str> = wanted.iter().copied().filter(|name| !known.contains_key(*name)).collect();
         if !missing.is_empty() {
             let missing = missing.join(", ");
-            return Err(Error::Invalid(format!("CDI device injection failed: unresolvable CDI devices {missing}")));
+            return Err(Error::Invalid(format!(
+                "CDI device injection failed: unresolvable CDI devices {missing}"
+            )));
         }
         let mut kinds: Vec<&str> = Vec::new();
         for name in wanted {
@@ -323,8 +326,14 @@ mod tests {
         };
         let edits = Edits::of_devices(&config(&["v.test/gpu=0"]), &dirs).unwrap();
         assert_eq!(edits.env, ["ALL=1", "OTHER=1"]);
-        assert_eq!((edits.devices[0].path.as_str(), edits.devices[0].permissions.as_str()), ("/dev/gpu", "rw"));
-        assert_eq!((edits.mounts[0]["destination"].as_str(), edits.groups.as_slice()), (Some("/gpu"), &[44][..]));
+        assert_eq!(
+            (edits.devices[0].path.as_str(), edits.devices[0].permissions.as_str()),
+            ("/dev/gpu", "rw")
+        );
+        assert_eq!(
+            (edits.mounts[0]["destination"].as_str(), edits.groups.as_slice()),
+            (Some("/gpu"), &[44][..])
+        );
         assert_eq!(edits.hooks["createContainer"][0]["args"][0], "t");
         let error = Edits::of_devices(&config(&["v.test/gpu=9"]), &dirs).unwrap_err().to_string();
         assert!(error.contains("unresolvable CDI devices v.test/gpu=9"), "{error}");
@@ -335,9 +344,15 @@ mod tests {
     fn hooks_choose_their_containers() {
         let dir = tempfile::tempdir().unwrap();
         let check = |when: &str, expect: bool| {
-            let text = format!(r#"{{"version": "1.0.0", "hook": {{"path": "/bin/true"}}, "when": {when}, "stages": ["prestart", "poststop"]}}"#);
+            let text = format!(
+                r#"{{"version": "1.0.0", "hook": {{"path": "/bin/true"}}, "when": {when}, "stages": ["prestart", "poststop"]}}"#
+            );
             std::fs::write(dir.path().join("h.json"), text).unwrap();
-            let subject = Subject { annotations: vec![("a.test/b", "yes")], command: "/bin/sh", has_bind_mounts: false };
+            let subject = Subject {
+                annotations: vec![("a.test/b", "yes")],
+                command: "/bin/sh",
+                has_bind_mounts: false,
+            };
             let mut edits = Edits::default();
             edits.add_hooks(&[dir.path().to_owned()], &subject).unwrap();
             assert_eq!(edits.hooks.len(), if expect { 2 } else { 0 }, "{when}");

@@ -110,9 +110,11 @@ families! {
 const LINKS: &[(&str, &str, fn(&stats::Link) -> u64)] = &[
     ("container_network_receive_bytes_total", "Cumulative count of bytes received", |l| l.received[0]),
     ("container_network_receive_packets_total", "Cumulative count of packets received", |l| l.received[1]),
-    ("container_network_receive_errors_total", "Cumulative count of errors encountered while receiving", |l| {
-        l.received[2]
-    }),
+    (
+        "container_network_receive_errors_total",
+        "Cumulative count of errors encountered while receiving",
+        |l| l.received[2],
+    ),
     (
         "container_network_receive_packets_dropped_total",
         "Cumulative count of packets dropped while receiving",
@@ -120,9 +122,11 @@ const LINKS: &[(&str, &str, fn(&stats::Link) -> u64)] = &[
     ),
     ("container_network_transmit_bytes_total", "Cumulative count of bytes transmitted", |l| l.sent[0]),
     ("container_network_transmit_packets_total", "Cumulative count of packets transmitted", |l| l.sent[1]),
-    ("container_network_transmit_errors_total", "Cumulative count of errors encountered while transmitting", |l| {
-        l.sent[2]
-    }),
+    (
+        "container_network_transmit_errors_total",
+        "Cumulative count of errors encountered while transmitting",
+        |l| l.sent[2],
+    ),
     (
         "container_network_transmit_packets_dropped_total",
         "Cumulative count of packets dropped while transmitting",

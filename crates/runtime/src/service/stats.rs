@@ -59,7 +59,8 @@ pub fn container(node: &Node, container: &Container) -> ContainerStats {
     let usage = node.cgroups.usage(&record.cgroup);
     let upper = node.config.root.join("containers").join(&record.id).join("upper");
     let (bytes, inodes) = disk_usage(&upper);
-    let swap_left = usage.memory.swap_limit.zip(usage.memory.swap).map(|(most, used)| most.saturating_sub(used));
+    let swap_left =
+        usage.memory.swap_limit.zip(usage.memory.swap).map(|(most, used)| most.saturating_sub(used));
     ContainerStats {
         attributes: Some(ContainerAttributes {
             id: record.id,

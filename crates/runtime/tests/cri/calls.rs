@@ -70,7 +70,14 @@ pub async fn what_is_not_there_is_told(mut test: Test) {
     let filter = PodSandboxFilter { id: id(), ..Default::default() };
     let list = rt.list_pod_sandbox(ListPodSandboxRequest { filter: Some(filter) }).await.unwrap();
     assert!(list.into_inner().items.is_empty());
-    assert!(rt.list_container_stats(ListContainerStatsRequest::default()).await.unwrap().into_inner().stats.is_empty());
+    assert!(
+        rt.list_container_stats(ListContainerStatsRequest::default())
+            .await
+            .unwrap()
+            .into_inner()
+            .stats
+            .is_empty()
+    );
 }
 
 /// What makes no sense is an invalid argument, not a failure inside.
@@ -98,14 +105,19 @@ pub async fn nonsense_is_refused(mut test: Test) {
     config.mounts = vec![Mount { host_path: "/".into(), ..Default::default() }];
     assert_eq!(code(test.runtime.create_container(create(Some(config))).await), Code::InvalidArgument);
     let mut config = test.container("device", &["hold"]);
-    config.devices = vec![Device { host_path: "/etc/passwd".into(), container_path: "/dev/x".into(), ..Default::default() }];
+    config.devices = vec![Device {
+        host_path: "/etc/passwd".into(),
+        container_path: "/dev/x".into(),
+        ..Default::default()
+    }];
     assert_eq!(code(test.runtime.create_container(create(Some(config))).await), Code::InvalidArgument);
 
     let config = test.container("main", &["hold"]);
     let id = test.run(&sandbox, &pod, config).await;
     let exec = ExecRequest { container_id: id.clone(), ..Default::default() };
     assert_eq!(code(test.runtime.exec(exec).await), Code::InvalidArgument);
-    let exec = ExecRequest { container_id: id.clone(), tty: true, stdout: true, stderr: true, ..Default::default() };
+    let exec =
+        ExecRequest { container_id: id.clone(), tty: true, stdout: true, stderr: true, ..Default::default() };
     assert_eq!(code(test.runtime.exec(exec).await), Code::InvalidArgument);
     let attach = AttachRequest { container_id: id.clone(), ..Default::default() };
     assert_eq!(code(test.runtime.attach(attach).await), Code::InvalidArgument);
@@ -174,10 +186,15 @@ pub async fn lists_and_streams_agree(mut test: Test) {
         sandboxes.insert(sandbox);
     }
     for round in 0..2 {
-        let list = test.runtime.list_pod_sandbox(ListPodSandboxRequest::default()).await.unwrap().into_inner();
+        let list =
+            test.runtime.list_pod_sandbox(ListPodSandboxRequest::default()).await.unwrap().into_inner();
         let listed: BTreeSet<_> = list.items.iter().map(|s| s.id.clone()).collect();
-        let stream =
-            test.runtime.stream_pod_sandboxes(StreamPodSandboxesRequest::default()).await.unwrap().into_inner();
+        let stream = test
+            .runtime
+            .stream_pod_sandboxes(StreamPodSandboxesRequest::default())
+            .await
+            .unwrap()
+            .into_inner();
         let streamed: BTreeSet<_> =
             all(stream).await.into_iter().flat_map(|part| part.pod_sandboxes).map(|s| s.id).collect();
         assert_eq!((&listed, &streamed), (&sandboxes, &sandboxes));
@@ -194,7 +211,10 @@ pub async fn lists_and_streams_agree(mut test: Test) {
             all(stream).await.into_iter().flat_map(|part| part.containers).map(|c| c.id).collect();
         let listed: BTreeSet<_> = list.into_iter().map(|c| c.id).collect();
         assert_eq!((&listed, &streamed), (&containers, &containers));
-        let labelled = ContainerFilter { label_selector: [("name".to_owned(), "a".to_owned())].into(), ..Default::default() };
+        let labelled = ContainerFilter {
+            label_selector: [("name".to_owned(), "a".to_owned())].into(),
+            ..Default::default()
+        };
         let labelled = ListContainersRequest { filter: Some(labelled) };
         assert_eq!(test.runtime.list_containers(labelled).await.unwrap().into_inner().containers.len(), 3);
         // A short id is enough where it is unmistakable.
@@ -208,18 +228,28 @@ pub async fn lists_and_streams_agree(mut test: Test) {
             assert!(one.cpu.as_ref().unwrap().usage_core_nano_seconds.is_some());
             assert!(one.writable_layer.as_ref().unwrap().inodes_used.unwrap().value > 0);
         }
-        let stream = test.runtime.stream_container_stats(StreamContainerStatsRequest::default()).await.unwrap();
-        let streamed = all(stream.into_inner()).await.into_iter().flat_map(|part| part.container_stats).count();
+        let stream =
+            test.runtime.stream_container_stats(StreamContainerStatsRequest::default()).await.unwrap();
+        let streamed =
+            all(stream.into_inner()).await.into_iter().flat_map(|part| part.container_stats).count();
         assert_eq!(streamed, stats.len());
-        let one = test.runtime.container_stats(ContainerStatsRequest { container_id: first.clone() }).await.unwrap();
+        let one = test
+            .runtime
+            .container_stats(ContainerStatsRequest { container_id: first.clone() })
+            .await
+            .unwrap();
         assert_eq!(one.into_inner().stats.unwrap().attributes.unwrap().id, first);
 
         let pods = test.runtime.list_pod_sandbox_stats(ListPodSandboxStatsRequest::default()).await.unwrap();
         let pods = pods.into_inner().stats;
         assert_eq!(pods.len(), 3);
         assert!(pods.iter().all(|pod| pod.linux.as_ref().unwrap().containers.len() == 2));
-        let stream = test.runtime.stream_pod_sandbox_stats(StreamPodSandboxStatsRequest::default()).await.unwrap();
-        assert_eq!(all(stream.into_inner()).await.into_iter().flat_map(|part| part.pod_sandbox_stats).count(), 3);
+        let stream =
+            test.runtime.stream_pod_sandbox_stats(StreamPodSandboxStatsRequest::default()).await.unwrap();
+        assert_eq!(
+            all(stream.into_inner()).await.into_iter().flat_map(|part| part.pod_sandbox_stats).count(),
+            3
+        );
 
         let described = test.runtime.list_metric_descriptors(ListMetricDescriptorsRequest {}).await.unwrap();
         let described = described.into_inner().descriptors;
@@ -243,8 +273,12 @@ pub async fn lists_and_streams_agree(mut test: Test) {
         ] {
             assert!(seen.contains(name), "{name} is missing");
         }
-        let stream = test.runtime.stream_pod_sandbox_metrics(StreamPodSandboxMetricsRequest {}).await.unwrap();
-        assert_eq!(all(stream.into_inner()).await.into_iter().flat_map(|part| part.pod_sandbox_metrics).count(), 3);
+        let stream =
+            test.runtime.stream_pod_sandbox_metrics(StreamPodSandboxMetricsRequest {}).await.unwrap();
+        assert_eq!(
+            all(stream.into_inner()).await.into_iter().flat_map(|part| part.pod_sandbox_metrics).count(),
+            3
+        );
 
         let list = test.images.list_images(ListImagesRequest::default()).await.unwrap().into_inner().images;
         let stream = test.images.stream_images(StreamImagesRequest::default()).await.unwrap().into_inner();

@@ -8,7 +8,11 @@ use super::harness::{IMAGE, Test};
 use super::pack::pack_file;
 
 /// Kills the runtime at the first step below `area`, then at the second, until one more than there are; gives how many there were.
-async fn everywhere(test: &mut Test, area: &str, work: impl AsyncFn(&mut Test, u32) -> Result<(), Status>) -> u32 {
+async fn everywhere(
+    test: &mut Test,
+    area: &str,
+    work: impl AsyncFn(&mut Test, u32) -> Result<(), Status>,
+) -> u32 {
     for count in 1.. {
         test.end();
         test.start(&[("CARRACK_FAIL_AT", &format!("{area}@{count}"))]).await;
@@ -20,7 +24,9 @@ async fn everywhere(test: &mut Test, area: &str, work: impl AsyncFn(&mut Test, u
         test.end();
         test.start(&[]).await;
         // All of it once more: what had been done is found, what had not is done now.
-        work(test, count).await.unwrap_or_else(|status| panic!("{area}@{count}: the repetition failed: {status}"));
+        work(test, count)
+            .await
+            .unwrap_or_else(|status| panic!("{area}@{count}: the repetition failed: {status}"));
         test.nothing_is_left(&format!("{area}@{count}")).await;
     }
     unreachable!("the range has no end")
@@ -62,7 +68,8 @@ pub async fn a_kill_between_any_two_steps_is_mended(mut test: Test) {
     test.end();
     test.start(&[]).await;
     let range = NetworkConfig { pod_cidr: "10.244.7.0/24".into() };
-    let update = UpdateRuntimeConfigRequest { runtime_config: Some(RuntimeConfig { network_config: Some(range) }) };
+    let update =
+        UpdateRuntimeConfigRequest { runtime_config: Some(RuntimeConfig { network_config: Some(range) }) };
     test.runtime.update_runtime_config(update).await.unwrap();
     let image = Some(ImageSpec { image: IMAGE.into(), ..Default::default() });
     test.images.image_status(ImageStatusRequest { image, verbose: false }).await.unwrap();
@@ -80,7 +87,9 @@ pub async fn a_kill_between_any_two_steps_is_mended(mut test: Test) {
 
 /// A container that was being started, or ran, when the runtime was killed is found and can be removed at once.
 pub async fn a_kill_leaves_containers_to_be_removed(mut test: Test) {
-    for (number, at) in ["container.start.record", "container.create.done", "container.remove.cgroup"].iter().enumerate() {
+    for (number, at) in
+        ["container.start.record", "container.create.done", "container.remove.cgroup"].iter().enumerate()
+    {
         let mut pod = test.pod("removed");
         pod.metadata.as_mut().unwrap().attempt = number as u32;
         test.end();
@@ -120,5 +129,9 @@ pub async fn a_kill_during_an_import_is_mended(mut test: Test) {
     assert!(steps >= 12, "only {steps} steps were met");
     let data = test.root.join("data/images");
     assert_eq!(std::fs::read_dir(data.join("ingest")).unwrap().count(), 0);
-    assert_eq!(std::fs::read_dir(data.join("layers")).unwrap().count(), 1, "only the built-in image's layer is left");
+    assert_eq!(
+        std::fs::read_dir(data.join("layers")).unwrap().count(),
+        1,
+        "only the built-in image's layer is left"
+    );
 }

@@ -271,7 +271,8 @@ impl Test {
             assert!(entries.is_empty(), "{when}: {entries:?}");
         }
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-        let left: Vec<&str> = mounts.lines().filter(|l| l.contains(&format!("{}/run/m/", self.root.display()))).collect();
+        let left: Vec<&str> =
+            mounts.lines().filter(|l| l.contains(&format!("{}/run/m/", self.root.display()))).collect();
         assert!(left.is_empty(), "{when}: {left:?}");
         let parent = config(&self.root).cgroup_parent;
         for hierarchy in std::fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
