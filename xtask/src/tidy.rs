@@ -18,6 +18,11 @@ const FORBIDDEN: &[(&str, &[&str], &str)] = &[
         "cel is pure and knows no kind by name",
     ),
     ("api", &["tokio", "hyper", "kube", "store"], "api is pure"),
+    (
+        "exposition",
+        &["tokio", "hyper", "kube", "api"],
+        "exposition knows no metric by name and serves nothing",
+    ),
     ("scheduling", &["tokio", "hyper", "kube", "store"], "scheduling is pure"),
     ("ruleset", &["tokio", "hyper", "kube", "rtnetlink"], "ruleset is pure"),
     ("store", &["api", "schema", "kube", "k8s-openapi", "hyper"], "the store knows nothing of Kubernetes"),

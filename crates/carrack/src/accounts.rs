@@ -71,7 +71,7 @@ pub fn client(config: &Config, root: &Client, name: &str) -> anyhow::Result<Clie
     let mut config = config.clone();
     config.auth_info = AuthInfo::default();
     let namespace = config.default_namespace.clone();
-    let base = Client::try_from(config)?;
+    let base = crate::parts::counted(config)?;
     let account = Arc::new(Account { name: name.to_owned(), root: root.clone(), token: Mutex::default() });
     let service = tower::service_fn(move |mut request: http::Request<Body>| {
         let (base, account) = (base.clone(), account.clone());

@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use apiserver::{ApiServer, UserInfo};
+use informer::{CountRequests, Counted};
 use kube::Client;
+use kube::client::ClientBuilder;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
@@ -33,7 +35,7 @@ pub struct Clients(Arc<dyn Fn(UserInfo) -> Client + Send + Sync>);
 
 impl Clients {
     pub fn in_process(server: ApiServer) -> Clients {
-        Clients(Arc::new(move |user| Client::new(server.in_process(user), "default")))
+        Clients(Arc::new(move |user| Client::new(Counted(server.in_process(user)), "default")))
     }
 
     pub fn of(&self, user: UserInfo) -> Client {
@@ -197,7 +199,7 @@ pub async fn apiserver(args: args::Apiserver) -> anyhow::Result<()> {
 pub async fn controllers(args: args::Controllers) -> anyhow::Result<()> {
     log_to_terminal();
     let config = client_config(&args.client.kubeconfig).await?;
-    let (client, root_ca) = (Client::try_from(config.clone())?, root_of(&config));
+    let (client, root_ca) = (counted(config.clone())?, root_of(&config));
     let clients: controllers::Clients = if args.use_service_account_credentials {
         let root = client.clone();
         // A configuration that made one client makes another.
@@ -344,7 +346,12 @@ fn root_of(config: &kube::Config) -> String {
 async fn connect(path: &Path) -> anyhow::Result<(Client, String)> {
     let config = client_config(path).await?;
     let root = root_of(&config);
-    Ok((Client::try_from(config)?, root))
+    Ok((counted(config)?, root))
+}
+
+/// A client whose requests are counted.
+pub fn counted(config: kube::Config) -> anyhow::Result<Client> {
+    Ok(ClientBuilder::try_from(config)?.with_layer(&CountRequests).build())
 }
 
 /// Cancelled by SIGINT or SIGTERM.

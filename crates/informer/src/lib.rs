@@ -6,10 +6,12 @@ mod cache;
 mod events;
 mod factory;
 mod lease;
+mod meters;
 mod queue;
 
 pub use cache::{Change, Informer, Key, Object};
 pub use events::{EventType, Recorder, reference};
 pub use factory::Factory;
 pub use lease::{LeaderElection, while_leading};
+pub use meters::{CountRequests, Counted};
 pub use queue::Queue;

@@ -2,11 +2,11 @@
 //! and comes back later after a failure, each time twice as late. Its size is bounded by the number of keys.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
+use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::fmt::{Debug, Display};
 use std::future::Future;
 use std::hash::Hash;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -14,24 +14,31 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::meters::{self, Queued, UnderWay};
+
 const FIRST_RETRY: Duration = Duration::from_millis(5);
 const LAST_RETRY: Duration = Duration::from_secs(1000);
 
 struct State<T> {
     ready: VecDeque<T>,
-    /// In `ready`, or added again while being worked on.
-    dirty: HashSet<T>,
-    working: HashSet<T>,
+    /// In `ready`, or added again while being worked on; since when.
+    dirty: HashMap<T, Instant>,
+    /// Since when.
+    working: HashMap<T, Instant>,
     later: BinaryHeap<Reverse<(Instant, T)>>,
     /// The earliest time at which a key in `later` is due; other entries of that key are stale.
     due: HashMap<T, Instant>,
     failures: HashMap<T, u32>,
+    /// Keys that were added before the queue was counted under a name.
+    uncounted: u64,
 }
 
 /// The queue; share it by `Arc`.
 pub struct Queue<T> {
     state: Mutex<State<T>>,
     wake: Notify,
+    /// Known once the queue is worked on.
+    meters: OnceLock<Queued>,
 }
 
 impl<T: Clone + Eq + Ord + Hash> Default for Queue<T> {
@@ -39,13 +46,15 @@ impl<T: Clone + Eq + Ord + Hash> Default for Queue<T> {
         Self {
             state: Mutex::new(State {
                 ready: VecDeque::new(),
-                dirty: HashSet::new(),
-                working: HashSet::new(),
+                dirty: HashMap::new(),
+                working: HashMap::new(),
                 later: BinaryHeap::new(),
                 due: HashMap::new(),
                 failures: HashMap::new(),
+                uncounted: 0,
             }),
             wake: Notify::new(),
+            meters: OnceLock::new(),
         }
     }
 }
@@ -58,8 +67,19 @@ impl<T: Clone + Eq + Ord + Hash> Queue<T> {
 
     /// Adds a key now.
     pub fn add(&self, key: T) {
-        if self.state.lock().add(key) {
+        let mut state = self.state.lock();
+        let woken = state.add(key);
+        self.count(&mut state);
+        drop(state);
+        if woken {
             self.wake.notify_one();
+        }
+    }
+
+    /// Counts what was added, once the queue has a name.
+    fn count(&self, state: &mut State<T>) {
+        if let Some(meters) = self.meters.get() {
+            meters.adds.add(std::mem::take(&mut state.uncounted));
         }
     }
 
@@ -81,6 +101,9 @@ impl<T: Clone + Eq + Ord + Hash> Queue<T> {
 
     /// Adds a key after its back-off, which doubles.
     pub fn add_rate_limited(&self, key: T) {
+        if let Some(meters) = self.meters.get() {
+            meters.retries.increment();
+        }
         let delay = self.next_delay(&key);
         self.add_after(key, delay);
     }
@@ -108,10 +131,15 @@ impl<T: Clone + Eq + Ord + Hash> Queue<T> {
         loop {
             let due = {
                 let mut state = self.state.lock();
-                let due = state.promote(Instant::now());
+                let now = Instant::now();
+                let due = state.promote(now);
+                self.count(&mut state);
                 if let Some(key) = state.ready.pop_front() {
-                    state.dirty.remove(&key);
-                    state.working.insert(key.clone());
+                    let since = state.dirty.remove(&key);
+                    state.working.insert(key.clone(), now);
+                    if let (Some(meters), Some(since)) = (self.meters.get(), since) {
+                        meters.waited.observe(now.duration_since(since).as_secs_f64());
+                    }
                     return key;
                 }
                 due
@@ -129,8 +157,11 @@ impl<T: Clone + Eq + Ord + Hash> Queue<T> {
     /// Ends work on a key; if it was added meanwhile it is ready again.
     pub fn done(&self, key: &T) {
         let mut state = self.state.lock();
-        state.working.remove(key);
-        if state.dirty.contains(key) {
+        let since = state.working.remove(key);
+        if let (Some(meters), Some(since)) = (self.meters.get(), since) {
+            meters.worked.observe(since.elapsed().as_secs_f64());
+        }
+        if state.dirty.contains_key(key) {
             state.ready.push_back(key.clone());
             drop(state);
             self.wake.notify_one();
@@ -140,7 +171,12 @@ impl<T: Clone + Eq + Ord + Hash> Queue<T> {
 
 impl<T: Clone + Eq + Ord + Hash> State<T> {
     fn add(&mut self, key: T) -> bool {
-        if !self.dirty.insert(key.clone()) || self.working.contains(&key) {
+        if self.dirty.contains_key(&key) {
+            return false;
+        }
+        self.uncounted += 1;
+        self.dirty.insert(key.clone(), Instant::now());
+        if self.working.contains_key(&key) {
             return false;
         }
         self.ready.push_back(key);
@@ -177,6 +213,9 @@ impl<T: Clone + Eq + Ord + Hash + Display + Debug + Send + Sync + 'static> Queue
         R: Future<Output = Result<Option<Duration>, E>> + Send + 'static,
         E: Display + Send + 'static,
     {
+        let _ = self.meters.set(Queued::new(name));
+        let own: Arc<dyn UnderWay> = self.clone();
+        meters::watch(name, Arc::downgrade(&own));
         let work = Arc::new(work);
         let slots = Arc::new(Semaphore::new(limit));
         loop {
@@ -207,6 +246,13 @@ impl<T: Clone + Eq + Ord + Hash + Display + Debug + Send + Sync + 'static> Queue
         }
         // Lets what is under way finish.
         let _ = slots.acquire_many(u32::try_from(limit).unwrap_or(u32::MAX)).await;
+    }
+}
+
+impl<T: Clone + Eq + Ord + Hash + Send + Sync> UnderWay for Queue<T> {
+    fn under_way(&self) -> (Vec<Duration>, usize) {
+        let state = self.state.lock();
+        (state.working.values().map(Instant::elapsed).collect(), state.ready.len())
     }
 }
 

@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use exposition::{Counter, Gauge, Histogram};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 
 use super::config::LevelConfig;
 use super::dropped::Dropped;
 use super::queueset::{Offered, QueueSet, Seat, Ticket, Work};
-use crate::metrics::family::{Counter, Gauge, Histogram};
 use crate::metrics::metrics;
 
 /// What is counted of one flow schema at one level.

@@ -1,15 +1,14 @@
 //! What the server counts, under the reference's names and labels (upstream: `test/instrumentation`), for the whole
 //! process. Labels that clients choose are cleaned where they are set, so that nobody can make series at will.
 
-pub mod family;
 mod process;
 pub mod request;
 
 use std::sync::LazyLock;
 use std::time::Instant;
 
-use family::Stability::{Alpha, Beta, Stable};
-use family::{Counter, Expose, Family, Gauge, Histogram, families};
+use exposition::Stability::{Alpha, Beta, Stable};
+use exposition::{Counter, Expose, Family, Gauge, Histogram, families};
 
 const DURATIONS: &[f64] = &[
     0.005, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0,
@@ -60,6 +59,11 @@ const BODY_SIZES: &[f64] = &[
 ];
 const ADMISSION: &[f64] = &[0.005, 0.025, 0.1, 0.5, 1.0, 2.5];
 const WEBHOOKS: &[f64] = &[0.005, 0.025, 0.1, 0.5, 1.0, 2.5, 10.0, 25.0];
+const WATCH_LISTS: &[f64] = &[0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 2.0, 4.0, 6.0, 8.0, 10.0, 15.0, 20.0, 30.0];
+const CONDITIONS: &[f64] = &[0.001, 0.005, 0.01, 0.025, 0.1, 0.2, 0.25];
+const POLICIES: &[f64] = &[0.000_000_5, 0.001, 0.01, 0.1, 1.0];
+/// As the client library's default buckets.
+const CEL: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 const WAITS: &[f64] = &[0.0, 0.005, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 15.0, 30.0];
 const QUEUE_LENGTHS: &[f64] = &[0.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0];
 const SEATS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 100.0];
@@ -123,6 +127,10 @@ families! {
             "Watches that were ended because they could not keep up.", KIND);
         storage_objects: Gauge = Family::new("apiserver_storage_objects", Stable,
             "Stored objects by resource.", &["resource"]);
+        storage_events: Counter = Family::new("apiserver_storage_events_received_total", Beta,
+            "Changes that the store told of.", KIND);
+        watch_list: Histogram = Family::histogram("apiserver_watch_list_duration_seconds", Beta,
+            "Time to the end of a streamed list.", &["group", "resource", "scope", "version"], WATCH_LISTS);
         resource_objects: Gauge = Family::new("apiserver_resource_objects", Alpha,
             "Stored objects by group and resource.", KIND);
         consistency_checks: Counter = Family::new("apiserver_storage_consistency_checks_total", Alpha,
@@ -148,6 +156,24 @@ families! {
             "Requests that admission webhooks refused.", &["error_type", "name", "operation", "rejection_code", "type"]);
         admission_webhook_fail_open: Counter = Family::new("apiserver_admission_webhook_fail_open_count", Alpha,
             "Requests let through although an admission webhook failed.", &["name", "type"]);
+        match_condition_errors: Counter = Family::new("apiserver_admission_match_condition_evaluation_errors_total", Alpha,
+            "Match conditions that could not be evaluated.", &["kind", "name", "operation", "type"]);
+        match_condition_exclusions: Counter = Family::new("apiserver_admission_match_condition_exclusions_total", Alpha,
+            "Requests that match conditions left out.", &["kind", "name", "operation", "type"]);
+        match_condition_time: Histogram = Family::histogram("apiserver_admission_match_condition_evaluation_seconds", Alpha,
+            "Time that match conditions took.", &["kind", "name", "operation", "type"], CONDITIONS);
+        cel_compilation: Histogram = Family::histogram("apiserver_cel_compilation_duration_seconds", Beta,
+            "Time that the compilation of an expression took.", &[], CEL);
+        cel_evaluation: Histogram = Family::histogram("apiserver_cel_evaluation_duration_seconds", Beta,
+            "Time that the evaluation of an expression took.", &[], CEL);
+        validating_policy_time: Histogram = Family::histogram("apiserver_validating_admission_policy_check_duration_seconds",
+            Beta, "Time that a check by a validating admission policy took.",
+            &["enforcement_action", "error_type", "policy", "policy_binding"], POLICIES);
+        mutating_policy_checks: Counter = Family::new("apiserver_mutating_admission_policy_check_total", Alpha,
+            "Changes by mutating admission policies.", &["error_type", "policy", "policy_binding"]);
+        mutating_policy_time: Histogram = Family::histogram("apiserver_mutating_admission_policy_check_duration_seconds",
+            Alpha, "Time that a change by a mutating admission policy took.",
+            &["error_type", "policy", "policy_binding"], POLICIES);
         validating_policy_checks: Counter = Family::new("apiserver_validating_admission_policy_check_total", Beta,
             "Checks by validating admission policies.", &["enforcement_action", "error_type", "policy", "policy_binding"]);
 
@@ -163,6 +189,19 @@ families! {
         authorization_duration: Histogram = Family::histogram("authorization_duration_seconds", Alpha,
             "Time that an authorization took.", &["result"],
             &[0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.024, 2.048, 4.096, 8.192, 16.384]);
+
+        authentication_reloads: Counter =
+            Family::new("apiserver_authentication_config_controller_automatic_reloads_total", Beta,
+                "Reloads of the authentication configuration.", &["apiserver_id_hash", "status"]);
+        authentication_reload_time: Gauge = Family::new(
+            "apiserver_authentication_config_controller_automatic_reload_last_timestamp_seconds", Beta,
+            "When the authentication configuration was last reloaded.", &["apiserver_id_hash", "status"]);
+        authorization_reloads: Counter =
+            Family::new("apiserver_authorization_config_controller_automatic_reloads_total", Beta,
+                "Reloads of the authorization configuration.", &["apiserver_id_hash", "status"]);
+        authorization_reload_time: Gauge = Family::new(
+            "apiserver_authorization_config_controller_automatic_reload_last_timestamp_seconds", Beta,
+            "When the authorization configuration was last reloaded.", &["apiserver_id_hash", "status"]);
 
         audit_events: Counter = Family::new("apiserver_audit_event_total", Alpha,
             "Audit events made and handed to the back ends.", &[]);
@@ -258,6 +297,7 @@ pub fn text() -> String {
     for family in families {
         family.write(&mut out);
     }
+    exposition::write_shared(&mut out);
     process::write(&mut out);
     out
 }

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::sync::LazyLock;
 
-use super::family::{Stability, head};
+use exposition::{Stability, head};
 
 /// Clock ticks of `/proc` in a second: fixed for user space on every architecture that Linux runs on.
 const TICKS: f64 = 100.0;

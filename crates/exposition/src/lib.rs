@@ -1,5 +1,6 @@
 //! Counters, gauges and histograms with labels, and the Prometheus text format. The number of series of a family is
-//! bounded: what comes after shares one series whose labels all say `other`.
+//! bounded: what comes after shares one series whose labels all say `other`. Parts of a process that serve nothing
+//! themselves hand their families to the one that does.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -7,7 +8,7 @@ use std::fmt::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 
 /// Most series of one family.
 const MOST_SERIES: usize = 20_000;
@@ -275,25 +276,46 @@ pub fn head(out: &mut String, name: &str, stability: Stability, help: &str, kind
     let _ = write!(out, "# HELP {name} [{}] {help}\n# TYPE {name} {kind}\n", stability.name());
 }
 
+/// Writes the lines of a part's families.
+pub type Source = fn(&mut String);
+
+static SOURCES: Mutex<Vec<Source>> = Mutex::new(Vec::new());
+
+/// Shows a part's families wherever the process shows its own. Adding one again changes nothing.
+pub fn share(source: Source) {
+    let mut sources = SOURCES.lock();
+    if !sources.iter().any(|known| std::ptr::fn_addr_eq(*known, source)) {
+        sources.push(source);
+    }
+}
+
+/// Writes the families of all parts that share theirs.
+pub fn write_shared(out: &mut String) {
+    let sources = SOURCES.lock().clone();
+    for source in sources {
+        source(out);
+    }
+}
+
 /// Declares a set of families, makes it and walks over it.
+#[macro_export]
 macro_rules! families {
-    ($(#[$meta:meta])* pub struct $name:ident { $($field:ident: $type:ty = $make:expr;)* }) => {
+    ($(#[$meta:meta])* $vis:vis struct $name:ident { $($field:ident: $type:ty = $make:expr;)* }) => {
         $(#[$meta])*
-        pub struct $name { $(pub $field: Family<$type>,)* }
+        $vis struct $name { $(pub $field: $crate::Family<$type>,)* }
 
         impl $name {
-            pub fn new() -> Self {
+            fn new() -> Self {
                 Self { $($field: $make,)* }
             }
 
-            pub fn each(&self) -> Vec<&dyn Expose> {
+            /// All of them.
+            pub fn each(&self) -> Vec<&dyn $crate::Expose> {
                 vec![$(&self.$field,)*]
             }
         }
     };
 }
-pub(super) use families;
-
 #[cfg(test)]
 mod tests {
     use super::*;
