@@ -37,7 +37,9 @@ pub struct Config {
     pub compaction_interval: Duration,
     /// How long Events are kept, in seconds.
     pub event_ttl: u64,
-    /// Whether kubelets are reached with `InsecureSkipVerify` because their certificates are self-signed.
+    /// Whose certificates kubelets may show beside the cluster's own authority's, in PEM.
+    pub kubelet_authorities: Option<PathBuf>,
+    /// Kubelets are not authenticated: for those that sign their certificates themselves.
     pub kubelet_insecure: bool,
     pub protection: Protection,
     pub audit: AuditConfig,
@@ -104,6 +106,7 @@ impl Config {
             max_connections: 20_000,
             compaction_interval: Duration::from_secs(300),
             event_ttl: 3600,
+            kubelet_authorities: None,
             kubelet_insecure: false,
             protection: Protection::default(),
             audit: AuditConfig::default(),

@@ -1,14 +1,12 @@
-//! Outgoing connections of the server to extension servers and proxied pods: whom TLS trusts, as whom it speaks, and where a
-//! Service leads.
+//! Outgoing connections of the server to extension servers and proxied pods, and where a Service leads.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use rand::Rng;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
 use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -16,6 +14,7 @@ use tokio_rustls::client::TlsStream;
 
 use crate::ClusterRef;
 use crate::read::Read;
+use crate::tls::TlsSetupError;
 
 /// How long a connection and its handshake may take, each.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -33,46 +32,8 @@ pub enum DialError {
     Timeout(String),
     #[error("{0:?} is no name for a TLS server")]
     Name(String),
-    #[error("{0}")]
-    Roots(String),
-    #[error("tls: {0}")]
-    Tls(#[from] rustls::Error),
-}
-
-/// Whose certificates are accepted.
-pub enum Trust<'a> {
-    /// Those that lead to one of these authorities, in PEM.
-    Bundle(&'a [u8]),
-    /// Those that lead to an authority of the operating system.
-    System,
-    /// All: the peer is not authenticated.
-    Nobody,
-}
-
-/// A client certificate with its key.
-pub type ClientIdentity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
-
-/// The TLS settings of a client. `alpn` lists the protocols that the caller can speak, the best first.
-pub fn tls_config(
-    trust: Trust<'_>,
-    identity: Option<ClientIdentity>,
-    alpn: &[&[u8]],
-) -> Result<Arc<ClientConfig>, DialError> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
-    let verifier = match trust {
-        Trust::Nobody => crate::webhook::verifier(None, true),
-        Trust::System => crate::webhook::verifier(None, false),
-        Trust::Bundle(pem) => crate::webhook::verifier(Some(pem), false),
-    };
-    let verifier = verifier.map_err(|e| DialError::Roots(e.to_string()))?;
-    let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
-    let mut config = match identity {
-        Some((chain, key)) => builder.with_client_auth_cert(chain, key)?,
-        None => builder.with_no_client_auth(),
-    };
-    config.alpn_protocols = alpn.iter().map(|p| p.to_vec()).collect();
-    Ok(Arc::new(config))
+    #[error(transparent)]
+    Tls(#[from] TlsSetupError),
 }
 
 /// A plain connection; `host` may be an address or a name.
@@ -194,45 +155,6 @@ fn ready_addresses(slices: &[Arc<Value>], port_name: &str) -> Vec<(IpAddr, u16)>
         }
     }
     found
-}
-
-/// Accepts every server; for peers whose certificates nobody vouches for.
-#[derive(Debug)]
-pub struct AnyServer(pub Arc<rustls::crypto::CryptoProvider>);
-
-impl ServerCertVerifier for AnyServer {
-    fn verify_server_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls12_signature(message, cert, dss, &self.0.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(message, cert, dss, &self.0.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
 }
 
 #[cfg(test)]

@@ -39,6 +39,7 @@ mod start;
 mod status;
 #[cfg(test)]
 mod testing;
+mod tls;
 mod trace;
 pub mod transform;
 mod upkeep;

@@ -2,6 +2,7 @@
 //! this server to say who asks (upstream: `kube-aggregator`). Local APIServices are kept for all that is served here.
 
 mod availability;
+mod convert;
 mod documents;
 mod priority;
 mod proxy;
@@ -19,10 +20,10 @@ use parking_lot::{Mutex, RwLock};
 use rustls::ClientConfig;
 use serde_json::Value;
 
-use crate::dial::{self, Trust};
 use crate::read::Read;
 use crate::request::RequestInfo;
-use crate::{ClusterRef, relay};
+use crate::tls::{self, Trust};
+use crate::{ClusterRef, dial, relay};
 
 pub use documents::{Documents, merge_v2};
 pub use priority::{CUSTOM, of as built_in_priorities};
@@ -211,7 +212,7 @@ impl Aggregator {
         };
         let identity = self.identity.lock().as_ref().map(|(chain, key)| (chain.clone(), key.clone_key()));
         let alpn: &[&[u8]] = if http2 { &[b"h2", b"http/1.1"] } else { &[b"http/1.1"] };
-        let config = dial::tls_config(trust, identity, alpn)?;
+        let config = tls::client(trust, identity, alpn)?;
         let mut configs = self.configs.lock();
         if configs.len() >= CONNECTIONS {
             configs.clear();

@@ -8,12 +8,13 @@ use http::{Method, Request, Response, StatusCode};
 use rand::Rng;
 use serde_json::{Value, json};
 
-use crate::dial::{self, Trust};
+use crate::dial;
 use crate::http::body::Body;
 use crate::query::Query;
 use crate::registry::Served;
 use crate::relay::{self, Policy};
 use crate::server::Server;
+use crate::tls::{self, Trust};
 use crate::verbs::{Answered, Call, meta};
 use crate::{Attributes, Operation, Status, authz};
 
@@ -64,6 +65,8 @@ struct Target {
 enum Via {
     /// TLS with the server's client certificate for kubelets.
     Kubelet,
+    /// The same, whatever certificate the kubelet shows.
+    UnverifiedKubelet,
     /// TLS with a peer that nobody vouches for.
     Tls,
     Plain,
@@ -141,15 +144,18 @@ impl Connect {
         let address = target.address.to_string();
         let failed = |e: dial::DialError| Status::unavailable(format!("error trying to reach service: {e}"));
         match target.via {
-            Via::Kubelet => {
+            Via::Kubelet | Via::UnverifiedKubelet => {
                 let connector = call.server.connector.as_ref();
                 let connector =
                     connector.ok_or_else(|| Status::internal("no client certificate for kubelets"))?;
-                let stream = connector.connect(target.address, target.port).await?;
+                let stream = connector
+                    .connect(target.address, target.port, target.via == Via::UnverifiedKubelet)
+                    .await?;
                 relay::http1(stream, &host, request, connection.upgrade, &target.policy).await
             }
             Via::Tls => {
-                let config = dial::tls_config(Trust::Nobody, None, &[b"http/1.1"]).map_err(failed)?;
+                let config =
+                    tls::client(Trust::Nobody, None, &[b"http/1.1"]).map_err(|e| failed(e.into()))?;
                 let stream = dial::tls(config, &address, target.port, &address).await.map_err(failed)?;
                 relay::http1(stream, &host, request, connection.upgrade, &target.policy).await
             }
@@ -325,8 +331,8 @@ async fn log(call: &Call, served: &Served) -> Result<Way, Status> {
         return Ok(Way::Nothing);
     }
     let mut pairs: Vec<(&str, &str)> = Vec::new();
-    for key in ["follow", "previous", "timestamps", "insecureSkipTLSVerifyBackend"] {
-        if on(query.flag(key)) && key != "insecureSkipTLSVerifyBackend" {
+    for key in ["follow", "previous", "timestamps"] {
+        if on(query.flag(key)) {
             pairs.push((key, "true"));
         }
     }
@@ -343,7 +349,9 @@ async fn log(call: &Call, served: &Served) -> Result<Way, Status> {
         encode(&container),
         query_text(&pairs)
     );
-    Ok(Way::To(Target { address, port, via: Via::Kubelet, path, policy: Policy::default() }))
+    let skip = on(query.flag("insecureSkipTLSVerifyBackend"));
+    let via = if skip { Via::UnverifiedKubelet } else { Via::Kubelet };
+    Ok(Way::To(Target { address, port, via, path, policy: Policy::default() }))
 }
 
 async fn stream(kind: Connect, call: &Call, served: &Served) -> Result<Target, Status> {

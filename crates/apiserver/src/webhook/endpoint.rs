@@ -19,8 +19,8 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use super::resolve::{self, Address};
-use super::{Error, Place, Target, tls};
-use crate::ClusterRef;
+use super::{Error, Place, Target};
+use crate::{ClusterRef, tls};
 
 /// Connections that wait for the next call, and for how long.
 const IDLE: usize = 32;
@@ -86,7 +86,7 @@ impl Endpoint {
                 let name = target.server_name.clone().unwrap_or_else(|| host.clone());
                 let name = ServerName::try_from(name.clone())
                     .map_err(|_| wrong(format!("{name:?} is no name that a certificate can have")))?;
-                Some((tls::config(target)?, name))
+                Some((config(target).map_err(|e| wrong(e.to_string()))?, name))
             }
         };
         let bearer = target.bearer.as_ref().map(|token| HeaderValue::from_str(&format!("Bearer {token}")));
@@ -143,6 +143,7 @@ impl Endpoint {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert(ACCEPT, HeaderValue::from_static("application/json, */*"));
         headers.insert(USER_AGENT, HeaderValue::from_static("carrack-apiserver"));
+        crate::trace::carry_on(headers);
         if let Some(bearer) = &self.bearer {
             headers.insert(AUTHORIZATION, bearer.clone());
         }
@@ -234,6 +235,18 @@ impl Endpoint {
             }
         }
     }
+}
+
+/// The TLS side of a target.
+fn config(target: &Target) -> Result<Arc<ClientConfig>, tls::TlsSetupError> {
+    let trust = match &target.authorities {
+        _ if target.insecure => tls::Trust::Nobody,
+        Some(pem) => tls::Trust::Bundle(pem),
+        None => tls::Trust::System,
+    };
+    let identity = target.identity.as_ref().map(|(chain, key)| tls::identity(chain, key)).transpose()?;
+    // Not HTTP/2: one connection would tie all calls to one of a Service's endpoints.
+    tls::client(trust, identity, &[b"http/1.1"])
 }
 
 fn refusal(error: &std::io::Error) -> String {

@@ -23,6 +23,14 @@ pub enum Error {
 }
 
 impl Error {
+    /// The code of an answer that is no success.
+    pub fn status_code(&self) -> Option<u16> {
+        match self {
+            Self::Answer { code, .. } => Some(*code),
+            _ => None,
+        }
+    }
+
     /// An answer with a code that is no success.
     pub(super) fn answer(code: u16, body: &[u8]) -> Self {
         let status = serde_json::from_slice::<Value>(body)

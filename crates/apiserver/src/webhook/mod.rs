@@ -8,7 +8,6 @@ mod resolve;
 mod target;
 #[cfg(test)]
 mod tests;
-mod tls;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,7 +18,6 @@ use parking_lot::Mutex;
 pub use endpoint::{Endpoint, Timeout};
 pub use error::Error;
 pub use target::{Place, Target};
-pub(crate) use tls::verifier;
 
 use crate::ClusterRef;
 

@@ -1,4 +1,5 @@
-//! TLS towards webhooks: trust in a bundle or in the system's authorities, as Go's client would verify.
+//! TLS towards everything that the server calls: webhooks, extension servers, token issuers, kubelets, proxied pods. Trust in
+//! a bundle or in the system's authorities, verified as Go's client would.
 
 use std::sync::{Arc, LazyLock};
 
@@ -11,8 +12,6 @@ use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error as TlsError, RootCertStore, SignatureScheme,
 };
 
-use super::{Error, Target};
-
 /// The authorities that the system trusts; read once, when the first webhook without a bundle is called.
 static SYSTEM: LazyLock<Arc<RootCertStore>> = LazyLock::new(|| {
     let mut roots = RootCertStore::empty();
@@ -24,45 +23,73 @@ static SYSTEM: LazyLock<Arc<RootCertStore>> = LazyLock::new(|| {
     Arc::new(roots)
 });
 
-/// The TLS side of a target.
-pub(super) fn config(target: &Target) -> Result<Arc<ClientConfig>, Error> {
-    let wrong = |e: TlsError| Error::Target(format!("unable to load root certificates: {e}"));
+/// Why there can be no TLS.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsSetupError {
+    #[error("unable to load root certificates: {0}")]
+    Roots(String),
+    #[error("client certificate: {0}")]
+    Certificate(#[source] rustls::pki_types::pem::Error),
+    #[error("client key: {0}")]
+    Key(#[source] rustls::pki_types::pem::Error),
+    #[error("tls: {0}")]
+    Tls(#[from] TlsError),
+}
+
+/// Whose certificates are accepted.
+#[derive(Clone, Copy)]
+pub enum Trust<'a> {
+    /// Those that lead to one of these authorities, in PEM.
+    Bundle(&'a [u8]),
+    /// Those that lead to an authority of the operating system.
+    System,
+    /// All: the peer is not authenticated.
+    Nobody,
+}
+
+/// A client certificate with its key.
+pub type ClientIdentity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
+
+/// The identity in a PEM chain and a PEM key.
+pub fn identity(chain: &[u8], key: &[u8]) -> Result<ClientIdentity, TlsSetupError> {
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(chain).collect();
+    let key = PrivateKeyDer::from_pem_slice(key).map_err(TlsSetupError::Key)?;
+    Ok((chain.map_err(TlsSetupError::Certificate)?, key))
+}
+
+/// The TLS settings of a client. `alpn` lists the protocols that the caller can speak, the best first.
+pub fn client(
+    trust: Trust<'_>,
+    identity: Option<ClientIdentity>,
+    alpn: &[&[u8]],
+) -> Result<Arc<ClientConfig>, TlsSetupError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let verifier = verifier(target.authorities.as_deref(), target.insecure)?;
     let builder = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(wrong)?
+        .with_safe_default_protocol_versions()?
         .dangerous()
-        .with_custom_certificate_verifier(verifier);
-    let mut config = match &target.identity {
+        .with_custom_certificate_verifier(verifier(trust)?);
+    let mut config = match identity {
+        Some((chain, key)) => builder.with_client_auth_cert(chain, key)?,
         None => builder.with_no_client_auth(),
-        Some((chain, key)) => {
-            let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(chain).collect();
-            let chain = chain.map_err(|e| Error::Target(format!("client certificate: {e}")))?;
-            let key =
-                PrivateKeyDer::from_pem_slice(key).map_err(|e| Error::Target(format!("client key: {e}")))?;
-            builder.with_client_auth_cert(chain, key).map_err(wrong)?
-        }
     };
-    // Not HTTP/2: one connection would tie all calls to one of a Service's endpoints.
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.alpn_protocols = alpn.iter().map(|p| p.to_vec()).collect();
     Ok(Arc::new(config))
 }
 
-/// Verifies servers by a bundle of authorities in PEM, or by the system's; `insecure` accepts all.
-pub(crate) fn verifier(bundle: Option<&[u8]>, insecure: bool) -> Result<Arc<dyn ServerCertVerifier>, Error> {
+fn verifier(trust: Trust<'_>) -> Result<Arc<dyn ServerCertVerifier>, TlsSetupError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    if insecure {
-        return Ok(Arc::new(AnyServer(provider)));
-    }
-    let (roots, own) = roots(bundle)?;
+    let (roots, own) = match trust {
+        Trust::Nobody => return Ok(Arc::new(AnyServer(provider))),
+        Trust::System => (SYSTEM.clone(), Vec::new()),
+        Trust::Bundle(pem) => roots(pem)?,
+    };
     // An empty set is refused by the builder; nothing is then trusted.
     let inner = match roots.is_empty() {
         true => None,
         false => Some(
             WebPkiServerVerifier::builder_with_provider(roots, provider.clone())
                 .build()
-                .map_err(|e| Error::Target(format!("unable to load root certificates: {e}")))?,
+                .map_err(|e| TlsSetupError::Roots(e.to_string()))?,
         ),
     };
     Ok(Arc::new(Verifier { inner, own, provider }))
@@ -70,12 +97,10 @@ pub(crate) fn verifier(bundle: Option<&[u8]>, insecure: bool) -> Result<Arc<dyn 
 
 type Trusted = (Arc<RootCertStore>, Vec<CertificateDer<'static>>);
 
-fn roots(bundle: Option<&[u8]>) -> Result<Trusted, Error> {
-    let Some(bundle) = bundle else { return Ok((SYSTEM.clone(), Vec::new())) };
+fn roots(bundle: &[u8]) -> Result<Trusted, TlsSetupError> {
     let certificates: Vec<_> = CertificateDer::pem_slice_iter(bundle).filter_map(Result::ok).collect();
     if certificates.is_empty() {
-        let why = "unable to load root certificates: unable to parse bytes as PEM block";
-        return Err(Error::Target(why.to_owned()));
+        return Err(TlsSetupError::Roots("unable to parse bytes as PEM block".to_owned()));
     }
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(certificates.iter().cloned());
@@ -159,7 +184,7 @@ impl ServerCertVerifier for Verifier {
 }
 
 /// Why TLS failed, in the words of Go's client.
-pub(super) fn failure(error: &std::io::Error, name: &str) -> String {
+pub fn failure(error: &std::io::Error, name: &str) -> String {
     let inner = error.get_ref().and_then(|e| e.downcast_ref::<TlsError>());
     let why = match inner {
         Some(TlsError::InvalidCertificate(wrong)) => match wrong {
@@ -182,6 +207,7 @@ pub(super) fn failure(error: &std::io::Error, name: &str) -> String {
     format!("tls: failed to verify certificate: {why}")
 }
 
+/// Accepts every server; for peers whose certificates nobody vouches for.
 #[derive(Debug)]
 struct AnyServer(Arc<rustls::crypto::CryptoProvider>);
 
