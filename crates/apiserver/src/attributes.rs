@@ -38,7 +38,7 @@ impl UserInfo {
 }
 
 /// What a request asks for. Empty strings mean "none", as in the reference.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Attributes {
     pub user: Arc<UserInfo>,
     /// `get`, `list`, `watch`, `create`, `update`, `patch`, `delete`, `deletecollection`, or the lower-case HTTP method for

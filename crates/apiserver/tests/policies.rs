@@ -305,3 +305,75 @@ async fn wrong_expressions_are_refused_where_they_stand() {
     )
     .await;
 }
+
+#[tokio::test]
+async fn custom_resources_are_judged_and_can_be_parameters() {
+    let running = start().await;
+    support::ships(&running).await;
+    let ships = "/apis/fleet.example.com/v1/namespaces/default/ships";
+    running.post(ships, support::ship("limit", 4)).await.ok();
+    let spec = json!({
+        "paramKind": {"apiVersion": "fleet.example.com/v1", "kind": "Ship"},
+        "matchConstraints": rules(&["CREATE", "UPDATE"], "fleet.example.com", &["ships", "ships/scale"]),
+        "validations": [{"expression": "request.subResource == 'scale' ? object.spec.replicas <= params.spec.masts \
+            : object.spec.masts <= params.spec.masts", "message": "more masts than the limit"}],
+    });
+    policy(&running, false, "p", spec).await.ok();
+    let param = json!({"name": "limit", "namespace": "default", "parameterNotFoundAction": "Deny"});
+    bind(&running, false, "p", "b", json!({"paramRef": param})).await;
+    running.post(ships, support::ship("a", 4)).await.ok();
+    let refused = running.post(ships, support::ship("b", 5)).await;
+    assert!(refused.message().ends_with("denied request: more masts than the limit"), "{}", refused.body);
+    let scale = async |replicas: i64| {
+        running.send("PATCH", &format!("{ships}/a/scale"), json!({"spec": {"replicas": replicas}})).await
+    };
+    assert_eq!(scale(5).await.code, 422);
+    scale(3).await.ok();
+    // The limit follows its object; without it nothing passes.
+    running.send("PATCH", &format!("{ships}/limit"), json!({"spec": {"masts": 1}})).await;
+    assert_eq!(scale(2).await.code, 422);
+
+    // A mutation of a kind whose fields merge by its own schema.
+    let mutations = json!([{"patchType": "ApplyConfiguration", "applyConfiguration": {"expression":
+        "Object{spec: Object.spec{masts: 1}}"}}]);
+    let spec = json!({"mutations": mutations,
+        "matchConstraints": rules(&["CREATE"], "fleet.example.com", &["ships"])});
+    policy(&running, true, "m", spec).await.ok();
+    bind(&running, true, "m", "m", json!({})).await;
+    let made = running.post(ships, support::ship("c", 9)).await.ok();
+    assert_eq!(made["spec"]["masts"], 1);
+    let text = running.text("/metrics").await;
+    let series = [
+        "apiserver_validating_admission_policy_check_total{enforcement_action=\"deny\",error_type=\"no_error\",policy=\"p\",policy_binding=\"b\"}",
+        "apiserver_mutating_admission_policy_check_total{error_type=\"no_error\",policy=\"m\",policy_binding=\"m\"}",
+    ];
+    for series in series {
+        assert!(text.contains(series), "{series}");
+    }
+}
+
+#[tokio::test]
+async fn connections_are_judged() {
+    let running = start().await;
+    let spec = json!({
+        "matchConstraints": rules(&["CONNECT"], "", &["pods/exec", "pods/proxy"]),
+        "validations": [{"expression": "request.subResource == 'proxy' || !has(object.command) || object.command[0] != 'rm'"}],
+    });
+    policy(&running, false, "p", spec).await.ok();
+    bind(&running, false, "p", "b", json!({})).await;
+    running
+        .post("/api/v1/namespaces/default/serviceaccounts", json!({"metadata": {"name": "default"}}))
+        .await
+        .ok();
+    let pod = json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
+    running.post("/api/v1/namespaces/default/pods", pod).await.ok();
+    let exec = async |command: &str| {
+        let path = format!("/api/v1/namespaces/default/pods/p/exec?command={command}&stdout=1");
+        running.send("GET", &path, Value::Null).await
+    };
+    let denied = exec("rm").await;
+    assert_eq!(denied.code, 422, "{}", denied.body);
+    assert!(denied.message().contains("ValidatingAdmissionPolicy 'p' with binding 'b' denied request"));
+    let passed = exec("ls").await;
+    assert!(!passed.message().contains("denied"), "{}", passed.body);
+}

@@ -251,3 +251,185 @@ async fn scopes_and_namespaces_choose() {
     let seen: Vec<String> = hooks.seen.lock().drain(..).map(|(path, _)| path).collect();
     assert_eq!(seen, ["/chosen"]);
 }
+
+#[tokio::test]
+async fn an_old_webhook_is_asked_in_its_own_version() {
+    let running = start().await;
+    let hooks = Hooks::serve(|path, _| match path {
+        // Of v1beta1 neither the uid nor the type of a patch was ever demanded.
+        "/old" => json!({"uid": "", "patchType": null, "patch": patch(json!([
+            {"op": "add", "path": "/data/old", "value": "1"}]))["patch"]}),
+        _ => json!({"uid": "", "allowed": false, "status": {"message": "not this"}}),
+    })
+    .await;
+    let rule = || rule(&["CREATE"], "", "v1", &["configmaps"]);
+    let beta = json!({"admissionReviewVersions": ["v2", "v1beta1", "v1"]});
+    configure(&running, true, "m", &[hook(&hooks, "/old", rule(), beta.clone())]).await;
+    let made = running.post(MAPS, map("a")).await.ok();
+    assert_eq!(made["data"], json!({"k": "1", "old": "1"}));
+    let version = hooks.seen.lock()[0].1["apiVersion"].clone();
+    assert_eq!(version, "admission.k8s.io/v1beta1");
+    configure(&running, false, "v", &[hook(&hooks, "/deny", rule(), beta)]).await;
+    let refused = running.post(MAPS, map("b")).await;
+    assert_eq!(refused.message(), "admission webhook \"deny.example.com\" denied the request: not this");
+}
+
+#[tokio::test]
+async fn connections_are_admitted_by_their_options() {
+    let running = start().await;
+    let hooks = Hooks::serve(|_, request| match request["name"].as_str() {
+        Some("closed") => json!({"allowed": false, "status": {"message": "keep out"}}),
+        _ => json!({}),
+    })
+    .await;
+    running
+        .post("/api/v1/namespaces/default/serviceaccounts", json!({"metadata": {"name": "default"}}))
+        .await
+        .ok();
+    for name in ["open", "closed"] {
+        let pod = json!({"metadata": {"name": name}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
+        running.post("/api/v1/namespaces/default/pods", pod).await.ok();
+    }
+    let resources =
+        ["pods/exec", "pods/attach", "pods/portforward", "pods/proxy", "services/proxy", "nodes/proxy"];
+    let rule = rule(&["CONNECT"], "", "v1", &resources);
+    configure(&running, false, "v", &[hook(&hooks, "/v", rule, json!({}))]).await;
+    let check = async |path: &str, kind: &str, want: Value| {
+        let path = format!("/api/v1/{path}");
+        // Nothing is at the other end; what counts is who was asked before.
+        let answer = running.send("GET", &path, Value::Null).await;
+        assert!(answer.code >= 400 && !answer.message().contains("denied"), "{path}: {}", answer.body);
+        let seen = hooks.take("/v");
+        let [request] = seen.as_slice() else { panic!("{path}: {seen:?}") };
+        let gvk = json!({"group": "", "version": "v1", "kind": kind});
+        assert_eq!((&request["operation"], &request["kind"]), (&json!("CONNECT"), &gvk), "{path}");
+        let mut whole = want.clone();
+        (whole["kind"], whole["apiVersion"]) = (kind.into(), "v1".into());
+        assert_eq!(request["object"], whole, "{path}");
+        assert_eq!((&request["oldObject"], &request["dryRun"]), (&Value::Null, &json!(false)), "{path}");
+        let closed = path.replace("/open/", "/closed/");
+        let refused = running.send("GET", &closed, Value::Null).await;
+        let want = "admission webhook \"v.example.com\" denied the request: keep out";
+        assert_eq!((refused.code, refused.message()), (400, want), "{closed}");
+        hooks.take("/v");
+    };
+    let pods = "namespaces/default/pods/open";
+    let exec = json!({"stdout": true, "stderr": true, "command": ["a", "b"]});
+    check(&format!("{pods}/exec?stdout=true&stderr=true&command=a&command=b"), "PodExecOptions", exec).await;
+    let attach = json!({"stdin": true, "stdout": true, "stderr": true, "container": "c"});
+    check(&format!("{pods}/attach?stdin=true&container=c"), "PodAttachOptions", attach).await;
+    check(&format!("{pods}/portforward?ports=80"), "PodPortForwardOptions", json!({"ports": [80]})).await;
+    check(&format!("{pods}/proxy/a/b"), "PodProxyOptions", json!({"path": "/a/b"})).await;
+    check("namespaces/default/services/open/proxy/x", "ServiceProxyOptions", json!({"path": "/x"})).await;
+    check("nodes/open/proxy/x", "NodeProxyOptions", json!({"path": "/x"})).await;
+}
+
+#[tokio::test]
+async fn custom_resources_pass_the_webhooks_with_their_parts() {
+    let running = start().await;
+    support::ships(&running).await;
+    let hooks = Hooks::serve(|path, request| match (path, request["object"]["spec"]["masts"].as_i64()) {
+        ("/m", Some(_)) if request["operation"] == "CREATE" => {
+            patch(json!([{"op": "add", "path": "/spec/sails", "value": ["main"]}]))
+        }
+        ("/v", Some(9)) => json!({"allowed": false, "status": {"message": "too many masts"}}),
+        _ => json!({}),
+    })
+    .await;
+    let rule = || rule(&["*"], "fleet.example.com", "v1", &["ships", "ships/status", "ships/scale"]);
+    configure(&running, true, "m", &[hook(&hooks, "/m", rule(), json!({}))]).await;
+    let conditions =
+        json!({"matchConditions": [{"name": "c", "expression": "request.operation != 'DELETE'"}]});
+    configure(&running, false, "v", &[hook(&hooks, "/v", rule(), conditions)]).await;
+    let ships = "/apis/fleet.example.com/v1/namespaces/default/ships";
+    let made = running.post(ships, support::ship("a", 3)).await.ok();
+    assert_eq!(made["spec"], json!({"masts": 3, "sails": ["main"]}));
+    let refused = running.post(ships, support::ship("b", 9)).await;
+    assert!(refused.message().ends_with("denied the request: too many masts"), "{}", refused.body);
+    hooks.take("/v");
+    let status = json!({"status": {"sailing": true}});
+    running.send("PATCH", &format!("{ships}/a/status"), status).await.ok();
+    let request = hooks.take("/v").remove(0);
+    assert_eq!((&request["subResource"], &request["kind"]["kind"]), (&json!("status"), &json!("Ship")));
+    running.send("PATCH", &format!("{ships}/a/scale"), json!({"spec": {"replicas": 2}})).await.ok();
+    let request = hooks.take("/v").remove(0);
+    assert_eq!((&request["subResource"], &request["kind"]["kind"]), (&json!("scale"), &json!("Scale")));
+    assert_eq!(request["object"]["spec"]["replicas"], 2);
+    running.send("DELETE", &format!("{ships}/a"), Value::Null).await.ok();
+    assert!(hooks.take("/v").is_empty(), "the condition leaves deletions out");
+}
+
+/// The value of the series of this name that has all of these labels.
+fn counted(text: &str, name: &str, labels: &[&str]) -> f64 {
+    let lines = text.lines().filter(|line| line.starts_with(&format!("{name}{{")));
+    let mut found = lines.filter(|line| labels.iter().all(|label| line.contains(label)));
+    let line = found.next().unwrap_or_else(|| panic!("no {name} with {labels:?}"));
+    line.rsplit_once(' ').expect("a value").1.parse().expect("a number")
+}
+
+#[tokio::test]
+async fn calls_are_counted_under_upstreams_names() {
+    let running = start().await;
+    let hooks = Hooks::serve(|path, _| match path {
+        "/counted-deny" => json!({"allowed": false, "status": {"code": 418}}),
+        _ => json!({"uid": "strange"}),
+    })
+    .await;
+    let rule = |resource: &str| rule(&["CREATE"], "", "v1", &[resource]);
+    let open = json!({"failurePolicy": "Ignore"});
+    configure(
+        &running,
+        false,
+        "v",
+        &[
+            hook(
+                &hooks,
+                "/counted-deny",
+                rule("configmaps"),
+                json!({"matchConditions": [
+            {"name": "c", "expression": "object.metadata.name != 'spared'"}]}),
+            ),
+            hook(&hooks, "/counted-open", rule("secrets"), open),
+            hook(&hooks, "/counted-fail", rule("endpoints"), json!({})),
+        ],
+    )
+    .await;
+    running.post(MAPS, map("refused")).await;
+    running.post(MAPS, map("spared")).await.ok();
+    running.post("/api/v1/namespaces/default/secrets", json!({"metadata": {"name": "s"}})).await.ok();
+    running.post("/api/v1/namespaces/default/endpoints", json!({"metadata": {"name": "e"}})).await;
+    let text = running.text("/metrics").await;
+    let deny = "name=\"counted-deny.example.com\"";
+    let (open, fail) = ("name=\"counted-open.example.com\"", "name=\"counted-fail.example.com\"");
+    let check = |name: &str, labels: &[&str]| {
+        assert_eq!(counted(&text, &format!("apiserver_admission_{name}"), labels), 1.0, "{name} {labels:?}");
+    };
+    let validating = "type=\"validating\"";
+    let create = "operation=\"CREATE\"";
+    check("webhook_admission_duration_seconds_count", &[deny, validating, create, "rejected=\"true\""]);
+    check("webhook_request_total", &[deny, validating, create, "code=\"418\"", "rejected=\"true\""]);
+    let no_error = "error_type=\"no_error\"";
+    check("webhook_rejection_count", &[deny, validating, create, no_error, "rejection_code=\"418\""]);
+    check("match_condition_exclusions_total", &[deny, "kind=\"webhook\"", create]);
+    check("webhook_fail_open_count", &[open, validating]);
+    check("webhook_request_total", &[open, "code=\"503\"", "rejected=\"false\""]);
+    let calling = "error_type=\"calling_webhook_error\"";
+    check("webhook_rejection_count", &[fail, calling, "rejection_code=\"503\""]);
+}
+
+#[tokio::test]
+async fn a_callers_trace_goes_on_to_the_webhooks() {
+    let running = start().await;
+    let hooks = Hooks::serve(|_, _| json!({})).await;
+    let rule = rule(&["CREATE"], "", "v1", &["configmaps"]);
+    configure(&running, false, "v", &[hook(&hooks, "/v", rule, json!({}))]).await;
+    let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    let request = http::Request::post(MAPS)
+        .header("content-type", "application/json")
+        .header("traceparent", trace)
+        .body(kube::client::Body::from(map("a").to_string().into_bytes()))
+        .expect("a request");
+    let answer = running.client.send(request).await.expect("an answer");
+    assert_eq!(answer.status(), 201);
+    assert_eq!(*hooks.traces.lock(), [trace]);
+}

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use apiserver::UserInfo;
 use futures::StreamExt;
+use k8s_openapi::api::admissionregistration::v1::ValidatingAdmissionPolicy;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::core::ApiResource;
@@ -588,4 +589,55 @@ async fn a_range_serves_services_and_stays_while_one_has_its_address() {
     eventually("a range that must stay", ready("False")).await;
     cluster.delete(service, DeleteParams::default()).await;
     eventually("its end", || async { cluster.get(kind, "more").await.is_none() }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_is_told_what_does_not_fit_its_kinds() {
+    let cluster = Cluster::start().await;
+    let definition = json!({
+        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": {"name": "ships.fleet.example.com"},
+        "spec": {"group": "fleet.example.com", "scope": "Namespaced", "names": {"plural": "ships", "kind": "Ship"},
+            "versions": [{"name": "v1", "served": true, "storage": true, "schema": {"openAPIV3Schema": {
+                "type": "object", "properties": {"spec": {"type": "object", "properties": {
+                    "masts": {"type": "integer"}}}}}}}]},
+    });
+    let kind = kube::core::GroupVersionKind::gvk("apiextensions.k8s.io", "v1", "CustomResourceDefinition");
+    let definitions: Api<kube::core::DynamicObject> =
+        Api::all_with(cluster.client.clone(), &ApiResource::from_gvk(&kind));
+    let definition = serde_json::from_value(definition).expect("a definition");
+    definitions.create(&PostParams::default(), &definition).await.expect("created");
+    eventually("the kind is served", || async {
+        kube::discovery::group(&cluster.client, "fleet.example.com").await.is_ok()
+    })
+    .await;
+    let policies: Api<ValidatingAdmissionPolicy> = Api::all(cluster.client.clone());
+    let check = async |name: &str, group: &str, resource: &str, expression: &str, want: Option<&str>| {
+        let rule = json!({"apiGroups": [group], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": [resource]});
+        let policy = json!({"metadata": {"name": name}, "spec": {
+            "matchConstraints": {"resourceRules": [rule]}, "validations": [{"expression": expression}]}});
+        let policy = serde_json::from_value(policy).expect("a policy");
+        policies.create(&PostParams::default(), &policy).await.expect("created");
+        let checked = || async {
+            let status = policies.get(name).await.expect("there").status?;
+            (status.observed_generation == Some(1)).then_some(status)
+        };
+        eventually("the policy is checked", || async { checked().await.is_some() }).await;
+        let checking = checked().await.and_then(|s| s.type_checking).unwrap_or_default();
+        let warnings = checking.expression_warnings.unwrap_or_default();
+        match want {
+            None => assert!(warnings.is_empty(), "{name}: {warnings:?}"),
+            Some(want) => {
+                assert_eq!(warnings[0].field_ref, "spec.validations[0].expression");
+                assert!(warnings[0].warning.contains(want), "{name}: {}", warnings[0].warning);
+            }
+        }
+    };
+    check("fits", "apps", "deployments", "object.spec.replicas <= 5", None).await;
+    check("unfit", "apps", "deployments", "object.spec.size <= 5", Some("undefined field 'size'")).await;
+    check("typed", "apps", "deployments", "object.spec.replicas == 'five'", Some("no matching overload"))
+        .await;
+    check("custom", "fleet.example.com", "ships", "object.spec.masts <= 5", None).await;
+    let undefined = Some("undefined field 'sails'");
+    check("unfit-custom", "fleet.example.com", "ships", "object.spec.sails <= 5", undefined).await;
 }

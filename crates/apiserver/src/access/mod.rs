@@ -204,6 +204,7 @@ fn modes(client: &webhook::Client, chosen: Vec<Chosen>) -> Result<Vec<Mode>, Str
                 Chosen::AlwaysDeny => Mode::AlwaysDeny,
                 Chosen::Node => Mode::Node,
                 Chosen::Rbac => Mode::Rbac,
+                Chosen::Abac(policies) => Mode::Abac(policies),
                 Chosen::Webhook(settings) => {
                     Mode::Webhook(Box::new(WebhookAuthorizer::new(client, *settings)?))
                 }

@@ -29,6 +29,8 @@ pub struct AccessOptions {
     /// `Node`, `RBAC` and so on; empty: these two.
     pub authorization_modes: Vec<String>,
     pub authorization_webhook: Option<WebhookOptions>,
+    /// The policies of the mode `ABAC`.
+    pub authorization_policy_file: Option<PathBuf>,
 }
 
 /// A webhook by its kubeconfig file.
@@ -79,7 +81,9 @@ impl AccessOptions {
             return conflict("--authentication-config and the --oidc flags are mutually exclusive");
         }
         if self.authorization_config.is_some()
-            && (!self.authorization_modes.is_empty() || self.authorization_webhook.is_some())
+            && (!self.authorization_modes.is_empty()
+                || self.authorization_webhook.is_some()
+                || self.authorization_policy_file.is_some())
         {
             return conflict(
                 "--authorization-config cannot be used with --authorization-mode or --authorization-webhook-config-file",
@@ -107,7 +111,11 @@ impl AccessOptions {
         if let Some(path) = &self.authorization_config {
             return Ok(config::load(path)?);
         }
-        if self.authorization_modes.is_empty() && self.authorization_webhook.is_none() {
+        let policy_file = self.authorization_policy_file.as_deref();
+        if self.authorization_modes.is_empty()
+            && self.authorization_webhook.is_none()
+            && policy_file.is_none()
+        {
             return Ok(vec![Chosen::Node, Chosen::Rbac]);
         }
         let webhook = self.authorization_webhook.as_ref().map(|webhook| Settings {
@@ -120,7 +128,7 @@ impl AccessOptions {
             deny_on_error: false,
             conditions: Vec::new(),
         });
-        Ok(config::from_modes(&self.authorization_modes, webhook)?)
+        Ok(config::from_modes(&self.authorization_modes, webhook, policy_file)?)
     }
 }
 
@@ -195,7 +203,11 @@ mod tests {
             ..AccessOptions::default()
         };
         check(modes(&["RBAC", "RBAC"]), "specified more than once");
-        check(modes(&["ABAC"]), "is not one of");
+        check(modes(&["Magic"]), "is not one of");
+        check(modes(&["ABAC"]), "authorization policy file not passed");
+        let policies =
+            AccessOptions { authorization_policy_file: Some("/nosuch".into()), ..modes(&["RBAC"]) };
+        check(policies, "without mode ABAC");
         check(modes(&["Webhook"]), "needs --authorization-webhook-config-file");
         let both = AccessOptions { authorization_config: Some("/nosuch".into()), ..modes(&["RBAC"]) };
         check(both, "--authorization-config cannot be used with --authorization-mode");

@@ -8,6 +8,7 @@ use super::options::{anonymous, authentication};
 use super::{AccessOptions, modes};
 use crate::authn::{Authenticator, Bearer, Issuers};
 use crate::authz::Authorizer;
+use crate::metrics::metrics;
 use crate::webhook;
 
 /// How often the files are looked at; they may lie on file systems that tell nobody of changes.
@@ -61,6 +62,15 @@ pub(super) async fn run(what: Reloaded) {
 }
 
 fn report(what: &str, result: Result<(), String>) {
+    let metrics = metrics();
+    let (reloads, at) = match what {
+        "authentication" => (&metrics.authentication_reloads, &metrics.authentication_reload_time),
+        _ => (&metrics.authorization_reloads, &metrics.authorization_reload_time),
+    };
+    // One server is one series; it has no identity of its own.
+    let labels = ["", if result.is_ok() { "success" } else { "failure" }];
+    reloads.with(&labels).increment();
+    at.with(&labels).set(jiff::Timestamp::now().as_second() as f64);
     match result {
         Ok(()) => tracing::info!("the {what} configuration was read again"),
         Err(why) => tracing::error!(why, "the changed {what} configuration is not used"),

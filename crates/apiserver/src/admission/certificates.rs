@@ -3,6 +3,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use futures::future::{BoxFuture, FutureExt, ready};
 use serde_json::{Value, json};
 
 use super::Scene;
@@ -12,11 +13,22 @@ use crate::{Attributes, Operation, Status};
 const GROUP: &str = "certificates.k8s.io";
 const CLIENT_SIGNER: &str = "kubernetes.io/kube-apiserver-client";
 
-pub(super) fn validate(scene: &Scene<'_>, object: &Value, old: Option<&Value>) -> Result<(), Status> {
+pub(super) fn validate<'a>(
+    scene: Scene<'a>,
+    object: &'a Value,
+    old: Option<&'a Value>,
+) -> BoxFuture<'a, Result<(), Status>> {
+    if !scene.request.attributes.group.eq(GROUP) {
+        return ready(Ok(())).boxed();
+    }
+    async move { judge(&scene, object, old).await }.boxed()
+}
+
+async fn judge(scene: &Scene<'_>, object: &Value, old: Option<&Value>) -> Result<(), Status> {
     let update = scene.operation() == Operation::Update;
     if scene.is(GROUP, "certificatesigningrequests/approval") && update {
         // The signer is that of the stored request: an update cannot choose another one to be judged by.
-        return may(scene, object, old, "approve");
+        return may(scene, object, old, "approve").await;
     }
     if scene.is(GROUP, "certificatesigningrequests/status") && update {
         let part = |value: &Value, key: &str| value.at("status").at(key).clone();
@@ -24,7 +36,7 @@ pub(super) fn validate(scene: &Scene<'_>, object: &Value, old: Option<&Value>) -
         if same("certificate") && same("conditions") {
             return Ok(());
         }
-        return may(scene, object, old, "sign");
+        return may(scene, object, old, "sign").await;
     }
     if scene.is(GROUP, "certificatesigningrequests") && scene.operation() == Operation::Create {
         return subject(scene, object);
@@ -32,10 +44,10 @@ pub(super) fn validate(scene: &Scene<'_>, object: &Value, old: Option<&Value>) -
     Ok(())
 }
 
-fn may(scene: &Scene<'_>, object: &Value, old: Option<&Value>, verb: &str) -> Result<(), Status> {
+async fn may(scene: &Scene<'_>, object: &Value, old: Option<&Value>, verb: &str) -> Result<(), Status> {
     let signer = old.unwrap_or(object).text("spec.signerName");
     let domain = signer.split_once('/').map_or(signer, |(domain, _)| domain);
-    let allowed = [signer.to_owned(), format!("{domain}/*")].into_iter().any(|name| {
+    for name in [signer.to_owned(), format!("{domain}/*")] {
         let request = Attributes {
             user: scene.request.attributes.user.clone(),
             verb: verb.to_owned(),
@@ -46,10 +58,9 @@ fn may(scene: &Scene<'_>, object: &Value, old: Option<&Value>, verb: &str) -> Re
             resource_request: true,
             ..Attributes::default()
         };
-        scene.authorizer.decide(&request).allowed()
-    });
-    if allowed {
-        return Ok(());
+        if scene.authorizer.all(&request).await.allowed() {
+            return Ok(());
+        }
     }
     let why = format!("user not permitted to {verb} requests with signerName {signer:?}");
     Err(scene.forbid(object, why))

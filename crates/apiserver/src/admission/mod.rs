@@ -72,7 +72,7 @@ const PLUGINS: &[Plugin] = &[
     row("NamespaceLifecycle", &[Create, Update, Delete], &[ML(lifecycle::admit)]),
     row("LimitRanger", &[Create, Update], &[M(limits::admit), V(limits::validate)]),
     row("ServiceAccount", &[Create, Update], &[ML(service_account::admit), V(service_account::validate)]),
-    row("NodeRestriction", &[Create, Update, Delete], &[M(node::admit)]),
+    row("NodeRestriction", &[Create, Update, Delete], &[ML(node::admit)]),
     row("TaintNodesByCondition", &[Create], &[M(tolerations::taint_node)]),
     row("PodSecurity", &[Create, Update], &[V(security::validate)]),
     row("Priority", &[Create, Update], &[M(priority::admit), V(priority::validate)]),
@@ -84,7 +84,7 @@ const PLUGINS: &[Plugin] = &[
     row(
         "CertificateApproval, CertificateSigning, CertificateSubjectRestriction",
         &[Create, Update],
-        &[V(certificates::validate)],
+        &[VL(certificates::validate)],
     ),
     row("DefaultIngressClass", &[Create], &[M(classes::ingress)]),
     row("PodTopologyLabels", &[Create], &[M(classes::topology)]),

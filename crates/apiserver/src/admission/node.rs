@@ -1,6 +1,7 @@
 //! NodeRestriction: a kubelet writes only what is its own: its Node (but not its taints or the labels that others rely on),
 //! its lease, the status of its pods, mirror pods, and tokens for the pods that run on it.
 
+use futures::future::{BoxFuture, FutureExt, ready};
 use serde_json::Value;
 
 use super::Scene;
@@ -27,10 +28,19 @@ const OWN_LABELS: [&str; 11] = [
 const OWN_DOMAINS: [&str; 2] = ["kubelet.kubernetes.io", "node.kubernetes.io"];
 const RESTRICTED_DOMAIN: &str = "node-restriction.kubernetes.io";
 
-pub(super) fn admit(scene: &Scene<'_>, object: &mut Value, old: Option<&Value>) -> Result<(), Status> {
+pub(super) fn admit<'a>(
+    scene: Scene<'a>,
+    object: &'a mut Value,
+    old: Option<&'a Value>,
+) -> BoxFuture<'a, Result<(), Status>> {
+    match node_name(&scene.request.attributes.user) {
+        None => ready(Ok(())).boxed(),
+        Some(node) => async move { judge(&scene, node, object, old).await }.boxed(),
+    }
+}
+
+async fn judge(scene: &Scene<'_>, node: &str, object: &Value, old: Option<&Value>) -> Result<(), Status> {
     let attributes = scene.request.attributes;
-    let Some(node) = node_name(&attributes.user) else { return Ok(()) };
-    let object = &*object;
     if node.is_empty() {
         let why = format!("could not determine node from user {:?}", attributes.user.name);
         return Err(scene.forbid(object, why));
@@ -39,7 +49,7 @@ pub(super) fn admit(scene: &Scene<'_>, object: &mut Value, old: Option<&Value>) 
         ("", "pods") => return pods(scene, node, object, old),
         ("", "nodes") => own_node(scene, node, object, old),
         ("", "persistentvolumeclaims") => claim_status(scene, node, object, old),
-        ("", "serviceaccounts") => return token(scene, node, object),
+        ("", "serviceaccounts") => return token(scene, node, object).await,
         ("certificates.k8s.io", "podcertificaterequests") => {
             Some("PodCertificateRequest feature gate is disabled".to_owned())
         }
@@ -330,7 +340,7 @@ fn is_own_label(key: &str) -> bool {
     !of_kubernetes || OWN_LABELS.contains(&key) || OWN_DOMAINS.iter().any(|d| under(d))
 }
 
-fn token(scene: &Scene<'_>, node: &str, object: &Value) -> Result<(), Status> {
+async fn token(scene: &Scene<'_>, node: &str, object: &Value) -> Result<(), Status> {
     let attributes = scene.request.attributes;
     if scene.operation() != Operation::Create || attributes.subresource != "token" {
         return Ok(());
@@ -373,7 +383,7 @@ fn token(scene: &Scene<'_>, node: &str, object: &Value) -> Result<(), Status> {
         resource_request: true,
         ..Attributes::default()
     };
-    if scene.authorizer.decide(&request).allowed() {
+    if scene.authorizer.all(&request).await.allowed() {
         return Ok(());
     }
     refuse(format!(

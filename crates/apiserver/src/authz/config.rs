@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use super::abac::Policies;
 use super::webhook::Settings;
 use crate::authn::document;
 
@@ -22,6 +23,7 @@ pub enum Chosen {
     AlwaysDeny,
     Node,
     Rbac,
+    Abac(Policies),
     Webhook(Box<Settings>),
 }
 
@@ -78,7 +80,11 @@ struct Condition {
 }
 
 /// The authorizers that the flags name: `Node,RBAC` and so on.
-pub fn from_modes(modes: &[String], webhook: Option<Settings>) -> Result<Vec<Chosen>, ConfigError> {
+pub fn from_modes(
+    modes: &[String],
+    webhook: Option<Settings>,
+    policy_file: Option<&Path>,
+) -> Result<Vec<Chosen>, ConfigError> {
     let mut chosen = Vec::new();
     let mut seen = HashSet::new();
     for mode in modes {
@@ -90,16 +96,24 @@ pub fn from_modes(modes: &[String], webhook: Option<Settings>) -> Result<Vec<Cho
             "AlwaysDeny" => Chosen::AlwaysDeny,
             "Node" => Chosen::Node,
             "RBAC" => Chosen::Rbac,
+            "ABAC" => {
+                let missing = "authorization-mode ABAC's authorization policy file not passed";
+                Chosen::Abac(Policies::load(policy_file.ok_or_else(|| ConfigError(missing.to_owned()))?)?)
+            }
             "Webhook" => {
                 let missing = "authorization-mode Webhook needs --authorization-webhook-config-file";
                 Chosen::Webhook(Box::new(webhook.clone().ok_or_else(|| ConfigError(missing.to_owned()))?))
             }
             other => {
                 return Err(ConfigError(format!(
-                    "authorization-mode {other:?} is not one of AlwaysAllow, AlwaysDeny, Node, RBAC, Webhook"
+                    "authorization-mode {other:?} is not one of AlwaysAllow, AlwaysDeny, ABAC, Node, RBAC, Webhook"
                 )));
             }
         });
+    }
+    if policy_file.is_some() && !modes.iter().any(|m| m == "ABAC") {
+        let text = "cannot specify --authorization-policy-file without mode ABAC";
+        return Err(ConfigError(text.to_owned()));
     }
     if webhook.is_some() && !modes.iter().any(|m| m == "Webhook") {
         let text = "--authorization-webhook-config-file is given, but authorization-mode has no Webhook";

@@ -1,6 +1,7 @@
 //! Authorization: system:masters may everything, nodes what their pods need, everybody what RBAC grants, or what webhooks
 //! say. Also the checks that keep anybody from granting more than they have, and the review APIs that tell what somebody may.
 
+mod abac;
 pub mod config;
 mod escalation;
 mod node;
@@ -24,6 +25,7 @@ pub use rule::Rule;
 pub use webhook::{Settings, WebhookAuthorizer};
 
 use crate::{Attributes, Authorize, ClusterRef, Decision, Status, UserInfo, Verdict};
+use abac::Policies;
 use node::NodeAuthorizer;
 use rbac::{Outcome, Rbac};
 
@@ -44,6 +46,7 @@ pub enum Mode {
     AlwaysDeny,
     Node,
     Rbac,
+    Abac(Policies),
     Webhook(Box<WebhookAuthorizer>),
 }
 
@@ -71,21 +74,21 @@ impl Authorizer {
         self.modes.store(Arc::new(modes));
     }
 
-    /// The decision of the authorizers that are here, at once: everything needed is in the watch cache. Webhooks are not
-    /// asked.
-    pub fn decide(&self, request: &Attributes) -> Decision {
+    /// The decision at once, if the authorizers that are here decide before a webhook would be asked: everything that they
+    /// need is in the watch cache.
+    pub fn decide_here(&self, request: &Attributes) -> Option<Decision> {
         if request.user.in_group(MASTERS) {
-            return Decision::allow("");
+            return Some(Decision::allow(""));
         }
         let mut reasons = Vec::new();
         for mode in self.modes.load().iter() {
-            let decision = self.local(mode, request).unwrap_or_else(|| Decision::no_opinion(""));
+            let decision = self.local(mode, request)?;
             if decision.verdict != Verdict::NoOpinion {
-                return decision;
+                return Some(decision);
             }
             reasons.push(decision.reason);
         }
-        undecided(reasons)
+        Some(undecided(reasons))
     }
 
     /// The decision of all.
@@ -120,6 +123,8 @@ impl Authorizer {
                 Outcome::None(errors) if errors.is_empty() => Decision::no_opinion(""),
                 Outcome::None(errors) => Decision::no_opinion(format!("RBAC: {}", aggregate(&errors))),
             },
+            Mode::Abac(policies) if policies.allow(request) => Decision::allow(""),
+            Mode::Abac(_) => Decision::no_opinion("No policy matched."),
             Mode::Webhook(_) => return None,
         })
     }
@@ -144,6 +149,11 @@ impl Authorizer {
         if node_name(user).is_some() && modes.iter().any(|m| matches!(m, Mode::Node)) {
             found.incomplete = true;
             found.errors.push("node authorizer does not support user rule resolution".to_owned());
+        }
+        for mode in modes.iter() {
+            if let Mode::Abac(policies) = mode {
+                found.rules.extend(policies.rules_for(user, namespace));
+            }
         }
         if !modes.iter().any(|m| matches!(m, Mode::Rbac)) {
             return found;

@@ -113,9 +113,45 @@ impl Running {
         }
     }
 
+    /// What is at a path, as text.
+    pub async fn text(&self, path: &str) -> String {
+        let request = http::Request::get(path).body(kube::client::Body::empty()).expect("a request");
+        let answer = self.client.send(request).await.expect("an answer");
+        let body = answer.into_body().collect().await.expect("a body").to_bytes();
+        String::from_utf8(body.to_vec()).expect("text")
+    }
+
     pub async fn post(&self, path: &str, body: Value) -> Got {
         self.send("POST", path, body).await
     }
+}
+
+/// Makes the kind Ship of `fleet.example.com`, with status and scale, and waits until it is served.
+pub async fn ships(running: &Running) {
+    let properties = json!({
+        "spec": {"type": "object", "properties": {
+            "masts": {"type": "integer"}, "sails": {"type": "array", "items": {"type": "string"}}}},
+        "status": {"type": "object", "properties": {"sailing": {"type": "boolean"}}},
+    });
+    let definition = json!({"metadata": {"name": "ships.fleet.example.com"}, "spec": {
+        "group": "fleet.example.com", "scope": "Namespaced", "names": {"plural": "ships", "kind": "Ship"},
+        "versions": [{"name": "v1", "served": true, "storage": true,
+            "subresources": {"status": {},
+                "scale": {"specReplicasPath": ".spec.masts", "statusReplicasPath": ".status.masts"}},
+            "schema": {"openAPIV3Schema": {"type": "object", "properties": properties}}}]}});
+    running.post("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", definition).await.ok();
+    let path = "/apis/fleet.example.com/v1/namespaces/default/ships";
+    for _ in 0..600 {
+        if running.send("GET", path, Value::Null).await.code == 200 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("the kind is not served");
+}
+
+pub fn ship(name: &str, masts: i64) -> Value {
+    json!({"apiVersion": "fleet.example.com/v1", "kind": "Ship", "metadata": {"name": name}, "spec": {"masts": masts}})
 }
 
 type React = dyn Fn(&str, &Value) -> Value + Send + Sync;
@@ -125,6 +161,8 @@ pub struct Hooks {
     pub port: u16,
     ca: String,
     pub seen: Arc<Mutex<Vec<(String, Value)>>>,
+    /// The traces that reviews came with.
+    pub traces: Arc<Mutex<Vec<String>>>,
 }
 
 impl Hooks {
@@ -154,20 +192,26 @@ impl Hooks {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let port = listener.local_addr().expect("an address").port();
         let seen = Arc::new(Mutex::new(Vec::new()));
+        let traces: Arc<Mutex<Vec<String>>> = Arc::default();
         let react: Arc<React> = Arc::new(react);
-        let log = seen.clone();
+        let (log, own) = (seen.clone(), traces.clone());
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let (acceptor, log, react) = (acceptor.clone(), log.clone(), react.clone());
+                let (acceptor, log, react, traces) =
+                    (acceptor.clone(), log.clone(), react.clone(), own.clone());
                 tokio::spawn(async move {
                     let Ok(stream) = acceptor.accept(stream).await else { return };
-                    let service = service_fn(move |request| answer(request, log.clone(), react.clone()));
+                    let service = service_fn(move |request: http::Request<hyper::body::Incoming>| {
+                        let trace = request.headers().get("traceparent").and_then(|h| h.to_str().ok());
+                        traces.lock().extend(trace.map(str::to_owned));
+                        answer(request, log.clone(), react.clone())
+                    });
                     let server = hyper::server::conn::http1::Builder::new();
                     drop(server.serve_connection(TokioIo::new(stream), service).await);
                 });
             }
         });
-        Self { port, ca: STANDARD.encode(ca.cert_pem()), seen }
+        Self { port, ca: STANDARD.encode(ca.cert_pem()), seen, traces }
     }
 
     /// The `clientConfig` that leads here.

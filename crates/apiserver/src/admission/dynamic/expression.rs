@@ -1,22 +1,29 @@
 //! Evaluation of an admission expression: the values of its variables, and what it may cost.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use api::expressions::{Compiler, Returns, Uses};
 use cel::{Activation, Budget, EvalError, Program, ResourceSubject, Subject};
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use super::Form;
 use super::matching::Matched;
 use crate::admission::Scene;
 use crate::authz::Authorizer;
+use crate::metrics::metrics;
 use crate::read::Read;
-use crate::{Attributes, UserInfo};
+use crate::{Attributes, Decision, UserInfo};
 
 /// What all expressions of a policy with one binding may cost together.
 pub(super) const POLICY_BUDGET: u64 = 10_000_000;
 /// What all match conditions of one webhook or policy may cost together.
 pub(super) const CONDITIONS_BUDGET: u64 = 2_500_000;
+
+/// How often expressions are evaluated anew because webhook authorizers had to be asked; each round answers what the one
+/// before asked.
+const MOST_ROUNDS: usize = 16;
 
 const OVER: &str =
     "validation failed due to running out of cost budget, no further validation rules will be run";
@@ -31,7 +38,10 @@ pub(super) struct Expression {
 
 impl Expression {
     pub fn new(compiler: &Compiler, text: &str, uses: Uses, returns: Returns) -> Self {
-        Self { text: text.to_owned(), program: compiler.compile(text, uses, returns) }
+        let before = Instant::now();
+        let program = compiler.compile(text, uses, returns);
+        metrics().cel_compilation.with(&[]).observe(before.elapsed().as_secs_f64());
+        Self { text: text.to_owned(), program }
     }
 
     /// Why it does not compile.
@@ -61,8 +71,28 @@ impl Variables {
 pub(super) enum Fault {
     /// This one failed.
     Failed(String),
+    /// It does not compile.
+    Broken(String),
     /// Too much was spent: nothing more is evaluated.
     Over(String),
+}
+
+impl Fault {
+    /// How it is counted.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Failed(_) => "invalid_error",
+            Self::Broken(_) => "compile_error",
+            Self::Over(_) => "out_of_budget",
+        }
+    }
+
+    /// What is told of it.
+    pub fn text(self) -> String {
+        match self {
+            Self::Failed(why) | Self::Broken(why) | Self::Over(why) => why,
+        }
+    }
 }
 
 /// The values that expressions see, for one request, one version and one parameter object.
@@ -74,6 +104,7 @@ pub(super) struct Facts<'a> {
     /// None: the policy has no parameters.
     pub params: Option<&'a Value>,
     pub asker: Asker,
+    pub operation: &'static str,
     pub variables: &'a Variables,
 }
 
@@ -89,8 +120,28 @@ impl<'a> Facts<'a> {
             namespace,
             params: None,
             asker: Asker::of(scene, &form.object),
+            operation: scene.operation().name(),
             variables: &NONE,
         }
+    }
+
+    /// What an evaluation results in. Expressions cannot wait; where one asks something that only a webhook authorizer
+    /// knows, the webhook is asked and everything is evaluated anew.
+    pub async fn settled<T>(&self, evaluate: impl Fn() -> T) -> T {
+        for _ in 0..MOST_ROUNDS {
+            let result = evaluate();
+            if !self.waiting() {
+                return result;
+            }
+            drop(result);
+            self.asker.settle().await;
+        }
+        evaluate()
+    }
+
+    /// Whether the last evaluation asked what is not known yet.
+    pub fn waiting(&self) -> bool {
+        !self.asker.asked.lock().open.is_empty()
     }
 
     /// The values for a series of evaluations that share what variables result in.
@@ -127,15 +178,18 @@ pub(super) struct Series<'a> {
 impl<'a> Series<'a> {
     pub fn run(&mut self, expression: &'a Expression) -> Result<cel::Value<'a>, Fault> {
         let program =
-            expression.program.as_ref().map_err(|why| Fault::Failed(format!("compilation error: {why}")))?;
+            expression.program.as_ref().map_err(|why| Fault::Broken(format!("compilation error: {why}")))?;
         let failed = |why: &dyn std::fmt::Display| {
             Fault::Failed(format!("expression '{}' resulted in error: {why}", expression.text))
         };
         if let Some((name, why)) = self.wrong.filter(|_| program.uses("variables")) {
-            return Err(failed(&format!("composited variable {name:?} fails to compile: {why}")));
+            let why = failed(&format!("composited variable {name:?} fails to compile: {why}"));
+            return Err(Fault::Broken(why.text()));
         }
         let mut budget = Budget::per_call();
+        let before = Instant::now();
         let result = program.eval(&self.activation, &mut budget);
+        metrics().cel_evaluation.with(&[]).observe(before.elapsed().as_secs_f64());
         self.left = match self.left.checked_sub(budget.spent) {
             Some(left) => left,
             None => return Err(Fault::Over(OVER.to_owned())),
@@ -176,6 +230,14 @@ pub(super) struct Asker {
     authorizer: Arc<Authorizer>,
     user: Arc<UserInfo>,
     own: ResourceSubject,
+    asked: Arc<Mutex<Asked>>,
+}
+
+/// What webhook authorizers were asked for one request, and what is still to be asked.
+#[derive(Default)]
+struct Asked {
+    known: Vec<(Attributes, Decision)>,
+    open: Vec<Attributes>,
 }
 
 impl std::fmt::Debug for Asker {
@@ -185,6 +247,29 @@ impl std::fmt::Debug for Asker {
 }
 
 impl Asker {
+    /// Asks what is open.
+    async fn settle(&self) {
+        let open = std::mem::take(&mut self.asked.lock().open);
+        for question in open {
+            let decision = self.authorizer.all(&question).await;
+            self.asked.lock().known.push((question, decision));
+        }
+    }
+
+    fn decide(&self, question: Attributes) -> Decision {
+        if let Some(decision) = self.authorizer.decide_here(&question) {
+            return decision;
+        }
+        let mut asked = self.asked.lock();
+        if let Some((_, decision)) = asked.known.iter().find(|(known, _)| *known == question) {
+            return decision.clone();
+        }
+        if !asked.open.contains(&question) {
+            asked.open.push(question);
+        }
+        Decision::no_opinion("")
+    }
+
     fn of(scene: &Scene<'_>, object: &Value) -> Self {
         let attributes = scene.request.attributes;
         let own = ResourceSubject {
@@ -195,7 +280,12 @@ impl Asker {
             name: scene.object_name(object).to_owned(),
             ..ResourceSubject::default()
         };
-        Self { authorizer: scene.authorizer.clone(), user: attributes.user.clone(), own }
+        Self {
+            authorizer: scene.authorizer.clone(),
+            user: attributes.user.clone(),
+            own,
+            asked: Arc::default(),
+        }
     }
 
     fn add_to(&self, activation: &mut Activation<'_>) {
@@ -239,7 +329,7 @@ impl cel::Authorizer for Asker {
                 field_selector: selector(&resource.field_selector),
             },
         };
-        let decision = self.authorizer.decide(&asked);
+        let decision = self.decide(asked);
         cel::Decision { allowed: decision.allowed(), reason: decision.reason, error: None }
     }
 }

@@ -1,18 +1,19 @@
 //! MutatingAdmissionWebhook, one after the other, and ValidatingAdmissionWebhook, all at once.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use api::expressions::{Compiler, Uses};
 use futures::future::{BoxFuture, FutureExt, join_all, ready};
 use schema::FieldValidation;
 use serde_json::{Value, json};
 
-use super::conditions::Conditions;
+use super::conditions::{Conditions, Whose};
 use super::expression::{Facts, request};
 use super::matching::{Matched, Matching, exempt};
 use super::review::{self, Answer};
 use super::{Form, GROUP, take_over};
 use crate::admission::Scene;
+use crate::metrics::metrics;
 use crate::read::Read;
 use crate::webhook::{Target, Timeout};
 use crate::{ClusterRef, Status};
@@ -44,6 +45,7 @@ pub(crate) struct Hook {
 fn compile(cluster: &ClusterRef, resource: &str) -> Vec<Hook> {
     let mut configurations = cluster.list(GROUP, resource, None).items;
     configurations.sort_by(|a, b| a.name().cmp(b.name()));
+    let step = if resource == MUTATING { "admit" } else { "validating" };
     let (compiler, uses) = (Compiler::plain(), Uses { authorizer: true, ..Uses::default() });
     let mut hooks = Vec::new();
     for configuration in configurations {
@@ -61,7 +63,12 @@ fn compile(cluster: &ClusterRef, resource: &str) -> Vec<Hook> {
                 configuration: configuration.name().to_owned(),
                 id: format!("{}/{name}/{count}", configuration.name()),
                 matching: Matching::new(hook, "rules"),
-                conditions: Conditions::new(&compiler, hook.items("matchConditions"), uses),
+                conditions: Conditions::new(
+                    &compiler,
+                    hook.items("matchConditions"),
+                    uses,
+                    Whose { kind: "webhook", name: name.to_owned(), step },
+                ),
                 target: Target::from_client_config(hook.at("clientConfig")).map_err(|e| e.to_string()),
                 version,
                 timeout: Duration::from_secs(hook.at("timeoutSeconds").as_u64().unwrap_or(10)),
@@ -76,10 +83,12 @@ fn compile(cluster: &ClusterRef, resource: &str) -> Vec<Hook> {
 
 /// Why a webhook's call does not let the request pass.
 enum Failure {
-    /// The webhook could not be asked, or answered wrongly: the failure policy decides.
-    Calling(String),
-    /// It refused, or the server itself failed.
-    Final(Status),
+    /// The webhook could not be asked, or answered wrongly: the failure policy decides. With the code that is counted.
+    Calling(String, u16),
+    /// It refused.
+    Refused(Status),
+    /// The server itself failed.
+    Internal(Status),
 }
 
 impl Hook {
@@ -97,7 +106,7 @@ impl Hook {
         let form = Form::of(scene, &matched, object, old).await?;
         let request = request(scene, &matched, object);
         let facts = Facts::of(scene, &form, &request, &Value::Null);
-        match self.conditions.hold(&facts, self.ignore) {
+        match facts.settled(|| self.conditions.hold(&facts, self.ignore)).await {
             Ok(holds) => Ok(holds.then_some(matched)),
             Err(why) => Err(scene.forbid(object, why)),
         }
@@ -113,21 +122,25 @@ impl Hook {
     ) -> Result<Answer, Failure> {
         if scene.request.dry_run && !self.harmless {
             let text = format!("admission webhook {:?} does not support dry run", self.name);
-            return Err(Failure::Final(Status::bad_request(text)));
+            return Err(Failure::Internal(Status::bad_request(text)));
         }
         let version = self.version.ok_or_else(|| {
             let why = "webhook does not accept known AdmissionReview versions (v1, v1beta1)";
-            Failure::Calling(format!("could not create admission objects: {why}"))
+            Failure::Calling(format!("could not create admission objects: {why}"), 400)
         })?;
-        let no_client = |why: String| Failure::Calling(format!("could not get REST client: {why}"));
+        let no_client = |why: String| Failure::Calling(format!("could not get REST client: {why}"), 500);
         let target = self.target.as_ref().map_err(|why| no_client(why.clone()))?;
         let endpoint = scene.dynamic.client.endpoint(target).map_err(|e| no_client(e.to_string()))?;
         let uid = uuid::Uuid::new_v4().to_string();
         let review = review::request(version, &uid, scene, matched, form);
         let timeout = Timeout { time: self.timeout, told: true };
         let answer = endpoint.post(&review, timeout).await;
-        let answer = answer.map_err(|e| Failure::Calling(format!("failed to call webhook: {e}")))?;
-        let answer = review::answer(version, &uid, mutating, &answer).map_err(Failure::Calling)?;
+        let answer = answer.map_err(|e| {
+            let code = e.status_code().unwrap_or(503);
+            Failure::Calling(format!("failed to call webhook: {e}"), code)
+        })?;
+        let answer = review::answer(version, &uid, mutating, &answer);
+        let answer = answer.map_err(|why| Failure::Calling(why, 503))?;
         for (key, value) in &answer.annotations {
             scene.request.annotate(format!("{}/{key}", self.name), value.as_str().unwrap_or_default());
         }
@@ -136,8 +149,29 @@ impl Hook {
         }
         match answer.allowed {
             true => Ok(answer),
-            false => Err(Failure::Final(review::refusal(&self.name, &answer.result))),
+            false => Err(Failure::Refused(review::refusal(&self.name, &answer.result))),
         }
+    }
+
+    /// Counts a call.
+    fn count(&self, scene: &Scene<'_>, kind: &str, failure: Option<&Failure>, before: Instant) {
+        let (metrics, name, operation) = (metrics(), self.name.as_str(), scene.operation().name());
+        let (code, wrong) = match failure {
+            None => (200, None),
+            Some(Failure::Calling(_, code)) => {
+                (*code, Some("calling_webhook_error").filter(|_| !self.ignore))
+            }
+            Some(Failure::Refused(status)) => (status.code(), Some("no_error")),
+            Some(Failure::Internal(_)) => (0, Some("apiserver_internal_error")),
+        };
+        // Webhooks may send any code; what is past the known ones is one series.
+        let (code, rejected) = (code.min(600).to_string(), if wrong.is_some() { "true" } else { "false" });
+        if let Some(wrong) = wrong {
+            metrics.admission_webhook_rejections.with(&[wrong, name, operation, &code, kind]).increment();
+        }
+        metrics.admission_webhook_requests.with(&[&code, name, operation, rejected, kind]).increment();
+        let took = before.elapsed().as_secs_f64();
+        metrics.admission_webhook.with(&[name, operation, rejected, kind]).observe(took);
     }
 
     /// What a failure means for the request: `Ok` lets it go on.
@@ -145,11 +179,13 @@ impl Hook {
         &self,
         scene: &Scene<'_>,
         failure: Failure,
+        kind: &str,
         open: impl FnOnce() -> String,
     ) -> Result<(), Status> {
         match failure {
-            Failure::Final(status) => Err(status),
-            Failure::Calling(why) if self.ignore => {
+            Failure::Refused(status) | Failure::Internal(status) => Err(status),
+            Failure::Calling(why, _) if self.ignore => {
+                metrics().admission_webhook_fail_open.with(&[self.name.as_str(), kind]).increment();
                 tracing::warn!(
                     webhook = self.name,
                     why,
@@ -158,7 +194,7 @@ impl Hook {
                 scene.request.annotate(open(), self.name.as_str());
                 Ok(())
             }
-            Failure::Calling(why) => {
+            Failure::Calling(why, _) => {
                 Err(Status::internal(format!("failed calling webhook {:?}: {why}", self.name)))
             }
         }
@@ -188,7 +224,9 @@ pub(crate) fn mutate<'a>(
                 continue;
             }
             let place = format!("round_{}_index_{index}", u8::from(again));
+            let before = Instant::now();
             let result = mutate_by(&scene, hook, &matched, object, old, &place).await;
+            hook.count(&scene, "admit", result.as_ref().err(), before);
             let changed = *result.as_ref().unwrap_or(&false);
             let note = json!({"configuration": hook.configuration, "webhook": hook.name, "mutated": changed});
             scene.request.annotate(format!("mutation.webhook.admission.k8s.io/{place}"), note.to_string());
@@ -204,7 +242,7 @@ pub(crate) fn mutate<'a>(
             }
             if let Err(failure) = result {
                 let open = || format!("failed-open.mutation.webhook.admission.k8s.io/{place}");
-                hook.settle(&scene, failure, open)?;
+                hook.settle(&scene, failure, "admit", open)?;
             }
         }
         scene.rounds.lock().webhooks.end(object);
@@ -221,7 +259,7 @@ async fn mutate_by(
     old: Option<&Value>,
     place: &str,
 ) -> Result<bool, Failure> {
-    let form = Form::of(scene, matched, object, old).await.map_err(Failure::Final)?;
+    let form = Form::of(scene, matched, object, old).await.map_err(Failure::Internal)?;
     let answer = hook.call(scene, matched, &form, true).await?;
     let Some(patch) = answer.patch else { return Ok(false) };
     if form.object.is_null() {
@@ -229,13 +267,13 @@ async fn mutate_by(
             "admission webhook {:?} attempted to modify the object, which is not supported for this operation",
             hook.name
         );
-        return Err(Failure::Final(Status::internal(why)));
+        return Err(Failure::Internal(Status::internal(why)));
     }
     let before = form.object.into_owned();
-    let after = schema::json_patch(&before, &patch).map_err(|e| Failure::Final(Status::internal(e)))?;
+    let after = schema::json_patch(&before, &patch).map_err(|e| Failure::Internal(Status::internal(e)))?;
     let changed = take_over(scene, matched, &before, after, object, FieldValidation::Ignore)
         .await
-        .map_err(Failure::Final)?;
+        .map_err(Failure::Internal)?;
     let note = json!({
         "configuration": hook.configuration, "webhook": hook.name, "patch": patch, "patchType": "JSONPatch",
     });
@@ -262,12 +300,15 @@ pub(crate) fn validate<'a>(
             }
         }
         let calls = relevant.iter().enumerate().map(|(index, (hook, matched, form))| async move {
-            match hook.call(&scene, matched, form, false).await {
+            let before = Instant::now();
+            let result = hook.call(&scene, matched, form, false).await;
+            hook.count(&scene, "validating", result.as_ref().err(), before);
+            match result {
                 Ok(_) => Ok(()),
                 Err(failure) => {
                     let open =
                         || format!("failed-open.validating.webhook.admission.k8s.io/round_0_index_{index}");
-                    hook.settle(&scene, failure, open)
+                    hook.settle(&scene, failure, "validating", open)
                 }
             }
         });

@@ -10,7 +10,7 @@ use api::expressions::{Compiler, Returns, Uses};
 use serde_json::Value;
 
 use super::GROUP;
-use super::conditions::Conditions;
+use super::conditions::{Conditions, Whose};
 use super::expression::{Expression, Variables, namespace_object};
 use super::matching::Matching;
 use crate::admission::Scene;
@@ -110,7 +110,12 @@ impl Definition {
                 let kind = spec.text("paramKind.kind").to_owned();
                 Gvk { group: group.to_owned(), version: version.to_owned(), kind }
             }),
-            conditions: Conditions::new(&compiler, spec.items("matchConditions"), uses),
+            conditions: Conditions::new(
+                &compiler,
+                spec.items("matchConditions"),
+                uses,
+                Whose { kind: "policy", name: policy.name().to_owned(), step: "validate" },
+            ),
             validations: spec.items("validations").iter().map(validation).collect(),
             annotations: spec.items("auditAnnotations").iter().map(annotation).collect(),
             mutations: spec.items("mutations").iter().map(mutation).collect(),

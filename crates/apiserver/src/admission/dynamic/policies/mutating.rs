@@ -1,6 +1,7 @@
 //! MutatingAdmissionPolicy: one invocation after the other, each seeing what the one before left.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use futures::future::{BoxFuture, FutureExt, ready};
 use schema::FieldValidation;
@@ -11,6 +12,7 @@ use super::super::matching::{Matched, exempt};
 use super::super::{Form, take_over};
 use super::{Binding, Definition, MUTATING, Mutation, compile, namespace, params};
 use crate::admission::Scene;
+use crate::metrics::metrics;
 use crate::read::Read;
 use crate::{Cause, Status};
 
@@ -129,7 +131,7 @@ async fn run(
         let applies = {
             let form = Form::of(scene, matched, object, old).await?;
             let facts = facts(scene, invocation, &form, &request, &namespace);
-            definition.conditions.hold(&facts, definition.ignore)
+            facts.settled(|| definition.conditions.hold(&facts, definition.ignore)).await
         };
         match applies {
             Ok(true) => {}
@@ -143,7 +145,8 @@ async fn run(
         if again && !scene.rounds.lock().policies.is_due(&id) {
             continue;
         }
-        let mut changed = false;
+        let (mut changed, before) = (false, Instant::now());
+        let mut wrong = "no_error";
         for mutation in &definition.mutations {
             // What is deleted cannot be changed.
             if object.is_null() {
@@ -152,7 +155,7 @@ async fn run(
             let made = {
                 let form = Form::of(scene, matched, object, old).await?;
                 let facts = facts(scene, invocation, &form, &request, &namespace);
-                let after = made(scene, mutation, matched, &facts);
+                let after = facts.settled(|| made(scene, mutation, matched, &facts)).await;
                 after.map(|after| (form.object.into_owned(), after))
             };
             match made {
@@ -164,9 +167,15 @@ async fn run(
                     };
                     changed |= take_over(scene, matched, &before, after, object, validation).await?;
                 }
-                Err(why) => errors.add(definition, Some(binding), &why, true),
+                Err(fault) => {
+                    wrong = fault.kind();
+                    errors.add(definition, Some(binding), &fault.text(), true);
+                }
             }
         }
+        let labels = [wrong, definition.name.as_str(), binding.name.as_str()];
+        metrics().mutating_policy_checks.with(&labels).increment();
+        metrics().mutating_policy_time.with(&labels).observe(before.elapsed().as_secs_f64());
         let mut rounds = scene.rounds.lock();
         if changed {
             rounds.policies.changed();
@@ -205,36 +214,33 @@ fn made(
     mutation: &Mutation,
     matched: &Matched,
     facts: &Facts<'_>,
-) -> Result<Value, String> {
+) -> Result<Value, Fault> {
     let mut series = facts.series(POLICY_BUDGET);
-    let fault = |fault: Fault| match fault {
-        Fault::Failed(why) | Fault::Over(why) => why,
-    };
     match mutation {
         Mutation::Apply(expression) => {
             if let Some(wrong) = expression.wrong() {
-                return Err(wrong.to_owned());
+                return Err(Fault::Broken(wrong.to_owned()));
             }
-            let value = series.run(expression).map_err(fault)?;
-            check_names(&value, "Object")?;
-            let mut config = value.to_json().map_err(|e| e.to_string())?;
+            let value = series.run(expression)?;
+            check_names(&value, "Object").map_err(Fault::Failed)?;
+            let mut config = value.to_json().map_err(|e| Fault::Failed(e.to_string()))?;
             for key in ["apiVersion", "kind"] {
                 config[key] = facts.object[key].clone();
             }
             let overlaid = scene.cluster.overlay(&matched.resource, &matched.kind, facts.object, &config);
-            overlaid.map_err(|why| format!("error applying patch: {why}"))
+            overlaid.map_err(|why| Fault::Failed(format!("error applying patch: {why}")))
         }
         Mutation::Patch(expression) => {
             if let Some(wrong) = expression.wrong() {
-                return Err(wrong.to_owned());
+                return Err(Fault::Broken(wrong.to_owned()));
             }
-            let value = series.run(expression).map_err(fault)?;
-            let patch = patch(&value)?;
+            let value = series.run(expression)?;
+            let patch = patch(&value).map_err(Fault::Failed)?;
             match schema::json_patch(facts.object, &patch) {
                 Ok(after) => Ok(after),
                 // A test that fails says that the patch is not meant for this object.
                 Err(e) if e.to_string().ends_with("test failed") => Ok(facts.object.clone()),
-                Err(e) => Err(format!("JSON Patch: {e}")),
+                Err(e) => Err(Fault::Failed(format!("JSON Patch: {e}"))),
             }
         }
     }

@@ -1,5 +1,7 @@
 //! ValidatingAdmissionPolicy: what the expressions say of a request, and what follows from it.
 
+use std::time::{Duration, Instant};
+
 use futures::future::{BoxFuture, FutureExt, ready};
 use serde_json::{Value, json};
 
@@ -8,30 +10,39 @@ use super::super::expression::{Facts, Fault, POLICY_BUDGET, request};
 use super::super::matching::exempt;
 use super::{Binding, Definition, VALIDATING, Validation, compile, namespace, params};
 use crate::admission::Scene;
+use crate::metrics::metrics;
 use crate::{Cause, Status};
 
 /// The longest message that an expression may make, and the longest annotation, in bytes.
 const MESSAGE_LIMIT: usize = 5 << 10;
 const ANNOTATION_LIMIT: usize = 10 << 10;
 
-/// What one validation says.
+/// What one validation says, and how long that took.
+#[derive(Debug)]
+struct Decision {
+    says: Says,
+    /// How a failure of the evaluation is counted.
+    wrong: Option<&'static str>,
+    took: Duration,
+}
+
 #[derive(Debug, PartialEq, Eq)]
-enum Decision {
+enum Says {
     Admit,
     /// Refused, with reason (empty: the evaluation failed) and message.
     Deny(String, String),
 }
 
 /// What one annotation says.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 enum Note {
     Publish(String, String),
-    Fail(String),
+    Fail(Fault),
     Nothing,
 }
 
 /// What a policy with one binding and one parameter says.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 struct Outcome {
     decisions: Vec<Decision>,
     notes: Vec<Note>,
@@ -145,7 +156,7 @@ async fn judge(
             let mut facts = Facts::of(scene, form, &request, &namespace);
             facts.params = definition.param.is_some().then_some(param);
             facts.variables = &definition.variables;
-            let outcome = evaluate(definition, &facts);
+            let outcome = facts.settled(|| evaluate(definition, &facts)).await;
             act(scene, definition, binding, outcome, &mut annotations, denials);
         }
     }
@@ -158,64 +169,81 @@ async fn judge(
 /// Evaluates all expressions of a policy.
 fn evaluate(definition: &Definition, facts: &Facts<'_>) -> Outcome {
     // Of a failure alone the failure policy decides.
-    let failed = |message: String| match definition.ignore {
-        true => Decision::Admit,
-        false => Decision::Deny(String::new(), message),
+    let failed = |message: String, wrong: &'static str, took: Duration| {
+        let says = match definition.ignore {
+            true => Says::Admit,
+            false => Says::Deny(String::new(), message),
+        };
+        Decision { says, wrong: Some(wrong), took }
+    };
+    let over = |fault: Fault| {
+        let wrong = fault.kind();
+        failed(fault.text(), wrong, Duration::ZERO)
     };
     let only = |decision: Decision| Outcome { decisions: vec![decision], notes: Vec::new() };
     if !definition.conditions.is_empty() {
         match definition.conditions.hold(facts, definition.ignore) {
             Ok(true) => {}
             Ok(false) => return Outcome::default(),
-            Err(why) => return only(failed(why)),
+            Err(why) => return only(failed(why, "invalid_error", Duration::ZERO)),
         }
     }
     let mut series = facts.series(POLICY_BUDGET);
     let mut results = Vec::with_capacity(definition.validations.len());
     for validation in &definition.validations {
+        let before = Instant::now();
         match series.run(&validation.expression) {
-            Err(Fault::Over(why)) => return only(failed(why)),
-            Err(Fault::Failed(why)) => results.push(Err(why)),
-            Ok(value) => results.push(Ok(value.as_bool() == Some(true))),
+            Err(fault @ Fault::Over(_)) => return only(over(fault)),
+            Err(fault) => results.push((Err(fault), before.elapsed())),
+            Ok(value) => results.push((Ok(value.as_bool() == Some(true)), before.elapsed())),
         }
     }
     // Messages share the budget that is left; there is nothing to say where all hold, but it would be told that they do
     // not come to an end.
     let mut series = facts.series(series.left);
     let mut messages = Vec::with_capacity(definition.validations.len());
-    let mut over = None;
+    let mut spent = None;
     for validation in &definition.validations {
         let made = match &validation.message_expression {
             None => None,
             Some(expression) => match series.run(expression) {
                 Ok(value) => value.as_str().map(|text| text.trim().to_owned()),
-                Err(Fault::Failed(why)) => {
-                    tracing::debug!(policy = definition.name, why, "a messageExpression failed");
-                    None
-                }
                 Err(Fault::Over(why)) => {
-                    over = Some(why);
+                    spent = Some(why);
                     break;
+                }
+                Err(fault) => {
+                    tracing::debug!(
+                        policy = definition.name,
+                        why = fault.text(),
+                        "a messageExpression failed"
+                    );
+                    None
                 }
             },
         };
         messages.push(made);
     }
     let mut decisions = Vec::with_capacity(results.len());
-    for (index, (result, validation)) in results.into_iter().zip(&definition.validations).enumerate() {
-        decisions.push(match (result, &over) {
-            (Err(why), _) => failed(why),
-            (Ok(_), Some(why)) => failed(format!("failed messageExpression: {why}")),
-            (Ok(true), None) => Decision::Admit,
+    for (index, ((result, took), validation)) in results.into_iter().zip(&definition.validations).enumerate()
+    {
+        decisions.push(match (result, &spent) {
+            (Err(fault), _) => {
+                let wrong = fault.kind();
+                failed(fault.text(), wrong, took)
+            }
+            (Ok(_), Some(why)) => failed(format!("failed messageExpression: {why}"), "out_of_budget", took),
+            (Ok(true), None) => Decision { says: Says::Admit, wrong: None, took },
             (Ok(false), None) => {
                 let made = messages.get(index).cloned().flatten();
-                Decision::Deny(reason(validation), message(validation, made))
+                let says = Says::Deny(reason(validation), message(validation, made));
+                Decision { says, wrong: None, took }
             }
         });
     }
     match notes(definition, facts) {
         Ok(notes) => Outcome { decisions, notes },
-        Err(why) => only(failed(why)),
+        Err(fault) => only(over(fault)),
     }
 }
 
@@ -235,7 +263,7 @@ fn message(validation: &Validation, made: Option<String>) -> String {
     }
 }
 
-fn notes(definition: &Definition, facts: &Facts<'_>) -> Result<Vec<Note>, String> {
+fn notes(definition: &Definition, facts: &Facts<'_>) -> Result<Vec<Note>, Fault> {
     let mut series = facts.series(POLICY_BUDGET);
     let mut notes = Vec::with_capacity(definition.annotations.len());
     for (key, expression) in &definition.annotations {
@@ -244,15 +272,15 @@ fn notes(definition: &Definition, facts: &Facts<'_>) -> Result<Vec<Note>, String
             Ok(value) => match value.as_str().map(str::trim) {
                 Some("") => Note::Nothing,
                 Some(text) => Note::Publish(key.clone(), text.to_owned()),
-                None => Note::Fail(format!(
+                None => Note::Fail(Fault::Failed(format!(
                     "valueExpression '{}' resulted in unsupported return type: {}. Return type must be either string or null.",
                     expression.text,
                     value.type_of().name()
-                )),
+                ))),
             },
-            Err(Fault::Failed(_)) if definition.ignore => Note::Nothing,
-            Err(Fault::Failed(why)) => Note::Fail(why),
-            Err(Fault::Over(why)) => return Err(why),
+            Err(fault @ Fault::Over(_)) => return Err(fault),
+            Err(_) if definition.ignore => Note::Nothing,
+            Err(fault) => Note::Fail(fault),
         });
     }
     Ok(notes)
@@ -269,8 +297,16 @@ fn act(
 ) {
     let (policy, bound) = (definition.name.as_str(), binding.name.as_str());
     for (index, decision) in outcome.decisions.into_iter().enumerate() {
-        let Decision::Deny(reason, message) = decision else { continue };
+        let Decision { says, wrong, took } = decision;
+        let count = |action: &str| count(definition, binding, wrong.unwrap_or("no_error"), action, took);
+        let Says::Deny(reason, message) = says else {
+            if wrong.is_some() {
+                count("allow");
+            }
+            continue;
+        };
         for action in &binding.actions {
+            count(&action.to_lowercase());
             match action.as_str() {
                 "Deny" => denials.add(definition, Some(binding), reason.clone(), message.clone()),
                 "Warn" => scene.request.warn(format!(
@@ -291,7 +327,10 @@ fn act(
     for note in outcome.notes {
         match note {
             Note::Nothing => {}
-            Note::Fail(why) => denials.add(definition, Some(binding), String::new(), why),
+            Note::Fail(fault) => {
+                count(definition, binding, fault.kind(), "deny", Duration::ZERO);
+                denials.add(definition, Some(binding), String::new(), fault.text());
+            }
             Note::Publish(key, mut value) => {
                 let mut end = value.len().min(ANNOTATION_LIMIT);
                 while !value.is_char_boundary(end) {
@@ -306,6 +345,12 @@ fn act(
             }
         }
     }
+}
+
+fn count(definition: &Definition, binding: &Binding, wrong: &str, action: &str, took: Duration) {
+    let labels = [action, wrong, definition.name.as_str(), binding.name.as_str()];
+    metrics().validating_policy_checks.with(&labels).increment();
+    metrics().validating_policy_time.with(&labels).observe(took.as_secs_f64());
 }
 
 fn refuse(scene: &Scene<'_>, object: &Value, denial: Denial) -> Status {
