@@ -46,6 +46,7 @@ pub async fn start(config: Config, store: Store) -> Result<ApiServer, Error> {
     steps.expect("bootstrap-controller");
     AGGREGATED.iter().for_each(|step| steps.expect(step));
     bootstrap::ensure(&server.cluster(), &pki, &url).await.map_err(Error::Bootstrap)?;
+    crate::authn::track_legacy_tokens(&server.cluster()).await.map_err(Error::Bootstrap)?;
     BOOTSTRAPPED.iter().for_each(|step| steps.done(step));
     publish::ensure(server.inner(), &server.cluster(), server.address().port())
         .await
@@ -154,5 +155,12 @@ fn connector(config: &Config, pki: &pki::ClusterPki) -> Result<Connector, Error>
         .stored_client("apiserver-kubelet-client", "kube-apiserver-kubelet-client", &groups)
         .map_err(pki_error)?;
     let (chain, key) = identity(&client)?;
-    Connector::new(pki.ca.cert_der(), chain, key, config.kubelet_insecure)
+    let mut authorities = pki.ca.cert_pem();
+    if let Some(path) = &config.kubelet_authorities {
+        let more = std::fs::read_to_string(path)
+            .map_err(|e| Error::Pki(format!("--kubelet-certificate-authority {}: {e}", path.display())))?;
+        authorities.push('\n');
+        authorities.push_str(&more);
+    }
+    Connector::new(authorities.as_bytes(), &(chain, key), config.kubelet_insecure)
 }

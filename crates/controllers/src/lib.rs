@@ -102,6 +102,7 @@ async fn control(client: Client, clients: Clients, config: Config, shutdown: Can
         bootstrap::sign(context.named("bootstrap-signer")),
         // As upstream's: with the rights of the whole, not of a controller.
         tokens::run(context.clone()),
+        tokens::unused(context.named("legacy-service-account-token-cleaner")),
         namespace::run(context.named("namespace-controller")),
         node::ipam(context.named("node-controller")),
         node::health(context.named("node-controller")),

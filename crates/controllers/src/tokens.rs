@@ -1,6 +1,8 @@
 //! Secrets of the type `kubernetes.io/service-account-token`: each is filled with a token of the ServiceAccount that it
 //! names, and goes with it (upstream: `tokens_controller.go`).
 
+mod unused;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +20,8 @@ use crate::kit::{Context, Result};
 const KIND: &str = "kubernetes.io/service-account-token";
 const NAME: &str = "kubernetes.io/service-account.name";
 const UID: &str = "kubernetes.io/service-account.uid";
+
+pub(crate) use unused::run as unused;
 
 /// Runs the controller; without a signing key it does nothing.
 pub(crate) async fn run(context: Context) {

@@ -5,6 +5,7 @@ mod bearer;
 mod certificate;
 mod impersonation;
 mod jwt;
+mod legacy;
 mod oidc;
 mod request;
 #[cfg(test)]
@@ -26,6 +27,7 @@ use rustls::pki_types::{CertificateDer, UnixTime};
 pub use bearer::Bearer;
 pub use certificate::{AnyCertificate, Authority, CertificateError};
 pub use impersonation::Impersonation;
+pub use legacy::track as track_legacy_tokens;
 pub(crate) use oidc::document;
 pub use oidc::{Anonymous, AuthenticationConfiguration, ConfigError, Issuers};
 pub use request::TokenRequests;

@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use serde_json::Value;
 
 use super::jwt::{JwtError, Signer};
+use super::legacy;
 use crate::read::Read;
 use crate::{ClusterRef, UserInfo};
 
@@ -188,10 +189,11 @@ impl Tokens {
         let audiences = common(&self.audiences, wanted)?;
         let secret = self.cluster.get("", "secrets", namespace, secret).ok_or(TokenError::Invalidated)?;
         let stored = STANDARD.decode(secret.text("data.token")).unwrap_or_default();
-        if secret.has("metadata.deletionTimestamp")
-            || !same(&stored, token.as_bytes())
-            || secret.label("kubernetes.io/legacy-token-invalid-since").is_some_and(|s| !s.is_empty())
-        {
+        if secret.has("metadata.deletionTimestamp") || !same(&stored, token.as_bytes()) {
+            return Err(TokenError::Invalidated);
+        }
+        legacy::used(&self.cluster, &secret);
+        if secret.label("kubernetes.io/legacy-token-invalid-since").is_some_and(|s| !s.is_empty()) {
             return Err(TokenError::Invalidated);
         }
         let account = self.account(namespace, name, uid, now)?;

@@ -2,6 +2,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
+use p521::ecdsa::signature::Verifier as _;
 use ring::signature::{
     ECDSA_P256_SHA256_FIXED, ECDSA_P384_SHA384_FIXED, RSA_PKCS1_2048_8192_SHA256, RSA_PKCS1_2048_8192_SHA384,
     RSA_PKCS1_2048_8192_SHA512, RSA_PSS_2048_8192_SHA256, RSA_PSS_2048_8192_SHA384, RSA_PSS_2048_8192_SHA512,
@@ -22,6 +23,7 @@ enum Key {
     /// The uncompressed point.
     P256(Vec<u8>),
     P384(Vec<u8>),
+    P521(Box<p521::ecdsa::VerifyingKey>),
 }
 
 /// The signing keys of an issuer.
@@ -51,6 +53,9 @@ impl KeySet {
                 ("RSA", _) => Key::Rsa { n: bytes("n")?, e: bytes("e")? },
                 ("EC", "P-256") => Key::P256(point(32)?),
                 ("EC", "P-384") => Key::P384(point(48)?),
+                ("EC", "P-521") => {
+                    Key::P521(Box::new(p521::ecdsa::VerifyingKey::from_sec1_bytes(&point(66)?).ok()?))
+                }
                 _ => return None,
             };
             Some((key.text("kid").to_owned(), made))
@@ -80,6 +85,10 @@ impl Key {
                 return UnparsedPublicKey::new(&ECDSA_P384_SHA384_FIXED, point)
                     .verify(signed, signature)
                     .is_ok();
+            }
+            (Self::P521(key), "ES512") => {
+                let signature = p521::ecdsa::Signature::from_slice(signature);
+                return signature.is_ok_and(|signature| key.verify(signed, &signature).is_ok());
             }
             (Self::Rsa { .. }, "RS256") => &RSA_PKCS1_2048_8192_SHA256,
             (Self::Rsa { .. }, "RS384") => &RSA_PKCS1_2048_8192_SHA384,
@@ -114,8 +123,25 @@ mod tests {
         assert!(set.verify("ES256", "", b"text", &signature));
         assert!(!set.verify("ES256", "b", b"text", &signature), "another key");
         assert!(!set.verify("ES256", "a", b"texT", &signature));
-        for algorithm in ["none", "HS256", "RS256", "ES384", ""] {
+        for algorithm in ["none", "ES512", "HS256", "RS256", "ES384", ""] {
             assert!(!set.verify(algorithm, "a", b"text", &signature), "{algorithm}");
         }
+    }
+
+    #[test]
+    fn a_key_on_p521_signs_es512() {
+        use p521::ecdsa::signature::Signer as _;
+        let key = p521::ecdsa::SigningKey::from_slice(&[&[0u8; 2][..], &[7; 64]].concat()).expect("a key");
+        let point = p521::ecdsa::VerifyingKey::from(&key).to_encoded_point(false);
+        let text = |part: Option<&p521::FieldBytes>| BASE64.encode(part.expect("a coordinate"));
+        let set = KeySet::parse(&json!({"keys": [
+            {"kty": "EC", "crv": "P-521", "kid": "a", "x": text(point.x()), "y": text(point.y())},
+        ]}));
+        let signature: p521::ecdsa::Signature = key.sign(b"text");
+        let signature = signature.to_bytes();
+        assert!(set.verify("ES512", "a", b"text", &signature));
+        assert!(!set.verify("ES512", "a", b"texT", &signature));
+        assert!(!set.verify("ES384", "a", b"text", &signature));
+        assert!(!set.verify("ES512", "a", b"text", &signature[1..]));
     }
 }

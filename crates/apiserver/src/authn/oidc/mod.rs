@@ -5,13 +5,11 @@ mod config;
 mod expressions;
 mod fetch;
 mod keys;
+mod source;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
 use parking_lot::RwLock;
 use serde_json::Value;
 
@@ -19,39 +17,27 @@ pub(crate) use config::document;
 pub use config::{Anonymous, AuthenticationConfiguration, ConfigError};
 use config::{JwtAuthenticator, Mapping};
 use expressions::{Expression, Gives, texts};
-use fetch::Fetcher;
-use keys::KeySet;
+use source::{Source, issuer_of};
 
 use crate::UserInfo;
 use crate::read::Read;
 
 /// Longer tokens are not looked at.
 const MAX_TOKEN: usize = 64 << 10;
-/// What clocks may differ by for `nbf`.
-const LEEWAY: i64 = 300;
-/// Keys are fetched again at most so often, however many tokens name unknown ones.
-const REFETCH: Duration = Duration::from_secs(1);
-/// After a failure of discovery the issuer is left alone for this time.
-const RETRY: Duration = Duration::from_secs(10);
+/// Signers of distributed claims that are remembered, of each issuer.
+const MOST_SIGNERS: usize = 32;
 const CREDENTIAL: &str = "authentication.kubernetes.io/credential-id";
 
 /// All issuers of a configuration.
 pub struct Issuers(Vec<Issuer>);
 
-/// One issuer: its rules, and its keys once they are known.
+/// One issuer: its rules and its keys.
 struct Issuer {
     config: JwtAuthenticator,
     rules: Rules,
-    fetcher: Fetcher,
-    keys: RwLock<Arc<KeySet>>,
-    state: tokio::sync::Mutex<State>,
-}
-
-#[derive(Default)]
-struct State {
-    keys_url: Option<String>,
-    asked: Option<Instant>,
-    failed: Option<(Instant, String)>,
+    source: Arc<Source>,
+    /// Others that sign distributed claims, by their names.
+    signers: RwLock<HashMap<String, Arc<Source>>>,
 }
 
 #[derive(Default)]
@@ -130,11 +116,10 @@ impl Issuers {
             let wrong = |e: String| ConfigError::Syntax(format!("jwt[{index}].{e}"));
             issuers.push(Issuer {
                 rules: Rules::compile(jwt).map_err(wrong)?,
-                fetcher: Fetcher::new(&jwt.issuer.certificate_authority)
+                source: Source::new(&jwt.issuer)
                     .map_err(|e| wrong(format!("issuer.certificateAuthority: {e}")))?,
                 config: jwt.clone(),
-                keys: RwLock::default(),
-                state: tokio::sync::Mutex::default(),
+                signers: RwLock::default(),
             });
         }
         Ok(Self(issuers))
@@ -145,65 +130,78 @@ impl Issuers {
         if token.len() > MAX_TOKEN {
             return None;
         }
-        let parts: Vec<&str> = token.split('.').collect();
-        let [head, body, signature] = parts.as_slice() else { return None };
-        let decode =
-            |part: &str| -> Option<Value> { serde_json::from_slice(&BASE64.decode(part).ok()?).ok() };
-        let (header, claims) = (decode(head)?, decode(body)?);
-        let named = match claims.text("iss") {
-            "accounts.google.com" => "https://accounts.google.com",
-            other => other,
-        };
+        let named = issuer_of(token)?;
         let issuer = self.0.iter().find(|issuer| issuer.config.issuer.url == named)?;
-        let signed = &token[..head.len() + 1 + body.len()];
-        let Ok(signature) = BASE64.decode(signature) else {
-            return Some(Err("oidc: malformed jwt: the signature is no base64url".to_owned()));
-        };
-        Some(issuer.check(&header, &claims, signed.as_bytes(), &signature, now).await)
+        Some(issuer.check(token, now).await)
     }
 }
 
 impl Issuer {
-    async fn check(
-        &self,
-        header: &Value,
-        claims: &Value,
-        signed: &[u8],
-        signature: &[u8],
-        now: i64,
-    ) -> Result<UserInfo, String> {
-        if header.has("crit") {
-            return Err("oidc: verify token: unsupported critical header".to_owned());
+    async fn check(&self, token: &str, now: i64) -> Result<UserInfo, String> {
+        let mut claims = self.source.verify(token, now).await.map_err(|e| format!("oidc: {e}"))?;
+        self.expand(&mut claims, now)
+            .await
+            .map_err(|e| format!("oidc: could not expand distributed claims: {e}"))?;
+        self.map(&claims)
+    }
+
+    /// Fetches the claim of groups from where the token says that it is (OpenID Connect Core 1.0, 5.6.2). Who signs it may be
+    /// somebody else, whose keys are found as the issuer's are.
+    async fn expand(&self, claims: &mut Value, now: i64) -> Result<(), String> {
+        let claim = self.config.claim_mappings.groups.claim.as_str();
+        if claim.is_empty() || claims.get(claim).is_some() || claims.get("_claim_names").is_none() {
+            return Ok(());
         }
-        let (algorithm, kid) = (header.text("alg"), header.text("kid"));
-        let known = self.keys.read().clone();
-        if !known.verify(algorithm, kid, signed, signature) {
-            let fresh = self.fetch_keys().await?;
-            if !fresh.verify(algorithm, kid, signed, signature) {
-                return Err(
-                    "oidc: verify token: failed to verify signature: failed to verify id token signature"
-                        .to_owned(),
-                );
-            }
-        }
-        let time = |key: &str| claims.at(key).as_f64().map(|t| t as i64);
-        match time("exp") {
-            Some(end) if end > now => {}
-            Some(_) => return Err("oidc: verify token: oidc: token is expired".to_owned()),
-            None => return Err("oidc: verify token: oidc: token has no expiry".to_owned()),
-        }
-        if time("nbf").is_some_and(|start| now + LEEWAY < start) {
-            return Err("oidc: verify token: oidc: current time before the nbf (not before) time".to_owned());
-        }
-        let wanted = &self.config.issuer.audiences;
-        let own: Vec<&str> = match claims.at("aud") {
-            Value::String(one) => vec![one.as_str()],
-            many => many.as_array().into_iter().flatten().filter_map(Value::as_str).collect(),
+        let source = match claims["_claim_names"].as_object() {
+            None => return Err("oidc: error parsing distributed claim names: no map of strings".to_owned()),
+            Some(names) => names.get(claim).and_then(Value::as_str).map(str::to_owned),
         };
-        if !own.iter().any(|a| wanted.iter().any(|w| w == a)) {
-            return Err(format!("oidc: verify token: oidc: expected audience in {wanted:?} got {own:?}"));
+        let Some(sources) = claims.get("_claim_sources") else {
+            return Err("oidc: no claim sources".to_owned());
+        };
+        let Some(source) = source else { return Ok(()) };
+        let endpoint = sources.get(&source).ok_or_else(|| {
+            format!("id token _claim_names contained a source {source} missing in _claims_sources")
+        })?;
+        let url = endpoint.text("endpoint");
+        if url.is_empty() {
+            // An aggregated claim, which is not looked at.
+            return Ok(());
         }
-        self.map(claims)
+        let token = self.source.fetcher.text(url, endpoint.text("access_token")).await;
+        let token = token.map_err(|e| format!("while getting distributed claim {claim:?}: {e}"))?;
+        let issuer = issuer_of(&token).ok_or_else(|| {
+            format!("getting untrusted issuer from endpoint {url} failed for claim {claim:?}")
+        })?;
+        let signer = self.signer(&issuer).await?;
+        let told = signer.verify(&token, now).await;
+        let mut told = told.map_err(|e| format!("verify distributed claim token: {e}"))?;
+        let value = told.get_mut(claim).map(Value::take);
+        let value = value.ok_or_else(|| {
+            format!("jwt returned by distributed claim endpoint {url:?} did not contain claim: {claim}")
+        })?;
+        claims[claim] = value;
+        Ok(())
+    }
+
+    /// Somebody who signs distributed claims; must be discovered like an issuer.
+    async fn signer(&self, issuer: &str) -> Result<Arc<Source>, String> {
+        if issuer == self.config.issuer.url {
+            return Ok(Arc::clone(&self.source));
+        }
+        let known = self.signers.read().get(issuer).cloned();
+        let signer = match known {
+            Some(signer) => signer,
+            None => {
+                let signer = self.source.beside(issuer);
+                let mut signers = self.signers.write();
+                if signers.len() >= MOST_SIGNERS {
+                    signers.clear();
+                }
+                signers.entry(issuer.to_owned()).or_insert(signer).clone()
+            }
+        };
+        Ok(signer)
     }
 
     /// The claims as a user.
@@ -304,63 +302,6 @@ impl Issuer {
             }
         }
         Ok(extra)
-    }
-
-    /// The issuer's keys as they are now; asked for at most once a second.
-    async fn fetch_keys(&self) -> Result<Arc<KeySet>, String> {
-        let mut state = self.state.lock().await;
-        if state.asked.is_some_and(|at| at.elapsed() < REFETCH) {
-            return Ok(self.keys.read().clone());
-        }
-        if let Some((at, why)) = &state.failed
-            && at.elapsed() < RETRY
-        {
-            return Err(why.clone());
-        }
-        let url = match &state.keys_url {
-            Some(url) => url.clone(),
-            None => match self.discover().await {
-                Ok(url) => {
-                    state.keys_url = Some(url.clone());
-                    url
-                }
-                Err(why) => {
-                    tracing::warn!(issuer = self.config.issuer.url, why, "token issuer not discovered");
-                    let why = "oidc: authenticator not initialized".to_owned();
-                    state.failed = Some((Instant::now(), why.clone()));
-                    return Err(why);
-                }
-            },
-        };
-        let document = self.fetcher.get(&url).await;
-        state.asked = Some(Instant::now());
-        let document = document
-            .map_err(|e| format!("oidc: verify token: failed to verify signature: fetching keys {e}"))?;
-        let keys = Arc::new(KeySet::parse(&document));
-        *self.keys.write() = keys.clone();
-        state.failed = None;
-        Ok(keys)
-    }
-
-    /// Where the issuer says that its keys are.
-    async fn discover(&self) -> Result<String, String> {
-        let issuer = &self.config.issuer;
-        let url = match issuer.discovery_url.as_str() {
-            "" => format!("{}/.well-known/openid-configuration", issuer.url.trim_end_matches('/')),
-            other => other.to_owned(),
-        };
-        let document = self.fetcher.get(&url).await?;
-        if document.text("issuer") != issuer.url {
-            return Err(format!(
-                "oidc: issuer did not match the issuer returned by provider, expected {:?} got {:?}",
-                issuer.url,
-                document.text("issuer")
-            ));
-        }
-        match document.text("jwks_uri") {
-            "" => Err("the discovery document names no jwks_uri".to_owned()),
-            url => Ok(url.to_owned()),
-        }
     }
 }
 
