@@ -12,7 +12,7 @@ use http::request::Parts;
 use http::{Response, StatusCode};
 use jiff::Timestamp;
 use parking_lot::Mutex;
-use schema::openapi::{Route, document, v2, v2_protobuf, v3, v3_index};
+use schema::openapi::{Route, document, v2, v2_protobuf, v3, v3_index, v3_protobuf};
 use sha2::{Digest, Sha256};
 
 use crate::http::body::Body;
@@ -23,6 +23,8 @@ use crate::server::Server;
 use crate::{Status, render};
 
 const VERSION: &str = "1.36";
+/// Ends the name under which a v3 document's protobuf form is kept; no path can hold it.
+const PROTOBUF: &str = "\0protobuf";
 
 /// A rendered document.
 struct Rendered {
@@ -54,7 +56,11 @@ impl Documents {
     fn get(&self, server: &Server, name: &str) -> Result<Option<Arc<Rendered>>, Status> {
         let all = server.registry.rows();
         let whole = matches!(name, "v2" | "v2.protobuf");
-        let own = |row: &&Arc<Served>| whole || document(row.group(), &row.resource.version) == name;
+        let (plain, protobuf) = match name.strip_suffix(PROTOBUF) {
+            Some(plain) => (plain, true),
+            None => (name, false),
+        };
+        let own = |row: &&Arc<Served>| whole || document(row.group(), &row.resource.version) == plain;
         let of: Vec<&Arc<Served>> = all.iter().filter(own).collect();
         let rows: Vec<u64> = of.iter().map(|row| row.id()).collect();
         let generation = if whole { server.aggregation.generation() } else { 0 };
@@ -67,11 +73,17 @@ impl Documents {
         let text = match name {
             "v2" => with_extensions(server, v2(&routes, VERSION)),
             "v2.protobuf" => v2_protobuf(&routes, VERSION),
-            name if routes.is_empty() && known.binary_search(&name.to_owned()).is_err() => return Ok(None),
-            _ => v3(&routes, VERSION).into_bytes(),
+            _ if routes.is_empty() && known.binary_search(&plain.to_owned()).is_err() => return Ok(None),
+            _ => {
+                let text = v3(&routes, VERSION).into_bytes();
+                if protobuf { v3_protobuf(&text).unwrap_or_default() } else { text }
+            }
         };
         let document = render_document(&text)?;
-        documents.retain(|name, _| name.starts_with("v2") || known.binary_search(name).is_ok());
+        documents.retain(|name, _| {
+            let plain = name.strip_suffix(PROTOBUF).unwrap_or(name).to_owned();
+            name.starts_with("v2") || known.binary_search(&plain).is_ok()
+        });
         documents.insert(name.to_owned(), Made { rows, generation, document: document.clone() });
         Ok(Some(document))
     }
@@ -112,7 +124,7 @@ pub fn path(server: &Server, parts: &Parts, path: &str) -> Result<Response<Body>
     let header = |name| parts.headers.get(name).and_then(|h| h.to_str().ok()).unwrap_or_default();
     let accept = header(ACCEPT);
     let (rendered, content_type) = match path {
-        "/openapi/v2" if prefers_protobuf(accept) => {
+        "/openapi/v2" if prefers_protobuf(accept, "v2") => {
             let document = server.openapi.get(server, "v2.protobuf")?;
             (document, schema::openapi::V2_PROTOBUF)
         }
@@ -147,6 +159,9 @@ pub fn path(server: &Server, parts: &Parts, path: &str) -> Result<Response<Body>
         }
         "/openapi" => return Ok(crate::pipeline::text(StatusCode::NOT_FOUND, "404 page not found\n")),
         other => match other.strip_prefix("/openapi/v3/") {
+            Some(name) if prefers_protobuf(accept, "v3") => {
+                (server.openapi.get(server, &format!("{name}{PROTOBUF}"))?, schema::openapi::V3_PROTOBUF)
+            }
             Some(name) => (server.openapi.get(server, name)?, "application/json"),
             None => (None, "application/json"),
         },
@@ -197,16 +212,16 @@ pub fn path(server: &Server, parts: &Parts, path: &str) -> Result<Response<Body>
     Ok(response)
 }
 
-/// Whether v2 is wanted in protobuf, under its name of today or the old one, rather than in JSON.
-fn prefers_protobuf(accept: &str) -> bool {
-    const NAMES: [&str; 2] =
-        ["com.github.proto-openapi.spec.v2.v1.0+protobuf", "com.github.proto-openapi.spec.v2@v1.0+protobuf"];
+/// Whether a document is wanted in protobuf, under its name of today or the old one, rather than in JSON.
+fn prefers_protobuf(accept: &str, version: &str) -> bool {
+    let names = [".", "@"].map(|sign| format!("com.github.proto-openapi.spec.{version}{sign}v1.0+protobuf"));
+    let named = |sub: &str| names.iter().any(|name| name == sub);
     let clauses = negotiate::clauses(accept);
     let first = clauses.iter().find(|clause| {
         matches!(clause.main, "application" | "*")
-            && (matches!(clause.sub, "json" | "*") || NAMES.contains(&clause.sub))
+            && (matches!(clause.sub, "json" | "*") || named(clause.sub))
     });
-    first.is_some_and(|clause| NAMES.contains(&clause.sub))
+    first.is_some_and(|clause| named(clause.sub))
 }
 
 /// What a v3 document's address and tag name it by. Of built-in kinds it follows from the version, so that the index needs no

@@ -11,6 +11,7 @@ use http::{Request, StatusCode};
 use http_body_util::BodyExt;
 use parking_lot::RwLock;
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
 use super::availability::aggregator;
 use super::{Aggregator, Remote};
@@ -34,6 +35,8 @@ pub struct Known {
     pub v3: BTreeMap<String, String>,
     /// The OpenAPI v2 document.
     pub v2: Option<Arc<Value>>,
+    /// The v3 document of a server that knows v2 alone.
+    pub converted: Option<Bytes>,
 }
 
 /// By group and version.
@@ -67,10 +70,18 @@ impl Aggregator {
     pub async fn fetch(&self, cluster: &ClusterRef, remote: &Remote) {
         let known = match self.discover(cluster, remote).await {
             Ok(resources) => {
-                let v3 = self.v3_index(cluster, remote).await;
+                let mut v3 = self.v3_index(cluster, remote).await;
                 let v2 = self.get(cluster, remote, &aggregator(), "/openapi/v2", "application/json").await;
                 let v2 = v2.ok().and_then(|(_, body)| serde_json::from_slice(&body).ok()).map(Arc::new);
-                Known { resources, fresh: true, v3, v2 }
+                let mut converted = None;
+                if let Some(v2) = v2.as_deref().filter(|_| v3.is_empty()) {
+                    let made = Bytes::from(super::convert::v3(v2, &remote.path()).to_string());
+                    let name = remote.path().trim_start_matches('/').to_owned();
+                    let hash: String = Sha256::digest(&made).iter().map(|b| format!("{b:02X}")).collect();
+                    v3.insert(name.clone(), format!("/openapi/v3/{name}?hash={hash}"));
+                    converted = Some(made);
+                }
+                Known { resources, fresh: true, v3, v2, converted }
             }
             Err(why) => {
                 tracing::debug!(name = remote.name, why, "discovery not fetched");
@@ -124,7 +135,11 @@ impl Aggregator {
     pub async fn v3(&self, cluster: &ClusterRef, name: &str) -> Option<Bytes> {
         let remotes: Vec<Arc<Remote>> = self.table().remotes().cloned().collect();
         for remote in remotes {
-            if let Some(url) = self.documents.of(&remote).v3.get(name) {
+            let known = self.documents.of(&remote);
+            if let Some(url) = known.v3.get(name) {
+                if known.converted.is_some() {
+                    return known.converted;
+                }
                 let answer = self.get(cluster, &remote, &aggregator(), url, "application/json").await;
                 return answer.ok().map(|(_, body)| body);
             }
@@ -251,7 +266,7 @@ pub fn merge_v2(into: &mut Value, other: &Value, remote: &Remote) {
 
 const REFERENCE: &str = "#/definitions/";
 
-fn references(value: &Value, found: &mut Vec<String>) {
+pub fn references(value: &Value, found: &mut Vec<String>) {
     match value {
         Value::Object(map) => {
             for (key, inner) in map {

@@ -49,6 +49,7 @@ impl Aggregator {
         upgrade: Option<hyper::upgrade::OnUpgrade>,
     ) -> Answered {
         identify(request.headers_mut(), user);
+        crate::trace::carry_on(request.headers_mut());
         let policy = Policy { drop_cors: true, no_redirects: true, ..Policy::default() };
         let (host, port) = self.resolve(cluster, remote).map_err(|why| {
             tracing::debug!(name = remote.name, why, "Service not resolved");

@@ -63,33 +63,33 @@ impl Document {
 }
 
 impl Writer {
-    fn message(&mut self, number: u32, write: impl FnOnce(&mut Writer)) {
+    pub(super) fn message(&mut self, number: u32, write: impl FnOnce(&mut Writer)) {
         let mut inner = Writer::default();
         write(&mut inner);
         self.bytes(number, &inner.bytes);
     }
 
-    fn text(&mut self, number: u32, value: &Value) {
+    pub(super) fn text(&mut self, number: u32, value: &Value) {
         if let Some(text) = value.as_str() {
             self.bytes(number, text.as_bytes());
         }
     }
 
-    fn texts(&mut self, number: u32, value: &Value) {
+    pub(super) fn texts(&mut self, number: u32, value: &Value) {
         value.as_array().into_iter().flatten().for_each(|v| self.text(number, v));
     }
 
-    fn flag(&mut self, number: u32, value: &Value) {
+    pub(super) fn flag(&mut self, number: u32, value: &Value) {
         if value.as_bool() == Some(true) {
             self.int(number, 1);
         }
     }
 
-    fn any(&mut self, number: u32, value: &Value) {
+    pub(super) fn any(&mut self, number: u32, value: &Value) {
         self.message(number, |w| w.bytes(2, format!("{value}\n").as_bytes()));
     }
 
-    fn extensions(&mut self, number: u32, value: &Value) {
+    pub(super) fn extensions(&mut self, number: u32, value: &Value) {
         for (name, value) in value.as_object().into_iter().flatten().filter(|(k, _)| k.starts_with("x-")) {
             self.message(number, |w| {
                 w.bytes(1, name.as_bytes());
@@ -100,7 +100,7 @@ impl Writer {
 }
 
 fn path_item(item: &Value, out: &mut Writer) {
-    for (number, method) in [(2, "get"), (3, "put"), (4, "post"), (5, "delete"), (8, "patch")] {
+    for (number, method) in (2..).zip(["get", "put", "post", "delete", "options", "head", "patch"]) {
         if let Some(value) = item.get(method) {
             out.message(number, |w| operation(value, w));
         }

@@ -4,6 +4,7 @@
 mod definitions;
 mod described;
 mod gnostic;
+mod gnostic3;
 mod paths;
 
 use serde_json::{Value, json};
@@ -13,6 +14,8 @@ use crate::types::{Kind, Str, TypeId, Types};
 /// The media type of [`v2_protobuf`] in answers. Clients ask for it with an at sign before `v1.0`, which no Content-Type may
 /// hold.
 pub const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+/// The same of v3 documents.
+pub const V3_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v3.v1.0+protobuf";
 
 /// Which of the two dialects is spoken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,6 +150,11 @@ pub fn v3(routes: &[Route<'_>], version: &str) -> String {
     components.close();
     top.close();
     out
+}
+
+/// A v3 document in protobuf, out of its JSON; none if that is no JSON.
+pub fn v3_protobuf(json: &[u8]) -> Option<Vec<u8>> {
+    Some(gnostic3::document(&serde_json::from_slice(json).ok()?))
 }
 
 /// The index at `/openapi/v3`: each document's address with the hash of its text.

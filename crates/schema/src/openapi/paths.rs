@@ -105,10 +105,20 @@ impl Paths<'_> {
         if !item.is_empty() {
             emit(&one, self.item(item, true));
         }
-        for index in 0..route.subresources.len() {
-            let item = self.subresource(index);
+        for (index, sub) in route.subresources.iter().enumerate() {
+            let item = self.subresource(index, "");
             if !item.is_empty() {
-                emit(&format!("{one}/{}", route.subresources[index].name), self.item(item, true));
+                emit(&format!("{one}/{}", sub.name), self.item(item, true));
+            }
+            // What takes every method passes a path on.
+            if sub.type_id.is_none() && has(sub.verbs, "patch") {
+                let mut item = self.item(self.subresource(index, "WithPath"), true);
+                if let Some(parameters) = item["parameters"].as_array_mut() {
+                    let mut path = self.parameter("path", "string", "path");
+                    path["required"] = true.into();
+                    parameters.push(path);
+                }
+                emit(&format!("{one}/{}/{{path}}", sub.name), item);
             }
         }
         if has(route.verbs, "watch") {
@@ -272,9 +282,10 @@ impl Paths<'_> {
         item
     }
 
-    fn subresource(&self, index: usize) -> Map<String, Value> {
+    fn subresource(&self, index: usize, more: &str) -> Map<String, Value> {
         let sub = &self.route.subresources[index];
         let suffix: String = sub.name.split('/').map(capital).collect();
+        let suffix = format!("{suffix}{more}");
         let mut item = Map::new();
         if sub.type_id.is_some() {
             self.read_and_write(&mut item, sub.verbs, &suffix, &sub.kind, sub.type_id);
@@ -285,9 +296,16 @@ impl Paths<'_> {
             }
             return item;
         }
-        for (verb, method, name) in
-            [("get", "get", "connectGet"), ("create", "post", "connectPost"), ("update", "put", "connectPut")]
-        {
+        // Methods that are no verbs belong to what takes every method.
+        for (verb, method, name) in [
+            ("get", "get", "connectGet"),
+            ("create", "post", "connectPost"),
+            ("update", "put", "connectPut"),
+            ("delete", "delete", "connectDelete"),
+            ("patch", "patch", "connectPatch"),
+            ("patch", "options", "connectOptions"),
+            ("patch", "head", "connectHead"),
+        ] {
             if has(sub.verbs, verb) {
                 let connect = Operation {
                     name,

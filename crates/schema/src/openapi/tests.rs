@@ -88,3 +88,18 @@ fn protobuf_names_the_document() {
     let head: &[u8] = b"\x0a\x032.0\x12\x15\x0a\x0aKubernetes\x12\x07v1.36.0";
     assert_eq!(&bytes[..head.len()], head);
 }
+
+#[test]
+fn a_v3_document_has_a_protobuf_form() {
+    let (types, id) = table();
+    let json = v3(&routes(&types, id, VERBS), "v1.36.0");
+    let bytes = v3_protobuf(json.as_bytes()).expect("bytes");
+    // openapi = 1, info = 2 with title = 1: lengths fit into one byte here.
+    let head = b"\x0a\x053.0.0\x12";
+    assert_eq!(&bytes[..head.len()], head);
+    assert_eq!(&bytes[head.len() + 1..head.len() + 13], b"\x0a\x0aKubernetes");
+    let holds = |text: &str| bytes.windows(text.len()).any(|window| window == text.as_bytes());
+    assert!(holds("/api/v1/namespaces/{namespace}/boxes/{name}"));
+    assert!(holds("#/components/schemas/") && holds("x-kubernetes-group-version-kind"));
+    assert_eq!(v3_protobuf(b"no JSON"), None);
+}
