@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use exposition::{Counter, Histogram};
 use futures::Stream;
 use futures::stream::BoxStream;
 use http::header::{HeaderName, HeaderValue, RETRY_AFTER};
@@ -18,7 +19,6 @@ use parking_lot::Mutex;
 
 use crate::audit::{Outcome, Record, Stage, Trail};
 use crate::http::body::Body;
-use crate::metrics::family::{Counter, Histogram};
 use crate::metrics::metrics;
 use crate::metrics::request::{Labels, Open};
 use crate::query::Query;
@@ -186,7 +186,7 @@ impl Track {
     }
 
     /// Begins the audit of a request whose sender is known.
-    pub fn audit(
+    pub async fn audit(
         &self,
         server: &Server,
         parts: &Parts,
@@ -199,11 +199,19 @@ impl Track {
         let Some(trail) = trail else { return Ok(()) };
         let kept = trail.emit(Stage::RequestReceived, None);
         drop(self.trail.set(trail));
-        if kept {
+        if kept && self.settled().await {
             return Ok(());
         }
         metrics().audit_rejected.with(&[]).increment();
         Err(Status::internal("failed to store audit event"))
+    }
+
+    /// Waits for the audit events of the request, where that was asked for.
+    pub async fn settled(&self) -> bool {
+        match self.trail.get() {
+            Some(trail) => trail.settled().await,
+            None => true,
+        }
     }
 
     /// Begins the audit of a request that nobody is known to have sent.

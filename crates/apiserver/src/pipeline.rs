@@ -11,7 +11,7 @@ use http::{Method, Request, Response, StatusCode};
 
 use crate::http::body::{self, Body};
 use crate::http::listen::Peer;
-use crate::http::negotiate::{self, Output};
+use crate::http::negotiate::{self, Forms, Output};
 use crate::http::{warning, websocket};
 use crate::lifecycle::{self, Track};
 use crate::metrics::metrics;
@@ -44,8 +44,8 @@ where
     let info = RequestInfo::parse(&parts.method, parts.uri.path(), &query);
     let upgrade = parts.extensions.remove::<hyper::upgrade::OnUpgrade>();
     let features = server.config.features;
-    let output =
-        negotiate::output(&parts.headers, &query, info.is_resource, features).unwrap_or(Output::JSON);
+    let forms = if info.is_resource { Forms::Convertible } else { Forms::Plain };
+    let output = negotiate::output(&parts.headers, &query, forms, features).unwrap_or(Output::JSON);
     let gzip = accepts_gzip(&parts);
     let head = parts.method == Method::HEAD;
     let long = info.long_running();
@@ -63,6 +63,7 @@ where
     }
     let span = server.tracer.as_ref().and_then(|tracer| tracer.begin(&parts.method, &parts.headers, &info));
     let track = Arc::new(Track::new(&server, &parts.headers, labels, limit));
+    let trace = crate::trace::Context::of(span.as_ref(), &parts.headers);
     if let Some(span) = span {
         track.trace(span, parts.uri.path_and_query().map_or_else(String::new, ToString::to_string));
     }
@@ -77,7 +78,10 @@ where
                 Err(status)
             }
             // Boxed once: the future is large, and moving it into the timeout would copy it.
-            None => Box::pin(answer(server.clone(), parts, body, query, info, caller, upgrade, &track)).await,
+            None => {
+                let answer = answer(server.clone(), parts, body, query, info, caller, upgrade, &track);
+                trace.within(Box::pin(answer)).await
+            }
         }
     };
     // A fault in one request must not take the connection's other requests along.
@@ -122,7 +126,10 @@ where
         }
     }
     response.headers_mut().entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-cache, private"));
-    let mut response = websocket::start(track.answered(response, outcome));
+    let answered = track.answered(response, outcome);
+    // The answer is on its way: what could not be kept is counted, and no reason to take it back.
+    let _ = track.settled().await;
+    let mut response = websocket::start(answered);
     if head {
         *response.body_mut() = Body::Empty;
     }
@@ -160,7 +167,7 @@ where
         }
     };
     let attributes = Attributes { user, ..attributes };
-    track.audit(&server, &parts, address, &attributes)?;
+    track.audit(&server, &parts, address, &attributes).await?;
     let user = server.impersonation.apply(&*server.hooks.authorize, &attributes, &parts.headers).await?;
     if !Arc::ptr_eq(&user, &attributes.user) {
         track.record.impersonated(&user);
@@ -195,7 +202,6 @@ where
         }
         return crate::serve::path(&server, &parts, &query, &info).await;
     }
-    let output = negotiate::output(&parts.headers, &query, true, server.config.features);
     let served = server.registry.find(&info.group, &info.version, &info.resource);
     let Some(served) = served else {
         if info.group.is_empty() || server.registry.any_of(&info.group) {
@@ -203,6 +209,11 @@ where
         }
         return Ok(text(StatusCode::NOT_FOUND, "404 page not found\n"));
     };
+    let forms = match served.resource.strategy.is_custom() && info.subresource != "scale" {
+        true => Forms::Custom,
+        false => Forms::Convertible,
+    };
+    let output = negotiate::output(&parts.headers, &query, forms, server.config.features);
     let mut call = Call {
         server,
         info,

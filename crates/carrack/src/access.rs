@@ -73,9 +73,12 @@ pub struct AccessArgs {
     /// File with an AuthorizationConfiguration; read again when it changes
     #[arg(long)]
     pub authorization_config: Option<PathBuf>,
-    /// Who is asked, in this order: AlwaysAllow, AlwaysDeny, Node, RBAC, Webhook; Node,RBAC unless given
+    /// Who is asked, in this order: AlwaysAllow, AlwaysDeny, ABAC, Node, RBAC, Webhook; Node,RBAC unless given
     #[arg(long, value_delimiter = ',')]
     pub authorization_mode: Vec<String>,
+    /// File with the policies of ABAC, one JSON object a line
+    #[arg(long)]
+    pub authorization_policy_file: Option<PathBuf>,
     /// Kubeconfig file of an authorization webhook
     #[arg(long)]
     pub authorization_webhook_config_file: Option<PathBuf>,
@@ -132,6 +135,7 @@ impl AccessArgs {
             authorization_config: self.authorization_config,
             authorization_modes: self.authorization_mode,
             authorization_webhook,
+            authorization_policy_file: self.authorization_policy_file,
         };
     }
 }

@@ -62,6 +62,9 @@ pub struct Flags {
     /// A kubeconfig file that names the webhook which audit events are sent to
     #[arg(long)]
     pub audit_webhook_config_file: Option<PathBuf>,
+    /// batch, blocking or blocking-strict
+    #[arg(long, default_value = "batch")]
+    pub audit_webhook_mode: Mode,
     /// Events that may wait for the webhook
     #[arg(long, default_value_t = 10_000)]
     pub audit_webhook_batch_buffer_size: usize,
@@ -99,6 +102,12 @@ pub struct Flags {
     /// Put changes of that file in force while the server runs
     #[arg(long, default_value_t = false, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub encryption_provider_config_automatic_reload: bool,
+    /// Authorities of kubelets' serving certificates beside the cluster's own, in PEM
+    #[arg(long)]
+    pub kubelet_certificate_authority: Option<PathBuf>,
+    /// Do not check kubelets' serving certificates, for kubelets that sign them themselves
+    #[arg(long)]
+    pub kubelet_insecure_skip_tls_verify: bool,
     /// Where traces of requests are sent, and of how many
     #[arg(long)]
     pub tracing_config_file: Option<PathBuf>,
@@ -130,6 +139,8 @@ impl Flags {
             ..Protection::default()
         };
         config.audit = self.audit(standard)?;
+        config.kubelet_authorities.clone_from(&self.kubelet_certificate_authority);
+        config.kubelet_insecure = self.kubelet_insecure_skip_tls_verify;
         ensure!(
             self.encryption_provider_config.is_some() || !self.encryption_provider_config_automatic_reload,
             "--encryption-provider-config-automatic-reload needs --encryption-provider-config"
@@ -168,6 +179,7 @@ impl Flags {
         );
         let throttle = (self.audit_webhook_batch_throttle_qps, self.audit_webhook_batch_throttle_burst);
         let batch = BatchConfig {
+            mode: self.audit_webhook_mode,
             buffer: self.audit_webhook_batch_buffer_size,
             size: self.audit_webhook_batch_max_size.max(1),
             wait: self.audit_webhook_batch_max_wait,

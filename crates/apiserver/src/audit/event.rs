@@ -6,11 +6,13 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::request::Parts;
 use jiff::Timestamp;
+use parking_lot::Mutex;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::policy::{Decided, Stage};
 use super::record::{Level, Record};
+use super::sink::Ticket;
 use super::{Auditor, sources};
 use crate::metrics::metrics;
 use crate::{Attributes, UserInfo};
@@ -144,9 +146,22 @@ pub struct Trail {
     sources: Vec<String>,
     attributes: Attributes,
     received: Timestamp,
+    /// Events that the request has to wait for.
+    tickets: Mutex<Vec<Ticket>>,
 }
 
 impl Trail {
+    /// Waits until what was emitted is kept, where a back end asks for that; false if one must keep it and could not.
+    pub async fn settled(&self) -> bool {
+        let tickets = std::mem::take(&mut *self.tickets.lock());
+        let mut kept = true;
+        for ticket in tickets {
+            // A task that was broken off has kept nothing.
+            kept &= ticket.await.unwrap_or(false);
+        }
+        kept
+    }
+
     /// Decides how a request is audited; `None`: not at all.
     pub fn begin(
         auditor: &Arc<Auditor>,
@@ -180,6 +195,7 @@ impl Trail {
             sources: sources::of(&parts.headers, peer),
             attributes: attributes.clone(),
             received,
+            tickets: Mutex::default(),
         })
     }
 
@@ -195,7 +211,7 @@ impl Trail {
         }
         metrics().audit_events.with(&[]).increment();
         match self.render(stage, outcome) {
-            Ok(line) => self.auditor.take(&line),
+            Ok(line) => self.auditor.take(&line, &mut self.tickets.lock()),
             Err(error) => {
                 tracing::error!(%error, "an audit event could not be encoded");
                 metrics().audit_errors.with(&["encoding"]).increment();

@@ -93,9 +93,9 @@ impl Auditor {
     }
 
     /// Hands an event to all back ends; false if one must keep it and could not.
-    fn take(&self, event: &Bytes) -> bool {
+    fn take(&self, event: &Bytes, tickets: &mut Vec<sink::Ticket>) -> bool {
         // All of them get it, whatever the first one says.
-        self.sinks.iter().map(|sink| sink.take(event)).fold(true, |all, one| all & one)
+        self.sinks.iter().map(|sink| sink.take(event, tickets)).fold(true, |all, one| all & one)
     }
 
     /// Writes and sends what waits.

@@ -1,5 +1,5 @@
-//! The back ends: a log file, written by a thread of its own or before the request goes on, and a webhook that is sent
-//! batches. What does not fit into a bounded buffer is dropped and counted; no request waits for a slow back end unless
+//! The back ends: a log file and a webhook. Both take events by and by, the log by a thread of its own, the webhook in
+//! batches, or before the request goes on. What does not fit into a bounded buffer is dropped and counted; no request waits for a slow back end unless
 //! that was asked for.
 
 use std::io::Write;
@@ -53,9 +53,11 @@ pub struct LogConfig {
     pub buffer: usize,
 }
 
-/// How batches are sent to a webhook.
+/// How events are sent to a webhook.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BatchConfig {
+    /// In batches, or each before its request goes on.
+    pub mode: Mode,
     /// Events that may wait.
     pub buffer: usize,
     /// Events in a batch.
@@ -72,6 +74,7 @@ pub struct BatchConfig {
 impl Default for BatchConfig {
     fn default() -> Self {
         Self {
+            mode: Mode::Batch,
             buffer: 10_000,
             size: 400,
             wait: Duration::from_secs(30),
@@ -194,11 +197,16 @@ fn write_all(receive: &Receiver<Bytes>, mut output: Output) {
     }
 }
 
-/// The webhook: a queue and the task that empties it.
+/// Tells whether an event that the request waits for was kept.
+pub type Ticket = tokio::sync::oneshot::Receiver<bool>;
+
+/// The webhook: a queue and the task that empties it, or each event by itself.
 pub struct Webhook {
     send: mpsc::Sender<Bytes>,
     task: Mutex<Option<tokio::task::JoinHandle<()>>>,
     stop: tokio_util::sync::CancellationToken,
+    /// For events that requests wait for.
+    direct: Option<(Arc<Endpoint>, BatchConfig)>,
 }
 
 const TIME_LIMIT: Duration = Duration::from_secs(30);
@@ -213,11 +221,28 @@ impl Webhook {
     pub fn start(endpoint: Arc<Endpoint>, config: BatchConfig) -> Self {
         let (send, receive) = mpsc::channel(config.buffer.max(1));
         let stop = tokio_util::sync::CancellationToken::new();
+        let direct = (config.mode != Mode::Batch).then(|| (endpoint.clone(), config.clone()));
         let task = tokio::spawn(post_all(receive, endpoint, config, stop.clone()));
-        Self { send, task: Mutex::new(Some(task)), stop }
+        Self { send, task: Mutex::new(Some(task)), stop, direct }
     }
 
-    fn take(&self, event: &Bytes) -> bool {
+    fn take(&self, event: &Bytes, tickets: &mut Vec<Ticket>) -> bool {
+        if let Some((endpoint, config)) = &self.direct {
+            let strict = config.mode == Mode::BlockingStrict;
+            let (tell, ticket) = tokio::sync::oneshot::channel();
+            tickets.push(ticket);
+            let (endpoint, backoff) = (endpoint.clone(), config.first_backoff);
+            let bodies = bodies(vec![event.clone()], config.truncate);
+            tokio::spawn(async move {
+                let mut kept = true;
+                for body in bodies {
+                    kept &= post(&endpoint, body, backoff).await;
+                }
+                // Nobody waits for what a long-running request says at its end.
+                let _ = tell.send(kept || !strict);
+            });
+            return true;
+        }
         if self.send.try_send(event.clone()).is_err() {
             metrics().audit_errors.with(&["buffered"]).increment();
         }
@@ -272,11 +297,12 @@ async fn post_all(
     drop(sending.acquire_many(AT_ONCE as u32).await);
 }
 
-async fn post(endpoint: &Endpoint, (body, count): (Bytes, u64), first: Duration) {
+/// Whether the events were taken in.
+async fn post(endpoint: &Endpoint, (body, count): (Bytes, u64), first: Duration) -> bool {
     let mut backoff = first;
     for attempt in 1..=TRIES {
         match endpoint.post_bytes(body.clone(), Timeout::of(TIME_LIMIT)).await {
-            Ok(_) => return,
+            Ok(_) => return true,
             Err(error) if attempt == TRIES => lost("webhook", count, error),
             Err(error) => {
                 tracing::warn!(%error, "the audit webhook takes no events; trying again");
@@ -286,6 +312,7 @@ async fn post(endpoint: &Endpoint, (body, count): (Bytes, u64), first: Duration)
             }
         }
     }
+    false
 }
 
 /// `EventList`s of the events, split and cut where they are too large, and how many events each holds.
@@ -361,11 +388,11 @@ pub enum Sink {
 }
 
 impl Sink {
-    /// Takes an event in; false if it must be kept and could not be.
-    pub fn take(&self, event: &Bytes) -> bool {
+    /// Takes an event in; false if it must be kept and could not be. What the request has to wait for is a ticket.
+    pub fn take(&self, event: &Bytes, tickets: &mut Vec<Ticket>) -> bool {
         match self {
             Self::Log(log) => log.take(event),
-            Self::Webhook(webhook) => webhook.take(event),
+            Self::Webhook(webhook) => webhook.take(event, tickets),
         }
     }
 
@@ -424,7 +451,7 @@ mod tests {
             let config = LogConfig { path: path.clone(), rotation, mode, buffer: 100 };
             let sink = Sink::Log(Log::open(&config).expect("opened"));
             for i in 0..50 {
-                assert!(sink.take(&format!("{{\"i\":{i}}}").into()));
+                assert!(sink.take(&format!("{{\"i\":{i}}}").into(), &mut Vec::new()));
             }
             sink.close().await;
             let text = std::fs::read_to_string(&path).expect("read");

@@ -130,11 +130,22 @@ fn conversion(params: &[(&str, &str)]) -> Option<Convert> {
     }
 }
 
-/// Chooses the representation. `convertible` says whether Table and the like make sense here.
+/// What an answer can be made into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Forms {
+    /// It stays as it is.
+    Plain,
+    /// Table and the like make sense.
+    Convertible,
+    /// The same of a custom resource: only what it is converted to has a protobuf form.
+    Custom,
+}
+
+/// Chooses the representation.
 pub fn output(
     headers: &HeaderMap,
     query: &Query,
-    convertible: bool,
+    forms: Forms,
     features: Features,
 ) -> Result<Output, Status> {
     let header = headers.get(ACCEPT).and_then(|h| h.to_str().ok()).unwrap_or_default();
@@ -159,9 +170,13 @@ pub fn output(
                 continue;
             }
             let Some(convert) = conversion(&clause.params) else { continue };
-            if convert != Convert::None && !convertible
-                || convert == Convert::Table && format == Format::Protobuf
-            {
+            let fits = match (convert, format) {
+                (Convert::None, Format::Protobuf) => forms != Forms::Custom,
+                (Convert::None, _) => true,
+                (Convert::Table, Format::Protobuf) => false,
+                _ => forms != Forms::Plain,
+            };
+            if !fits {
                 continue;
             }
             let beta = param("v") == "v1beta1";
@@ -185,7 +200,7 @@ fn pretty(headers: &HeaderMap, query: &Query) -> bool {
 /// Whether an answer and a body can be in what the headers say, with every format spoken.
 pub fn negotiable(headers: &HeaderMap, query: &Query) -> bool {
     let features = Features { cbor: true };
-    output(headers, query, true, features).is_ok() && input(headers, features).is_ok()
+    output(headers, query, Forms::Convertible, features).is_ok() && input(headers, features).is_ok()
 }
 
 /// The encoding of a request body.
@@ -210,7 +225,7 @@ mod tests {
     fn check(accept: &str, want: Option<(Format, Convert)>) {
         let mut headers = HeaderMap::new();
         headers.insert(ACCEPT, accept.parse().expect("a header"));
-        let got = output(&headers, &Query::default(), true, Features::default())
+        let got = output(&headers, &Query::default(), Forms::Convertible, Features::default())
             .ok()
             .map(|o| (o.format, o.convert));
         assert_eq!(got, want, "{accept}");
@@ -231,13 +246,28 @@ mod tests {
     }
 
     #[test]
+    fn custom_resources_have_no_protobuf_form_but_their_metadata_has() {
+        let check = |accept: &str, want: Option<(Format, Convert)>| {
+            let mut headers = HeaderMap::new();
+            headers.insert(ACCEPT, accept.parse().expect("a header"));
+            let got = output(&headers, &Query::default(), Forms::Custom, Features::default());
+            assert_eq!(got.ok().map(|o| (o.format, o.convert)), want, "{accept}");
+        };
+        let protobuf = "application/vnd.kubernetes.protobuf";
+        check(protobuf, None);
+        check(&format!("{protobuf},application/json"), Some((Format::Json, Convert::None)));
+        let metadata = format!("{protobuf};as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json");
+        check(&metadata, Some((Format::Protobuf, Convert::MetadataList)));
+    }
+
+    #[test]
     fn gated() {
         let features = Features { cbor: true };
         for accept in ["application/cbor", "application/cbor-seq", "application/json;q=0.9,application/cbor"]
         {
             let mut headers = HeaderMap::new();
             headers.insert(ACCEPT, accept.parse().expect("a header"));
-            let got = output(&headers, &Query::default(), true, features).map(|o| o.format);
+            let got = output(&headers, &Query::default(), Forms::Convertible, features).map(|o| o.format);
             assert_eq!(got, Ok(Format::Cbor), "{accept}");
         }
     }

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Caches;
 use super::object::{Change, Object};
+use crate::metrics::metrics;
 use crate::{Status, Transform};
 
 /// All keys of the API server begin with this.
@@ -243,6 +244,7 @@ fn apply(caches: &Caches, codec: &Codec, events: &[Event]) {
         }
     }
     for ((group, resource), events) in groups {
+        metrics().storage_events.with(&[group, resource]).add(events.len() as u64);
         let cache = caches.of(group, resource, events[0].revision - 1);
         cache.apply(events.into_iter().filter_map(|event| {
             let (_, _, key) = split(&event.key)?;

@@ -151,7 +151,7 @@ fn paths(server: &Server) -> Vec<String> {
 
 /// A document in whatever form is accepted. Protobuf needs the version that the JSON form leaves out.
 fn answer(server: &Server, parts: &Parts, query: &Query, value: &Value) -> Answered {
-    let output = negotiate::output(&parts.headers, query, false, server.config.features)?;
+    let output = negotiate::output(&parts.headers, query, negotiate::Forms::Plain, server.config.features)?;
     let body = if output.format == negotiate::Format::Protobuf && value.get("apiVersion").is_none() {
         let mut versioned = value.clone();
         versioned["apiVersion"] = "v1".into();

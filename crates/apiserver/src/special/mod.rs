@@ -212,7 +212,8 @@ pub async fn answer_virtual(call: &Call, served: &Served, row: Virtual, body: By
             }
             if call.output.convert == Convert::Table {
                 // A review has no columns.
-                negotiate::output(&call.headers, &call.query, false, call.server.config.features)?;
+                let plain = negotiate::Forms::Plain;
+                negotiate::output(&call.headers, &call.query, plain, call.server.config.features)?;
             }
             let answer = call.server.hooks.reviews.create(&call.attributes, object).await?;
             render::value(call, http::StatusCode::CREATED, answer)

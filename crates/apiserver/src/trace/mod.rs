@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use http::{HeaderMap, Method};
+use http::{HeaderMap, HeaderValue, Method};
 use rand::Rng;
 use serde::Deserialize;
 
@@ -24,6 +24,7 @@ struct File {
     sampling_rate_per_million: Option<u32>,
 }
 
+const TRACEPARENT: &str = "traceparent";
 const ENDPOINT: &str = "localhost:4317";
 const MILLION: u32 = 1_000_000;
 
@@ -32,6 +33,37 @@ const MILLION: u32 = 1_000_000;
 pub enum TraceError {
     #[error("the tracing configuration is not usable")]
     File(#[from] FileError),
+}
+
+tokio::task_local! {
+    /// The `traceparent` of what the server itself asks while it works on a request.
+    static CONTEXT: Option<HeaderValue>;
+}
+
+/// The trace that a request's own calls belong to: the request's span if it is traced, else its caller's.
+pub struct Context(Option<HeaderValue>);
+
+impl Context {
+    pub fn of(span: Option<&Active>, headers: &HeaderMap) -> Self {
+        let callers =
+            || headers.get(TRACEPARENT).filter(|h| h.to_str().is_ok_and(|h| Parent::parse(h).is_some()));
+        Self(match span {
+            Some(span) => span.context(),
+            None => callers().cloned(),
+        })
+    }
+
+    /// Does the work of the request: calls that it makes carry the trace on.
+    pub async fn within<F: Future>(self, work: F) -> F::Output {
+        CONTEXT.scope(self.0, work).await
+    }
+}
+
+/// Puts the trace of the request that is being worked on into a call's headers.
+pub fn carry_on(headers: &mut HeaderMap) {
+    if let Ok(Some(context)) = CONTEXT.try_with(Clone::clone) {
+        headers.insert(TRACEPARENT, context);
+    }
 }
 
 /// Which requests are traced, and where their spans go.
@@ -63,7 +95,7 @@ impl Tracer {
         headers: &HeaderMap,
         info: &RequestInfo,
     ) -> Option<Active> {
-        let text = headers.get("traceparent").and_then(|h| h.to_str().ok());
+        let text = headers.get(TRACEPARENT).and_then(|h| h.to_str().ok());
         let parent = text.and_then(Parent::parse);
         let mut random = rand::rng();
         let sampled = match &parent {
@@ -170,6 +202,12 @@ fn nanos(time: SystemTime) -> u64 {
 }
 
 impl Active {
+    /// The `traceparent` of calls that this span makes.
+    fn context(&self) -> Option<HeaderValue> {
+        let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
+        HeaderValue::from_str(&format!("00-{}-{}-01", hex(&self.trace), hex(&self.span))).ok()
+    }
+
     /// Ends the span with the answer's code.
     pub fn end(self, code: u16, target: &str, audit_id: &str) {
         const SERVER: i32 = 2;

@@ -19,6 +19,7 @@ use super::read::invalid_version;
 use super::{Answered, Call};
 use crate::http::body::Body;
 use crate::http::negotiate::{Convert, Format, Output};
+use crate::metrics::metrics;
 use crate::query::ListOptions;
 use crate::registry::cache::{Behind, CacheEvent, PIECE, Recent, Subscription};
 use crate::registry::object::{Change, Object};
@@ -113,6 +114,7 @@ struct Initial {
     shown: VecDeque<Arc<Object>>,
     /// The end is marked by an annotated bookmark.
     mark: bool,
+    began: Instant,
 }
 
 pub async fn run(call: &Call, served: &Arc<Served>) -> Answered {
@@ -147,7 +149,10 @@ pub async fn run(call: &Call, served: &Arc<Served>) -> Answered {
         let applied = registry.applied();
         let (items, changed) = served.cache.list(&prefix, None);
         let mark = explicit && options.bookmarks;
-        (applied.max(changed), Some(Initial { items: items.into_iter(), shown: VecDeque::new(), mark }))
+        (
+            applied.max(changed),
+            Some(Initial { items: items.into_iter(), shown: VecDeque::new(), mark, began: Instant::now() }),
+        )
     } else if version == 0 {
         (registry.fresh().await?, None)
     } else {
@@ -253,9 +258,13 @@ impl Watcher {
             if !piece.is_empty() {
                 return Ok(Some(piece.take()));
             }
-            let mark = initial.mark;
+            let (mark, began) = (initial.mark, initial.began);
             self.initial = None;
             if mark {
+                let resource = &self.served.resource;
+                let scope = if self.prefix.is_empty() { "cluster" } else { "namespace" };
+                let labels = [self.served.group(), self.served.plural(), scope, &*resource.version];
+                metrics().watch_list.with(&labels).observe(began.elapsed().as_secs_f64());
                 return self.bookmark(true).map(Some);
             }
         }

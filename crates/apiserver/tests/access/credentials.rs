@@ -191,6 +191,81 @@ async fn tokens_of_an_issuer_are_checked_with_its_keys() {
     assert_eq!(name, "new:jane");
 }
 
+#[tokio::test]
+async fn groups_may_be_claimed_elsewhere() {
+    let files = tempfile::tempdir().expect("a directory");
+    let (own, identity) = serving(&files.path().join("pki"));
+    let key = Arc::new(pki::Key::generate().expect("a key"));
+    let address = Arc::new(std::sync::OnceLock::<String>::new());
+    let (own_address, signing) = (address.clone(), key.clone());
+    // One server is the issuer, another issuer under /other, and the endpoint of the claim.
+    let port = serve_tls(&identity, None, CancellationToken::new(), move |request| {
+        let base = own_address.get().cloned().unwrap_or_default();
+        let claim = |issuer: &str, audience: &str| {
+            let claims = json!({"iss": issuer, "aud": audience, "exp": now() + 600, "roles": ["dev", "ops"]});
+            let token = pki::sign_token(&signing, &claims.to_string()).expect("signed");
+            Response::builder().body(Full::new(Bytes::from(token))).expect("a response")
+        };
+        let token = request.headers().get("authorization").and_then(|h| h.to_str().ok()).unwrap_or_default();
+        let answer = match request.uri().path() {
+            "/.well-known/openid-configuration" => {
+                respond(200, &json!({"issuer": base, "jwks_uri": format!("{base}/keys")}))
+            }
+            "/other/.well-known/openid-configuration" => {
+                respond(200, &json!({"issuer": format!("{base}/other"), "jwks_uri": format!("{base}/keys")}))
+            }
+            "/keys" => respond(200, &key_set(&signing)),
+            "/claims" if token == "Bearer f005ba11" => claim(&base, "carrack"),
+            "/claims" => respond(401, &json!({})),
+            "/open" => claim(&format!("{base}/other"), "carrack"),
+            "/wrong" => claim(&base, "other"),
+            _ => respond(404, &json!({})),
+        };
+        async move { answer }
+    })
+    .await;
+    let issuer = format!("https://localhost:{port}");
+    address.set(issuer.clone()).expect("set once");
+    let path = files.path().join("authentication.yaml");
+    let file = json!({
+        "apiVersion": "apiserver.config.k8s.io/v1", "kind": "AuthenticationConfiguration",
+        "jwt": [{
+            "issuer": {"url": issuer, "audiences": ["carrack"], "certificateAuthority": own.ca.cert_pem()},
+            "claimMappings": {
+                "username": {"claim": "sub", "prefix": ""}, "groups": {"claim": "roles", "prefix": "role:"},
+            },
+        }],
+    });
+    write(&path, &file.to_string());
+    let running = start(|config| {
+        config.access = AccessOptions { authentication_config: Some(path), ..AccessOptions::default() };
+    })
+    .await;
+    let ask = async |claims: Value| {
+        let mut all = json!({"iss": issuer, "sub": "jane", "aud": "carrack", "exp": now() + 600});
+        for (name, value) in claims.as_object().into_iter().flatten() {
+            all[name] = value.clone();
+        }
+        who(&running, &pki::sign_token(&key, &all.to_string()).expect("signed")).await
+    };
+    let source = |path: &str, token: &str| {
+        json!({
+            "_claim_names": {"roles": "src"},
+            "_claim_sources": {"src": {"endpoint": format!("{issuer}{path}"), "access_token": token}},
+        })
+    };
+    let (code, user) = ask(source("/claims", "f005ba11")).await;
+    assert_eq!((code, &user["groups"]), (201, &json!(["role:dev", "role:ops", "system:authenticated"])));
+    let (code, user) = ask(source("/open", "")).await;
+    assert_eq!((code, &user["groups"]), (201, &json!(["role:dev", "role:ops", "system:authenticated"])));
+    assert_eq!(ask(source("/claims", "wrong")).await.0, 401, "the endpoint refuses");
+    assert_eq!(ask(source("/wrong", "")).await.0, 401, "for another audience");
+    assert_eq!(ask(json!({"_claim_names": {"roles": "src"}})).await.0, 401, "no sources");
+    let mut own_groups = source("/nosuch", "");
+    own_groups["roles"] = json!("own");
+    assert_eq!(ask(own_groups).await.1["groups"], json!(["role:own", "system:authenticated"]));
+}
+
 fn kubeconfig(dir: &Path, port: u16, ca: &str, path: &str) -> PathBuf {
     let ca = base64::engine::general_purpose::STANDARD.encode(ca);
     let text = json!({
@@ -310,6 +385,77 @@ async fn webhooks_know_tokens_and_rights() {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     assert_eq!(code, 403);
+}
+
+#[tokio::test]
+async fn admission_asks_authorizing_webhooks_too() {
+    let files = tempfile::tempdir().expect("a directory");
+    let (own, identity) = serving(&files.path().join("pki"));
+    let port = serve_tls(&identity, None, CancellationToken::new(), move |request| async move {
+        let body = request.into_body().collect().await.expect("a body").to_bytes();
+        let mut review: Value = serde_json::from_slice(&body).expect("JSON");
+        let what = &review["spec"]["resourceAttributes"];
+        let allowed = match (what["resource"].as_str(), what["verb"].as_str()) {
+            (Some("configmaps"), Some("create")) => true,
+            (Some("limits"), Some("use")) => what["name"] == "big",
+            // Granting what one does not have: only where it is allowed.
+            (Some("clusterroles"), Some("create")) => true,
+            (Some("clusterroles"), Some("escalate")) => what["name"] == "allowed",
+            _ => false,
+        };
+        review["status"] = json!({"allowed": allowed});
+        respond(200, &review)
+    })
+    .await;
+    let tokens = files.path().join("tokens.csv");
+    std::fs::write(&tokens, "known,jane,1\n").expect("written");
+    let kubeconfig = kubeconfig(files.path(), port, &own.ca.cert_pem(), "/authz");
+    let running = start(|config| {
+        config.access = AccessOptions {
+            token_auth_file: Some(tokens),
+            authorization_modes: vec!["RBAC".to_owned(), "Webhook".to_owned()],
+            authorization_webhook: Some(WebhookOptions {
+                kubeconfig,
+                version: "v1".to_owned(),
+                lifetime: Duration::from_secs(60),
+                refused_lifetime: Duration::from_secs(60),
+            }),
+            ..AccessOptions::default()
+        };
+    })
+    .await;
+    let policy = json!({"metadata": {"name": "p"}, "spec": {
+        "matchConstraints": {"resourceRules": [{
+            "operations": ["CREATE"], "apiGroups": [""], "apiVersions": ["v1"], "resources": ["configmaps"]}]},
+        "validations": [{"expression":
+            "authorizer.group('example.com').resource('limits').name(object.data.limit).check('use').allowed()",
+            "message": "no such limit for you"}],
+    }});
+    let base = "/apis/admissionregistration.k8s.io/v1";
+    running.create(&format!("{base}/validatingadmissionpolicies"), &policy).await;
+    let binding =
+        json!({"metadata": {"name": "b"}, "spec": {"policyName": "p", "validationActions": ["Deny"]}});
+    running.create(&format!("{base}/validatingadmissionpolicybindings"), &binding).await;
+    let post = async |path: &str, object: Value| {
+        let request = Request::post(path)
+            .header("authorization", "Bearer known")
+            .header("content-type", "application/json");
+        running.send(None, request, &object.to_string()).await
+    };
+    let map = |limit: &str| json!({"metadata": {"name": limit}, "data": {"limit": limit}});
+    let maps = "/api/v1/namespaces/default/configmaps";
+    let made = post(maps, map("big")).await;
+    assert_eq!(made.code, 201, "{}", made.text());
+    let refused = post(maps, map("small")).await;
+    assert_eq!(refused.code, 422, "{}", refused.text());
+    assert!(refused.text().contains("no such limit for you"), "{}", refused.text());
+    let role = |name: &str| {
+        json!({"metadata": {"name": name}, "rules": [
+        {"apiGroups": [""], "resources": ["secrets"], "verbs": ["get"]}]})
+    };
+    let roles = "/apis/rbac.authorization.k8s.io/v1/clusterroles";
+    assert_eq!(post(roles, role("allowed")).await.code, 201);
+    assert_eq!(post(roles, role("other")).await.code, 403);
 }
 
 #[tokio::test]

@@ -4,3 +4,4 @@ mod aggregation;
 mod credentials;
 mod nodes;
 mod support;
+mod walk;

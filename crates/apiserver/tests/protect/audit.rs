@@ -175,20 +175,26 @@ async fn collector() -> (u16, tokio::sync::mpsc::Receiver<Value>) {
     (port, receive)
 }
 
+/// A webhook on loopback.
+fn webhook(config: &apiserver::Config, port: u16, mode: Mode) -> (std::path::PathBuf, BatchConfig) {
+    let file = config.data_dir.join("audit-webhook.kubeconfig");
+    let kubeconfig = json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "c",
+        "clusters": [{"name": "k", "cluster": {"server": format!("http://127.0.0.1:{port}/audit")}}],
+        "contexts": [{"name": "c", "context": {"cluster": "k", "user": ""}}],
+        "users": [],
+    });
+    std::fs::write(&file, kubeconfig.to_string()).expect("written");
+    (file, BatchConfig { mode, ..BatchConfig::default() })
+}
+
 #[tokio::test]
 async fn a_webhook_is_sent_batches() {
     let (port, mut received) = collector().await;
     let running = start(|config| {
-        let file = config.data_dir.join("audit-webhook.kubeconfig");
-        let kubeconfig = json!({
-            "apiVersion": "v1", "kind": "Config", "current-context": "c",
-            "clusters": [{"name": "k", "cluster": {"server": format!("http://127.0.0.1:{port}/audit")}}],
-            "contexts": [{"name": "c", "context": {"cluster": "k", "user": ""}}],
-            "users": [],
-        });
-        std::fs::write(&file, kubeconfig.to_string()).expect("written");
-        let batch = BatchConfig { size: 4, wait: Duration::from_millis(20), ..BatchConfig::default() };
-        config.audit.webhook = Some((file, batch));
+        let (file, batch) = webhook(config, port, Mode::Batch);
+        config.audit.webhook =
+            Some((file, BatchConfig { size: 4, wait: Duration::from_millis(20), ..batch }));
     })
     .await;
     running.create(MAPS, json!({"metadata": {"name": "told"}})).await;
@@ -201,6 +207,36 @@ async fn a_webhook_is_sent_batches() {
             break;
         }
     }
+}
+
+#[tokio::test]
+async fn a_blocking_webhook_has_the_events_before_the_answer_comes() {
+    let (port, mut received) = collector().await;
+    let running = start(|config| config.audit.webhook = Some(webhook(config, port, Mode::Blocking))).await;
+    running.create(MAPS, json!({"metadata": {"name": "told"}})).await;
+    let mut stages = Vec::new();
+    while let Ok(list) = received.try_recv() {
+        let items = list["items"].as_array().expect("events").clone();
+        assert_eq!(items.len(), 1, "no batches");
+        stages.extend(items.into_iter().filter(|e| e["verb"] == "create" && e["user"]["username"] == "test"));
+    }
+    let stages: Vec<&Value> = stages.iter().map(|e| &e["stage"]).collect();
+    assert_eq!(stages, ["RequestReceived", "ResponseComplete"]);
+}
+
+#[tokio::test]
+async fn a_strict_webhook_that_cannot_be_reached_refuses_requests() {
+    let free = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bound");
+    let port = free.local_addr().expect("an address").port();
+    drop(free);
+    let running = start(|config| {
+        let (file, mut batch) = webhook(config, port, Mode::BlockingStrict);
+        batch.first_backoff = Duration::from_millis(1);
+        config.audit.webhook = Some((file, batch));
+    })
+    .await;
+    let refused = running.ask(Method::GET, MAPS, None).await;
+    assert_eq!(refused.code(), 500);
 }
 
 #[tokio::test]
