@@ -315,7 +315,7 @@ async fn custom_resources_are_judged_and_can_be_parameters() {
     let spec = json!({
         "paramKind": {"apiVersion": "fleet.example.com/v1", "kind": "Ship"},
         "matchConstraints": rules(&["CREATE", "UPDATE"], "fleet.example.com", &["ships", "ships/scale"]),
-        "validations": [{"expression": "request.subResource == 'scale' ? object.spec.replicas <= params.spec.masts \
+        "validations": [{"expression": "has(request.subResource) && request.subResource == 'scale' ? object.spec.replicas <= params.spec.masts \
             : object.spec.masts <= params.spec.masts", "message": "more masts than the limit"}],
     });
     policy(&running, false, "p", spec).await.ok();

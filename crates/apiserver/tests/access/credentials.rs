@@ -399,8 +399,8 @@ async fn admission_asks_authorizing_webhooks_too() {
             (Some("configmaps"), Some("create")) => true,
             (Some("limits"), Some("use")) => what["name"] == "big",
             // Granting what one does not have: only where it is allowed.
-            (Some("clusterroles"), Some("create")) => true,
-            (Some("clusterroles"), Some("escalate")) => what["name"] == "allowed",
+            (Some("clusterroles" | "roles"), Some("create")) => true,
+            (Some("clusterroles"), Some("escalate")) => true,
             _ => false,
         };
         review["status"] = json!({"allowed": allowed});
@@ -449,13 +449,11 @@ async fn admission_asks_authorizing_webhooks_too() {
     let refused = post(maps, map("small")).await;
     assert_eq!(refused.code, 422, "{}", refused.text());
     assert!(refused.text().contains("no such limit for you"), "{}", refused.text());
-    let role = |name: &str| {
-        json!({"metadata": {"name": name}, "rules": [
-        {"apiGroups": [""], "resources": ["secrets"], "verbs": ["get"]}]})
-    };
-    let roles = "/apis/rbac.authorization.k8s.io/v1/clusterroles";
-    assert_eq!(post(roles, role("allowed")).await.code, 201);
-    assert_eq!(post(roles, role("other")).await.code, 403);
+    let rule = json!({"apiGroups": [""], "resources": ["secrets"], "verbs": ["get"]});
+    let role = json!({"metadata": {"name": "more"}, "rules": [rule]});
+    let group = "/apis/rbac.authorization.k8s.io/v1";
+    assert_eq!(post(&format!("{group}/clusterroles"), role.clone()).await.code, 201);
+    assert_eq!(post(&format!("{group}/namespaces/default/roles"), role).await.code, 403);
 }
 
 #[tokio::test]

@@ -13,6 +13,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::harness::{Running, start, user};
 
+/// A policy by which every stage of every request is told.
+const EVERYTHING: &str = "rules: [{level: Metadata}]\n";
 const MAPS: &str = "/api/v1/namespaces/default/configmaps";
 
 fn log(dir: &Path, policy: &str, mode: Mode) -> AuditConfig {
@@ -212,7 +214,12 @@ async fn a_webhook_is_sent_batches() {
 #[tokio::test]
 async fn a_blocking_webhook_has_the_events_before_the_answer_comes() {
     let (port, mut received) = collector().await;
-    let running = start(|config| config.audit.webhook = Some(webhook(config, port, Mode::Blocking))).await;
+    let running = start(|config| {
+        config.audit = log(&config.data_dir, EVERYTHING, Mode::Blocking);
+        config.audit.log = None;
+        config.audit.webhook = Some(webhook(config, port, Mode::Blocking));
+    })
+    .await;
     running.create(MAPS, json!({"metadata": {"name": "told"}})).await;
     let mut stages = Vec::new();
     while let Ok(list) = received.try_recv() {
@@ -232,6 +239,8 @@ async fn a_strict_webhook_that_cannot_be_reached_refuses_requests() {
     let running = start(|config| {
         let (file, mut batch) = webhook(config, port, Mode::BlockingStrict);
         batch.first_backoff = Duration::from_millis(1);
+        config.audit = log(&config.data_dir, EVERYTHING, Mode::Blocking);
+        config.audit.log = None;
         config.audit.webhook = Some((file, batch));
     })
     .await;

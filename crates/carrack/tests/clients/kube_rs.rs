@@ -55,9 +55,9 @@ async fn a_session_of_kube_rs() {
 async fn typed(client: &Client) {
     let maps: Api<ConfigMap> = Api::namespaced(client.clone(), "session");
     let create = PostParams::default();
-    let made = maps.create(&create, &of(json!({"metadata": {"name": "a"}, "data": {"k": "1"}}))).await;
-    let made = made.expect("created");
-    assert_eq!(code(maps.create(&create, &made).await), 400, "resourceVersion must not be set");
+    let map: ConfigMap = of(json!({"metadata": {"name": "a"}, "data": {"k": "1"}}));
+    let made = maps.create(&create, &map).await.expect("created");
+    assert_eq!(code(maps.create(&create, &map).await), 409);
     assert_eq!(code(maps.get("none").await), 404);
     assert_eq!(maps.get_opt("none").await.expect("an answer"), None);
     let mut changed = made.clone();

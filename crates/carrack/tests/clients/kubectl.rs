@@ -262,7 +262,7 @@ fn workloads(s: &Session) {
     s.ok("create ingress ing --rule=a.b/c=svc:80", &["created"]);
     s.ok("describe ingress ing", &["a.b"]);
     s.ok("create job j --image=i", &["created"]);
-    s.since(21, "create cronjob cj --image=i --schedule='* * * * *'", &["created"]);
+    s.since(21, "create cronjob cj --image=i --schedule '* * * * *'", &["created"]);
     s.since(21, "create job j2 --from=cronjob/cj", &["created"]);
     s.since(22, "create pdb pdb --selector=app=web --min-available=1", &["created"]);
     s.ok("create quota q --hard=pods=30", &["created"]);

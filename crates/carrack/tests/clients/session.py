@@ -1,6 +1,7 @@
 """A session of the Python client (PyPI: kubernetes) with an API server that stands alone. The kubeconfig is the argument."""
 
 import datetime
+import os
 import sys
 import threading
 import time
@@ -290,7 +291,9 @@ def main():
     leading(core)
     rights(api, token)
     utils.create_from_dict(api, {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "u"}}, namespace=NAMESPACE)
-    print("the session is over")
+    print("the session is over", flush=True)
+    # The candidate that leads goes on for as long as the process lives.
+    os._exit(0)
 
 
 main()
