@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::error::Issue;
+use crate::error::{Issue, MAX_ISSUES};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -31,7 +31,8 @@ const SIGNS: [&str; 24] = [
     "+", "*", "/", "%",
 ];
 
-/// Every token, ended by one of kind `Eof`, and what is none, in characters: that is reported and skipped.
+/// Every token, ended by one of kind `Eof`, and what is none, in characters: that is reported and skipped, until there is too
+/// much of it.
 pub(crate) fn tokens<'s>(source: &'s str, issues: &mut Vec<Issue>) -> (Vec<Token<'s>>, Vec<Range<usize>>) {
     let (mut out, mut skipped) = (Vec::new(), Vec::new());
     let mut rest = source;
@@ -56,6 +57,11 @@ pub(crate) fn tokens<'s>(source: &'s str, issues: &mut Vec<Issue>) -> (Vec<Token
                 rest = &rest[len..];
             }
             Err(len) => {
+                if issues.len() == MAX_ISSUES {
+                    let message = format!("Syntax error: More than {MAX_ISSUES} syntax errors");
+                    issues.push(Issue { offset: Some(offset), message });
+                    break;
+                }
                 let bad: String = rest[..len].chars().flat_map(escaped).collect();
                 issues.push(Issue {
                     offset: Some(offset),

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use self::ast::{Ast, Entry, Expr, FieldInit, Id, Kind, Literal, op};
 use self::lexer::{Kind as Lexeme, Token};
-use crate::error::{Errors, Issue};
+use crate::error::{Errors, Issue, MAX_ISSUES};
 use crate::escape::RESERVED;
 
 /// The longest expression, in characters.
@@ -58,6 +58,9 @@ pub(crate) fn parse(source: &str, syntax: Syntax) -> Result<Ast, Errors> {
     }
     let mut issues = Vec::new();
     let (tokens, skipped) = lexer::tokens(source, &mut issues);
+    if issues.len() > MAX_ISSUES {
+        return Err(Errors::new(source, issues));
+    }
     let mut parser = Parser { tokens, at: 0, issues, offsets: Vec::new(), syntax, depth: [0; 4], nesting: 0 };
     let found = parser.issues.len();
     let root = parser.start();

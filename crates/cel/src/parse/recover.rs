@@ -296,7 +296,10 @@ impl Recovery<'_, '_> {
             Lexeme::Eof => usize::MAX,
             _ => last.offset + last.text.chars().count(),
         };
-        let kept = |at: usize| at < to && !self.skipped.iter().any(|skipped| skipped.contains(&at));
+        let kept = |at: usize| {
+            let next = self.skipped.partition_point(|skipped| skipped.end <= at);
+            at < to && self.skipped.get(next).is_none_or(|skipped| !skipped.contains(&at))
+        };
         let chars = self.source.chars().enumerate().skip(first.offset);
         chars.filter(|(at, _)| kept(*at)).map(|(_, c)| c).collect()
     }
