@@ -210,6 +210,8 @@ impl Controller {
             if wanted.contains_key(&one) && !leaving {
                 if is {
                     attached.insert(one.unique_name());
+                } else if let Some(pod) = wanted.get(&one) {
+                    self.tell_failure(&attachment, &one, pod);
                 }
             } else if !leaving {
                 surplus.push((attachment, one));
@@ -231,7 +233,7 @@ impl Controller {
             }
         }
         if let Some(node) = &node {
-            self.report(node, &attached).await?;
+            self.report(node, &attached, &wanted).await?;
         }
         let api = Api::<VolumeAttachment>::all(self.client.clone());
         for attachment in going {
@@ -250,10 +252,14 @@ impl Controller {
             return Ok(());
         }
         if self.is_elsewhere(one, node) {
-            let message = format!(
-                "Multi-Attach error for volume {:?} Volume is already exclusively attached to one node and can't be attached to another",
-                one.volume
-            );
+            let users = self.users_elsewhere(one, node);
+            let why = if users.is_empty() {
+                "Volume is already exclusively attached to one node and can't be attached to another"
+                    .to_owned()
+            } else {
+                format!("Volume is already used by pod(s) {}", users.join(", "))
+            };
+            let message = format!("Multi-Attach error for volume {:?} {why}", one.volume);
             self.recorder.event(reference(pod), EventType::Warning, "FailedAttachVolume", message);
             return Ok(());
         }
@@ -272,8 +278,35 @@ impl Controller {
         }
     }
 
-    /// Tells the kubelet what is attached.
-    async fn report(&self, node: &Node, attached: &BTreeSet<String>) -> Result<()> {
+    /// Passes on why the driver does not attach a volume.
+    fn tell_failure(&self, attachment: &VolumeAttachment, one: &Use, pod: &Pod) {
+        let error = attachment.status.as_ref().and_then(|status| status.attach_error.as_ref());
+        if let Some(message) = error.and_then(|error| error.message.as_ref()) {
+            let message = format!("AttachVolume.Attach failed for volume {:?} : {message}", one.volume);
+            self.recorder.event(reference(pod), EventType::Warning, "FailedAttachVolume", message);
+        }
+    }
+
+    /// Pods on other nodes that use the volume.
+    fn users_elsewhere(&self, one: &Use, node: &str) -> Vec<String> {
+        let volume = self.volumes.get(&Key::new("", one.volume.clone()));
+        let to = volume.and_then(|volume| volume.spec.as_ref()?.claim_ref.clone()).unwrap_or_default();
+        let pods = self.pods.in_namespace(to.namespace.as_deref().unwrap_or_default());
+        let uses = |pod: &Pod| {
+            let on = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()).unwrap_or_default();
+            let mut claims = volumes_of(pod).filter_map(|one| claim_name(pod, one));
+            !on.is_empty() && on != node && claims.any(|claim| Some(claim) == to.name)
+        };
+        pods.iter().filter(|pod| uses(pod)).filter_map(|pod| pod.metadata.name.clone()).collect()
+    }
+
+    /// Tells the kubelet what is attached, and the pods what they waited for.
+    async fn report(
+        &self,
+        node: &Node,
+        attached: &BTreeSet<String>,
+        wanted: &BTreeMap<Use, Arc<Pod>>,
+    ) -> Result<()> {
         let listed = node.status.as_ref().and_then(|status| status.volumes_attached.as_ref());
         let now: BTreeSet<String> = listed.into_iter().flatten().map(|one| one.name.clone()).collect();
         if now == *attached {
@@ -283,7 +316,19 @@ impl Controller {
         let patch = Patch::Merge(json!({"status": {"volumesAttached": list}}));
         let name = node.metadata.name.as_deref().unwrap_or_default();
         let api = Api::<Node>::all(self.client.clone());
-        found(api.patch_status(name, &PatchParams::default(), &patch).await).map(drop)
+        found(api.patch_status(name, &PatchParams::default(), &patch).await)?;
+        for (one, pod) in wanted {
+            if attached.contains(&one.unique_name()) && !now.contains(&one.unique_name()) {
+                let message = format!("AttachVolume.Attach succeeded for volume {:?} ", one.volume);
+                self.recorder.event(
+                    reference(pod.as_ref()),
+                    EventType::Normal,
+                    "SuccessfulAttachVolume",
+                    message,
+                );
+            }
+        }
+        Ok(())
     }
 }
 
