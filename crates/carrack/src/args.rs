@@ -71,6 +71,9 @@ pub struct Up {
     /// The kubelet's port
     #[arg(long, default_value_t = 10250)]
     pub kubelet_port: u16,
+    /// Where CSI drivers and other plug-ins look for the kubelet's files; made a link into the data folder
+    #[arg(long, default_value = "/var/lib/kubelet")]
+    pub kubelet_root: PathBuf,
     /// The node's name; the host name unless given
     #[arg(long)]
     pub node_name: Option<String>,
@@ -263,6 +266,9 @@ pub struct Kubelet {
     pub client: Client,
     #[command(flatten)]
     pub data: Data,
+    /// Where CSI drivers and other plug-ins look for the kubelet's files; made a link into the data folder
+    #[arg(long, default_value = "/var/lib/kubelet")]
+    pub kubelet_root: PathBuf,
     /// The CRI socket
     #[arg(long, default_value = "unix:///run/carrack/runtime.sock")]
     pub container_runtime_endpoint: String,

@@ -18,7 +18,7 @@ use tracing_subscriber::EnvFilter;
 use crate::args;
 use crate::paths::Paths;
 use crate::up::spawn;
-use crate::{accounts, lock, node};
+use crate::{accounts, kubelet_root, lock, node};
 
 /// Where cluster DNS is asked.
 pub const CLUSTER_DNS: [&str; 2] = ["10.96.0.10", "fd00:10:96::a"];
@@ -60,6 +60,8 @@ pub struct Node {
     pub name: String,
     pub addresses: Vec<IpAddr>,
     pub kubelet_port: u16,
+    /// Where the kubelet's files are to be found.
+    pub kubelet_root: PathBuf,
     /// A folder of static pods.
     pub static_pod_dir: Option<PathBuf>,
 }
@@ -108,7 +110,7 @@ pub fn spawn_node(
     let serving = pki.issue_kubelet_server(&node.name, &node.addresses)?;
     let client = clients.user(&format!("system:node:{}", node.name), &["system:nodes"]);
     let mut config = kubelet::KubeletConfig::new(&node.name, client);
-    config.root_dir = paths.kubelet();
+    config.root_dir = kubelet_root::ensure(&node.kubelet_root, paths)?;
     config.pod_logs_dir = paths.pod_logs();
     config.runtime_endpoint = format!("unix://{}", paths.runtime_socket().display());
     config.node_ips = node.addresses.clone();
@@ -266,7 +268,7 @@ pub async fn kubelet(args: args::Kubelet) -> anyhow::Result<()> {
     let read =
         |path: &Path| std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()));
     let mut config = kubelet::KubeletConfig::new(name, client);
-    config.root_dir = paths.kubelet();
+    config.root_dir = kubelet_root::ensure(&args.kubelet_root, &paths)?;
     config.pod_logs_dir = paths.pod_logs();
     config.runtime_endpoint = args.container_runtime_endpoint;
     config.node_ips = node::addresses(&args.node_ips)?;

@@ -115,6 +115,7 @@ async fn start(
         name: name.clone(),
         addresses,
         kubelet_port: args.kubelet_port,
+        kubelet_root: args.kubelet_root.clone(),
         static_pod_dir: args.pod_manifest_path.clone(),
     };
     parts::spawn_node(running, &clients, paths, &kubelet, shutdown)?;

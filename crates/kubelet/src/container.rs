@@ -5,10 +5,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use cri::v1::{
-    ContainerConfig, ContainerMetadata, Image, ImageSpec, KeyValue, LinuxContainerConfig,
+    ContainerConfig, ContainerMetadata, Device, Image, ImageSpec, KeyValue, LinuxContainerConfig,
     LinuxContainerResources, Mount, MountPropagation, Signal,
 };
-use k8s_openapi::api::core::v1::{Container, Pod, VolumeMount};
+use k8s_openapi::api::core::v1::{Container, Pod, VolumeDevice, VolumeMount};
 
 use crate::cgroups::CPU_PERIOD;
 use crate::context::Context;
@@ -106,6 +106,7 @@ impl Recipe<'_> {
                 .map(|(key, value)| KeyValue { key, value: value.into_bytes().into() })
                 .collect(),
             mounts,
+            devices: self.devices()?,
             labels: labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
             annotations: annotations.map(|(key, value)| (key.to_owned(), value)).into(),
             log_path: format!("{}/{}.log", container.name, self.attempt),
@@ -119,6 +120,20 @@ impl Recipe<'_> {
             stop_signal: stop.and_then(Signal::from_str_name).map_or(0, |signal| signal as i32),
             ..ContainerConfig::default()
         })
+    }
+
+    /// The block volumes of the container.
+    fn devices(&self) -> Result<Vec<Device>, ConfigError> {
+        let one = |device: &VolumeDevice| {
+            let missing = || ConfigError::NoVolume(device.name.clone(), self.container.name.clone());
+            let (path, read_only) = self.mounted.devices.get(&device.name).ok_or_else(missing)?;
+            Ok(Device {
+                container_path: device.device_path.clone(),
+                host_path: path.to_string_lossy().into_owned(),
+                permissions: if *read_only { "mr" } else { "mrw" }.to_owned(),
+            })
+        };
+        self.container.volume_devices.iter().flatten().map(one).collect()
     }
 
     fn mounts(&self, expand: impl Fn(&str) -> String) -> Result<(Vec<Mount>, String), ConfigError> {
@@ -181,11 +196,10 @@ impl Recipe<'_> {
                 return Err(VolumeError::Path(sub).into());
             }
             let base = pod_dir(&self.context.config.root_dir, podutil::uid(self.pod));
-            let target: PathBuf = base
-                .join("volume-subpaths")
-                .join(&mount.name)
-                .join(&self.container.name)
-                .join(format!("{index}-{}", self.attempt));
+            let own = base.join("volume-subpaths").join(&mount.name).join(&self.container.name);
+            // Containers have their own copies of mounts, so those of earlier attempts are of no more use.
+            mounts::forget_attempts(&own, index)?;
+            let target: PathBuf = own.join(format!("{index}-{}", self.attempt));
             mounts::bind_sub_path(volume, Path::new(&sub), &target)?;
             target
         };

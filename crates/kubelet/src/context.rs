@@ -8,6 +8,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use crate::KubeletConfig;
 use crate::allocation::Allocations;
 use crate::cgroups::Cgroups;
+use crate::csi::Csi;
 use crate::dns::Resolver;
 use crate::events::Recorder;
 use crate::eviction::Pressures;
@@ -27,6 +28,9 @@ pub(crate) struct Context {
     pub objects: Objects,
     pub services: Services,
     pub tokens: Tokens,
+    pub csi: Arc<Csi>,
+    /// Held by whoever looks for what nobody owns.
+    pub housekeeping: tokio::sync::Mutex<()>,
     pub images: Images,
     /// What the node is short of.
     pub pressures: Pressures,
