@@ -195,10 +195,16 @@ impl Controller {
         let wanted = if node.is_some() { self.wanted(name) } else { BTreeMap::new() };
         let mut attached = BTreeSet::new();
         let mut surplus = Vec::new();
+        let mut lost = Vec::new();
         for attachment in self.attachments.list().into_iter().filter(|one| one.spec.node_name == name) {
             let volume = attachment.spec.source.persistent_volume_name.clone().unwrap_or_default();
             let Some(one) = self.volumes.get(&Key::new("", volume)).and_then(|volume| Use::of(&volume))
             else {
+                // Its volume was deleted while it was attached.
+                let leaving = attachment.metadata.deletion_timestamp.is_some();
+                if !leaving && is_made_here(&attachment) && !is_reported(node.as_deref(), &attachment) {
+                    lost.push(attachment);
+                }
                 continue;
             };
             // Those that others make are theirs.
@@ -218,7 +224,7 @@ impl Controller {
             }
         }
         let mut again = None;
-        let mut going = Vec::new();
+        let mut going = lost;
         for (attachment, one) in surplus {
             match node.as_ref().and_then(|node| held_until(node, &one)) {
                 Some(at) => {
@@ -332,6 +338,26 @@ impl Controller {
     }
 }
 
+/// Whether the attachment's name is one that this controller gives.
+fn is_made_here(attachment: &VolumeAttachment) -> bool {
+    let name = attachment.metadata.name.as_deref().unwrap_or_default();
+    name.strip_prefix("csi-")
+        .is_some_and(|hash| hash.len() == 64 && hash.bytes().all(|b| b.is_ascii_hexdigit()))
+}
+
+/// Whether the node says that it uses what is attached.
+fn is_reported(node: Option<&Node>, attachment: &VolumeAttachment) -> bool {
+    let driver = &attachment.spec.attacher;
+    let in_use = node.and_then(|node| node.status.as_ref()?.volumes_in_use.as_ref());
+    in_use.into_iter().flatten().any(|name| {
+        let handle = name.strip_prefix("kubernetes.io/csi/").and_then(|name| name.split_once('^'));
+        handle.filter(|(of, _)| of == driver).is_some_and(|(_, handle)| {
+            let one = Use { volume: String::new(), driver: driver.clone(), handle: handle.to_owned() };
+            attachment.metadata.name.as_deref() == Some(&one.attachment(&attachment.spec.node_name))
+        })
+    })
+}
+
 /// While the node says that it uses the volume it is left; when the node is not well, only until the time inside. `None`:
 /// it may be detached at once.
 fn held_until(node: &Node, one: &Use) -> Option<Option<Timestamp>> {
@@ -366,6 +392,22 @@ mod tests {
         let name = one().attachment("node");
         assert!(name.starts_with("csi-") && name.len() == 68, "{name}");
         assert_eq!(one().unique_name(), "kubernetes.io/csi/csi.example.com^h");
+    }
+
+    #[test]
+    fn an_attachment_without_its_volume_goes_once_the_node_lets_go() {
+        let attachment: VolumeAttachment = serde_json::from_value(json!({
+            "metadata": {"name": one().attachment("node")},
+            "spec": {"attacher": "csi.example.com", "nodeName": "node", "source": {"persistentVolumeName": "pv"}},
+        }))
+        .expect("an attachment");
+        let node = |in_use: serde_json::Value| -> Node {
+            serde_json::from_value(json!({"status": {"volumesInUse": in_use}})).expect("a node")
+        };
+        assert!(is_made_here(&attachment));
+        assert!(is_reported(Some(&node(json!([one().unique_name()]))), &attachment));
+        assert!(!is_reported(Some(&node(json!(["kubernetes.io/csi/csi.example.com^other"]))), &attachment));
+        assert!(!is_reported(None, &attachment));
     }
 
     #[test]
