@@ -170,7 +170,7 @@ impl Recipe<'_> {
         } else {
             format!("/{}", mount.mount_path)
         };
-        let read_only = mount.read_only == Some(true);
+        let read_only = mount.read_only == Some(true) || self.mounted.read_only.contains(&mount.name);
         let sub = match (&mount.sub_path_expr, &mount.sub_path) {
             (Some(text), _) if !text.is_empty() => expand(text),
             (_, Some(text)) => text.clone(),

@@ -1,7 +1,7 @@
 //! A pod's volumes: made ready before its containers, kept up to date, and taken away after them.
 //! Everything lies under `<root>/pods/<uid>`; setting up again is idempotent and doubles as the update.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use jiff::{SignedDuration, Timestamp};
@@ -70,6 +70,8 @@ pub(crate) struct Mounted {
     pub paths: BTreeMap<String, PathBuf>,
     /// Images by volume name, mounted by the runtime.
     pub images: BTreeMap<String, String>,
+    /// Volumes that no container may write to, whatever its mount says.
+    pub read_only: BTreeSet<String>,
     /// Block devices by volume name, with whether they are only to be read.
     pub devices: BTreeMap<String, (PathBuf, bool)>,
     /// Objects whose change asks for another setup.
@@ -163,6 +165,9 @@ async fn one(
     } else if let Some(source) = &volume.csi {
         let order = Order::inline(pod, &volume.name, source);
         mounted.renew(Timestamp::now() + CLAIM_LOOK);
+        if source.read_only == Some(true) {
+            mounted.read_only.insert(volume.name.clone());
+        }
         context.csi.mount(context, &order, ending).await?
     } else if let Some(plugin) = payload::plugin(volume) {
         let files = payload::collect(context, pod, volume, ips, mounted).await?;
@@ -174,6 +179,7 @@ async fn one(
         }
         atomic::write(&dir, &files, |staged| ownership::apply(staged, fs_group, true))?;
         ownership::apply_to_root(&dir, fs_group)?;
+        mounted.read_only.insert(volume.name.clone());
         dir
     } else {
         return Err(VolumeError::Unsupported(volume.name.clone()));

@@ -27,6 +27,9 @@ pub(super) async fn setup(
     let (claim, persistent) = bound(context, pod, name, source.is_none()).await?;
     let block = persistent.spec.as_ref().and_then(|spec| spec.volume_mode.as_deref()) == Some("Block");
     check_mode(pod, &volume.name, block).map_err(|why| VolumeError::Claim(name.to_owned(), why))?;
+    if read_only {
+        mounted.read_only.insert(volume.name.clone());
+    }
     if let Some(order) = Order::persistent(pod, &persistent, &claim, read_only) {
         mounted.renew(Timestamp::now() + CLAIM_LOOK);
         if block {
