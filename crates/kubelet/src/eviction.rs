@@ -117,7 +117,7 @@ fn signals(context: &Shared) -> Signals {
 /// Frees what nobody needs; if the shortage stays, one pod goes.
 async fn relieve(context: &Shared, pods: &Pods, pressure: Pressure) {
     if matches!(pressure, Pressure::Disk | Pressure::Inodes) {
-        if let Err(status) = gc::reclaim(context).await {
+        if let Err(status) = gc::reclaim(context, pods).await {
             tracing::warn!(status = status.message(), "cannot free disk");
         }
         if !plan::met(&signals(context)).contains(&pressure) {

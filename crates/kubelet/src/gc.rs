@@ -15,6 +15,7 @@ use crate::context::Shared;
 use crate::manager::Pods;
 use crate::metrics::IMAGES_COLLECTED;
 use crate::node::capacity;
+use crate::podutil;
 use crate::runtime::{CONTAINER_NAME, POD_UID};
 
 const INTERVAL: Duration = Duration::from_secs(60);
@@ -23,7 +24,7 @@ const HIGH: u64 = 85;
 const LOW: u64 = 80;
 
 /// Collects garbage until shutdown.
-pub(crate) async fn run(context: Shared, _pods: Pods, shutdown: CancellationToken) {
+pub(crate) async fn run(context: Shared, pods: Pods, shutdown: CancellationToken) {
     let mut unused_since: HashMap<String, u64> = HashMap::new();
     let mut round = 0;
     loop {
@@ -35,7 +36,7 @@ pub(crate) async fn run(context: Shared, _pods: Pods, shutdown: CancellationToke
         if let Err(status) = containers(&context).await {
             tracing::warn!(status = status.message(), "cannot remove ended containers");
         }
-        if let Err(status) = images(&context, &mut unused_since, round).await {
+        if let Err(status) = images(&context, &pods, &mut unused_since, round).await {
             tracing::warn!(status = status.message(), "cannot remove unused images");
         }
     }
@@ -68,12 +69,17 @@ async fn containers(context: &Shared) -> Result<(), Status> {
     Ok(())
 }
 
-async fn images(context: &Shared, unused_since: &mut HashMap<String, u64>, round: u64) -> Result<(), Status> {
+async fn images(
+    context: &Shared,
+    pods: &Pods,
+    unused_since: &mut HashMap<String, u64>,
+    round: u64,
+) -> Result<(), Status> {
     let info = context.cri.images().image_fs_info(ImageFsInfoRequest {}).await?.into_inner();
     let place =
         info.image_filesystems.first().and_then(|usage| usage.fs_id.as_ref()).map(|id| id.mountpoint.clone());
     let place = place.unwrap_or_else(|| context.config.root_dir.to_string_lossy().into_owned());
-    let mut unused = unused(context).await?;
+    let mut unused = unused(context, pods).await?;
     unused_since.retain(|id, _| unused.iter().any(|image| image.id == *id));
     for image in &unused {
         unused_since.entry(image.id.clone()).or_insert(round);
@@ -98,7 +104,8 @@ async fn images(context: &Shared, unused_since: &mut HashMap<String, u64>, round
 }
 
 /// Images that no container uses and that are not pinned.
-async fn unused(context: &Shared) -> Result<Vec<Image>, Status> {
+async fn unused(context: &Shared, pods: &Pods) -> Result<Vec<Image>, Status> {
+    let mounted = mounted(context, pods).await?;
     let listed =
         context.cri.images().list_images(ListImagesRequest { filter: None }).await?.into_inner().images;
     let used: HashSet<String> = context
@@ -116,15 +123,29 @@ async fn unused(context: &Shared) -> Result<Vec<Image>, Status> {
         .collect();
     let unused = listed.into_iter().filter(|image| {
         let names = std::iter::once(&image.id).chain(&image.repo_digests).chain(&image.repo_tags);
-        !image.pinned && !names.into_iter().any(|name| used.contains(name))
+        !image.pinned && !mounted.contains(&image.id) && !names.into_iter().any(|name| used.contains(name))
     });
     Ok(unused.collect())
 }
 
+/// Ids of the images behind the image volumes of this node's pods.
+async fn mounted(context: &Shared, pods: &Pods) -> Result<HashSet<String>, Status> {
+    let mut names = HashSet::new();
+    for pod in pods.list() {
+        let volumes = podutil::spec(&pod).volumes.iter().flatten();
+        names.extend(volumes.filter_map(|volume| volume.image.as_ref()?.reference.clone()));
+    }
+    let mut ids = HashSet::new();
+    for name in names {
+        ids.extend(crate::images::find(&context.cri, &name).await?.map(|image| image.id));
+    }
+    Ok(ids)
+}
+
 /// Removes ended containers and every image that nobody uses: the disk is needed.
-pub(crate) async fn reclaim(context: &Shared) -> Result<(), Status> {
+pub(crate) async fn reclaim(context: &Shared, pods: &Pods) -> Result<(), Status> {
     containers(context).await?;
-    for image in unused(context).await? {
+    for image in unused(context, pods).await? {
         let spec = ImageSpec { image: image.id, ..ImageSpec::default() };
         context.cri.images().remove_image(RemoveImageRequest { image: Some(spec) }).await?;
     }

@@ -109,7 +109,7 @@ fn monitoring_finds_what_it_reads() {
     assert!(running["items"].as_array().expect("a list").iter().any(|pod| pod["metadata"]["name"] == "busy"));
     assert!(get(&machine, "configz").contains("KubeletConfiguration"));
     assert!(get(&machine, "logs/").contains("<pre>"));
-    let refused = ["get", "--raw", "/api/v1/nodes/node-1/proxy/logs/?query=a;b"];
+    let refused = ["get", "--raw", "/api/v1/nodes/node-1/proxy/logs/?query=a%3Bb"];
     machine.eventually("a bad query is refused", KUBECTL, &refused, |answer| {
         answer.err.contains("unsupported characters")
     });
