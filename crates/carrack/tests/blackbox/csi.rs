@@ -112,7 +112,7 @@ impl Cluster {
 
     fn pod(&self, name: &str, spec: &str) {
         let pod = format!(
-            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  terminationGracePeriodSeconds: 0\n{spec}"
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  terminationGracePeriodSeconds: 1\n{spec}"
         );
         self.machine.apply(&pod).ok();
     }
@@ -266,9 +266,9 @@ fn a_driver_serves_volumes_of_every_kind() {
     machine.eventually("no volume is left", KUBECTL, &["get", "pv", "-o", "name"], |answer| {
         answer.out.is_empty()
     });
+    cluster.nothing_left();
     assert_eq!(cluster.calls("NodeUnstage", &volume).len(), 1);
     assert_eq!(cluster.calls("NodeUnstage", &disk).len(), 1);
-    cluster.nothing_left();
     // The driver goes, and is known no more.
     cluster.delete(&["daemonset", "driver", "-n", "kube-system"]);
     machine.wait_for("csinode/node-1", "{.spec.drivers}", "[]");
