@@ -24,6 +24,7 @@ const FORBIDDEN: &[(&str, &[&str], &str)] = &[
         "exposition knows no metric by name and serves nothing",
     ),
     ("scheduling", &["tokio", "hyper", "kube", "store"], "scheduling is pure"),
+    ("topology", &["tokio", "hyper", "kube", "k8s-openapi", "store"], "topology is pure"),
     ("ruleset", &["tokio", "hyper", "kube", "rtnetlink"], "ruleset is pure"),
     ("store", &["api", "schema", "kube", "k8s-openapi", "hyper"], "the store knows nothing of Kubernetes"),
     (
