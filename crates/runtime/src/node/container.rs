@@ -13,11 +13,12 @@ use tokio::sync::watch;
 
 use super::edits::{self, Edits, Subject};
 use super::records::{ContainerRecord, Phase, SandboxRecord, save};
-use super::sandbox::namespaces;
+use super::sandbox::{namespaces, user_map};
 use super::{Container, Node, blocking, devices, make_dir, new_id, now, short};
 use crate::error::Error;
 use crate::images::content::digest;
-use crate::shim::protocol::{Exit, Finish, ImageMount, Reply, Request, StartPlan};
+use crate::shim::protocol::{Exit, Finish, ImageMount, Reply, Request, Staged, StartPlan};
+use crate::shim::userns;
 use crate::spec::{self, PidNamespace, SandboxFiles, seccomp, user};
 
 /// What a container that could not be started is said to have ended with.
@@ -121,19 +122,15 @@ impl Node {
         make_dir(&bundle.join("rootfs"), 0o711)?;
         let mut layers = image.layers.clone();
         let mut image_mounts = Vec::new();
-        let images = config.mounts.iter().filter_map(|m| Some((m.image.as_ref()?, &m.image_sub_path)));
-        for (number, (volume, sub_path)) in images.enumerate() {
+        for (number, volume) in config.mounts.iter().filter_map(|m| m.image.as_ref()).enumerate() {
             let found = self
                 .images
                 .get(&volume.image)
                 .ok_or_else(|| Error::NotFound { kind: "image", id: volume.image.clone() })?;
             layers.extend(found.layers.iter().cloned());
             let at = bundle.join(format!("image-{number}"));
-            image_mounts.push(ImageMount {
-                lower: found.layers.clone(),
-                at: at.to_string_lossy().into_owned(),
-                sub_path: sub_path.clone(),
-            });
+            image_mounts
+                .push(ImageMount { lower: found.layers.clone(), at: at.to_string_lossy().into_owned() });
         }
         for mount in config.mounts.iter().filter(|m| m.image.is_none() && !m.host_path.is_empty()) {
             if !Path::new(&mount.host_path).exists() {
@@ -190,9 +187,23 @@ impl Node {
             env: edits.env,
             mounts: edits.mounts,
             hooks: serde_json::json!(edits.hooks),
-            image_volumes: image_mounts.iter().map(|m| PathBuf::from(m.source())).collect(),
+            image_volumes: image_mounts.iter().map(|m| PathBuf::from(&m.at)).collect(),
         };
-        let text = serde_json::to_vec(&spec::build(&input)?).map_err(|e| Error::Internal(e.to_string()))?;
+        let mut bundle_config = spec::build(&input)?;
+        let map = user_map(&namespaces(&pod.config))?;
+        let (mut stage, mut staged) = (String::new(), Vec::new());
+        if map.is_some() {
+            let layers = self.images.layers.root().to_owned();
+            let parts = [bundle, dir, layers.as_path()];
+            let free = userns::stage(&parts).ok_or_else(|| {
+                Error::State(
+                    "no folder is free to put a container's root together for a user namespace".into(),
+                )
+            })?;
+            free.clone_into(&mut stage);
+            staged = put_in_namespace(&mut bundle_config, free, &self.shim_dir(&pod.id), &config);
+        }
+        let text = serde_json::to_vec(&bundle_config).map_err(|e| Error::Internal(e.to_string()))?;
         step("container.create.config");
         std::fs::write(bundle.join("config.json"), text).map_err(Error::io("write the bundle"))?;
 
@@ -227,8 +238,10 @@ impl Node {
                 seccomp: self.seccomp(&context, capabilities)?,
                 no_new_privileges: context.no_new_privs,
                 propagation: spec::propagation(&config),
-                late_dev: spec::late_dev(&config),
             },
+            user: map,
+            stage,
+            staged,
         };
         let plan =
             serde_json::to_vec(&Prepared { plan, devices: self.device_rules(&context, &input.devices) })
@@ -511,6 +524,33 @@ impl Node {
             }
         });
     }
+}
+
+/// Has a bundle's container be in the pod's user namespace, and take its mounts from the stage. Gives what is to be there.
+fn put_in_namespace(
+    bundle: &mut serde_json::Value,
+    stage: &str,
+    shim: &Path,
+    config: &ContainerConfig,
+) -> Vec<Staged> {
+    let namespace = shim.join(userns::LINK);
+    if let Some(list) = bundle["linux"]["namespaces"].as_array_mut() {
+        list.insert(0, serde_json::json!({"type": "user", "path": namespace}));
+    }
+    bundle["root"]["path"] = format!("{stage}/rootfs").into();
+    let mut staged = Vec::new();
+    for mount in bundle["mounts"].as_array_mut().into_iter().flatten() {
+        if mount["type"] != "bind" {
+            continue;
+        }
+        let at = format!("{stage}/m/{}", staged.len());
+        let from = mount["source"].as_str().unwrap_or_default().to_owned();
+        let mapped = config.mounts.iter().filter(|one| !one.uid_mappings.is_empty());
+        let idmap = mapped.into_iter().any(|one| one.host_path == from);
+        mount["source"] = at.clone().into();
+        staged.push(Staged { from, at, idmap });
+    }
+    staged
 }
 
 /// What a start needs, made when the container is created.

@@ -8,7 +8,7 @@ mod edits;
 mod network;
 pub mod records;
 mod recover;
-mod sandbox;
+pub mod sandbox;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::DirBuilderExt;

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use cri::v1::{
-    ContainerEventType, LinuxContainerResources, NamespaceMode, NamespaceOption, PodSandboxConfig,
+    ContainerEventType, IdMapping, LinuxContainerResources, NamespaceMode, NamespaceOption, PodSandboxConfig,
 };
 use failpoint::step;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -16,7 +16,8 @@ use super::records::{Phase, SandboxRecord, save};
 use super::recover::kill_shim;
 use super::{Node, Sandbox, blocking, make_dir, new_id, now};
 use crate::error::Error;
-use crate::shim::protocol::{Ready, Request, SandboxPlan};
+use crate::shim::protocol::{Ready, Request, SandboxPlan, UserMap};
+use crate::shim::userns;
 
 /// What a pod's `/dev/shm` holds at most.
 const SHM_SIZE: &str = "size=67108864,mode=1777";
@@ -25,6 +26,32 @@ const SHM_SIZE: &str = "size=67108864,mode=1777";
 pub fn namespaces(config: &PodSandboxConfig) -> NamespaceOption {
     let context = config.linux.as_ref().and_then(|l| l.security_context.as_ref());
     context.and_then(|c| c.namespace_options.clone()).unwrap_or_default()
+}
+
+/// The numbers of the pod's user namespace, if it is to have one.
+pub fn user_map(options: &NamespaceOption) -> Result<Option<UserMap>, Error> {
+    let Some(wanted) = &options.userns_options else { return Ok(None) };
+    match NamespaceMode::try_from(wanted.mode) {
+        Ok(NamespaceMode::Node) => return Ok(None),
+        Ok(NamespaceMode::Pod) => {}
+        _ => return Err(Error::Invalid(format!("user namespace mode {} is unknown", wanted.mode))),
+    }
+    if !userns::supported() {
+        return Err(Error::Invalid("this machine's kernel cannot put pods into user namespaces".into()));
+    }
+    let list =
+        |maps: &[IdMapping]| maps.iter().map(|m| [m.container_id, m.host_id, m.length]).collect::<Vec<_>>();
+    let map = UserMap { uids: list(&wanted.uids), gids: list(&wanted.gids) };
+    let bad = |list: &[[u32; 3]]| {
+        list.is_empty()
+            || list.iter().any(|[from, to, count]| {
+                *count == 0 || from.checked_add(*count).is_none() || to.checked_add(*count).is_none()
+            })
+    };
+    if bad(&map.uids) || bad(&map.gids) {
+        return Err(Error::Invalid("the user namespace's mappings are empty or out of range".into()));
+    }
+    Ok(Some(map))
 }
 
 impl Node {
@@ -111,6 +138,7 @@ impl Node {
         let mut record = sandbox.record.lock().clone();
         let config = record.config.clone();
         let options = namespaces(&config);
+        let user = user_map(&options)?;
         let own = |mode: i32| mode != NamespaceMode::Node as i32;
         let (dir, mounts, shim_dir) =
             (self.sandbox_dir(&record.id), self.sandbox_mounts(&record.id), self.shim_dir(&record.id));
@@ -137,6 +165,11 @@ impl Node {
             step("sandbox.make.shm");
             mount(Some("shm"), &shm, Some("tmpfs"), flags, Some(SHM_SIZE))
                 .map_err(|e| Error::io("mount /dev/shm")(e.into()))?;
+            if let Some(map) = &user {
+                let first = |list: &[[u32; 3]]| list.first().map(|[_, outside, _]| *outside);
+                std::os::unix::fs::chown(&shm, first(&map.uids), first(&map.gids))
+                    .map_err(Error::io("own /dev/shm"))?;
+            }
         }
         step("sandbox.make.files");
         self.write_files(&dir, &config, own(options.network))?;
@@ -155,6 +188,7 @@ impl Node {
                 .map(|l| l.sysctls.clone().into_iter().collect())
                 .unwrap_or_default(),
             cgroup_procs: self.cgroups.procs_files(&self.config.shim_cgroup),
+            user,
         };
         let text = serde_json::to_vec(&plan).map_err(|e| Error::Internal(e.to_string()))?;
         std::fs::write(shim_dir.join("sandbox.json"), text).map_err(Error::io("write sandbox.json"))?;

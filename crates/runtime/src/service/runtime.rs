@@ -419,7 +419,10 @@ impl RuntimeService for RuntimeServer {
             });
             info.insert("config".to_owned(), text.to_string());
         }
-        let features = RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces: false };
+        let features = RuntimeHandlerFeatures {
+            recursive_read_only_mounts: true,
+            user_namespaces: crate::shim::userns::supported(),
+        };
         let names = std::iter::once("").chain(self.node.config.handlers.iter().map(String::as_str));
         let runtime_handlers =
             names.map(|name| RuntimeHandler { name: name.into(), features: Some(features) }).collect();

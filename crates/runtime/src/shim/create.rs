@@ -15,8 +15,8 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
 use super::finish::{Finisher, report};
-use super::protocol::{ImageMount, StartPlan};
-use super::sys;
+use super::protocol::StartPlan;
+use super::{sys, userns};
 
 /// What becomes the container's standard streams.
 pub enum Stdio {
@@ -55,17 +55,22 @@ fn start(dir: &str, plan: &StartPlan, stdio: Stdio, out: i32) -> Result<(), Stri
         adjust_oom_score(adjustment);
     }
     unshare(CloneFlags::CLONE_NEWNS).map_err(|e| format!("new mount namespace: {e}"))?;
-    let rootfs = format!("{}/rootfs", plan.bundle);
-    mount_root(plan, &rootfs).map_err(|e| format!("mount root filesystem: {e}"))?;
+    let rootfs = match &plan.user {
+        Some(_) => format!("{}/rootfs", plan.stage),
+        None => format!("{}/rootfs", plan.bundle),
+    };
+    if plan.user.is_none() {
+        mount_root(plan, &rootfs).map_err(|e| format!("mount root filesystem: {e}"))?;
+    }
     for image in &plan.image_mounts {
         mount_read_only(&plan.layers, &image.lower, &image.at)
             .map_err(|e| format!("mount image volume: {e}"))?;
-        if !image.sub_path.is_empty() {
-            bind_part(image).map_err(|e| format!("subPath {:?} of image volume: {e}", image.sub_path))?;
-        }
     }
     if !plan.cgroup_view.is_empty() {
         show_cgroups(plan).map_err(|e| format!("mount cgroups: {e}"))?;
+    }
+    if let Some(map) = &plan.user {
+        userns::put_together(dir, plan, map)?;
     }
     let filter = if plan.finish.seccomp.is_empty() {
         Vec::new()
@@ -77,7 +82,15 @@ fn start(dir: &str, plan: &StartPlan, stdio: Stdio, out: i32) -> Result<(), Stri
     std::fs::create_dir_all(&state).map_err(|e| format!("create {state}: {e}"))?;
 
     let (uid, gid, cwd) = process(&plan.bundle).map_err(|e| format!("config.json: {e}"))?;
-    make_beneath(&rootfs, &cwd).map_err(|e| format!("make working directory {cwd}: {e}"))?;
+    let (uid, gid, owner) = match &plan.user {
+        Some(map) => {
+            let of = |uid, gid| (userns::outside(&map.uids, uid), userns::outside(&map.gids, gid));
+            let (mine, ours) = of(uid, gid);
+            (mine, ours, of(0, 0))
+        }
+        None => (uid, gid, (0, 0)),
+    };
+    make_beneath(&rootfs, &cwd, owner).map_err(|e| format!("make working directory {cwd}: {e}"))?;
     let finisher = Finisher { plan: plan.finish.clone(), filter, report: out };
     let mut builder = ContainerBuilder::new(plan.id.clone(), SyscallType::default())
         .with_executor(finisher)
@@ -177,18 +190,6 @@ fn mount_read_only(layers: &str, lower: &[String], at: &str) -> io::Result<()> {
     Ok(mounted?)
 }
 
-/// Binds a part of a mounted image. The kernel resolves it within the image, whose symlinks lead nowhere else.
-fn bind_part(image: &ImageMount) -> io::Result<()> {
-    let part = open_in(&std::fs::File::open(&image.at)?, &image.sub_path, 0)?;
-    let (from, to) = (format!("/proc/self/fd/{}", part.as_raw_fd()), image.source());
-    if std::fs::metadata(&from)?.is_dir() {
-        std::fs::create_dir_all(&to)?;
-    } else {
-        std::fs::write(&to, "")?;
-    }
-    Ok(mount(Some(from.as_str()), to.as_str(), None::<&str>, MsFlags::MS_BIND, None::<&str>)?)
-}
-
 /// Done here at once, since libcontainer takes about a hundred system calls for each mount it is told of.
 fn show_cgroups(plan: &StartPlan) -> io::Result<()> {
     let view = format!("{}/cgroup", plan.bundle);
@@ -219,20 +220,29 @@ fn process(bundle: &str) -> Result<(u32, u32, String), String> {
 
 /// Makes a directory of the container that its image lacks. The kernel resolves each step within the root, so that a symlink
 /// of the image leads nowhere else.
-fn make_beneath(rootfs: &str, path: &str) -> io::Result<()> {
+fn make_beneath(rootfs: &str, path: &str, owner: (u32, u32)) -> io::Result<()> {
     let root = std::fs::File::open(rootfs)?;
     let mut done = String::from(".");
-    let mut parent = open_in(&root, &done, libc::O_DIRECTORY)?;
+    let mut parent = open_in(&root, &done)?;
     for part in path.split('/').filter(|p| !p.is_empty() && *p != ".") {
         done = format!("{done}/{part}");
-        parent = match open_in(&root, &done, libc::O_DIRECTORY) {
+        parent = match open_in(&root, &done) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 let name = CString::new(part).map_err(io::Error::other)?;
                 // SAFETY: the name ends with NUL and lives through the call.
                 if unsafe { libc::mkdirat(parent.as_raw_fd(), name.as_ptr(), 0o755) } < 0 {
                     return Err(io::Error::last_os_error());
                 }
-                open_in(&root, &done, libc::O_DIRECTORY)?
+                let made = open_in(&root, &done)?;
+                // SAFETY: the descriptor is open and the empty name ends with NUL.
+                let owned = unsafe {
+                    let flags = libc::AT_EMPTY_PATH;
+                    libc::fchownat(made.as_raw_fd(), c"".as_ptr(), owner.0, owner.1, flags)
+                };
+                if owned < 0 {
+                    return Err(io::Error::last_os_error());
+                }
+                made
             }
             result => result?,
         };
@@ -240,13 +250,13 @@ fn make_beneath(rootfs: &str, path: &str) -> io::Result<()> {
     Ok(())
 }
 
-fn open_in(root: &std::fs::File, path: &str, flags: i32) -> io::Result<OwnedFd> {
+fn open_in(root: &std::fs::File, path: &str) -> io::Result<OwnedFd> {
     let path = CString::new(path).map_err(io::Error::other)?;
     // SAFETY: open_how is plain data for which zero is a valid start; name and struct live through the call; the new
     // descriptor is owned by the caller.
     unsafe {
         let mut how: libc::open_how = std::mem::zeroed();
-        how.flags = (libc::O_PATH | libc::O_CLOEXEC | flags) as u64;
+        how.flags = (libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC) as u64;
         how.resolve = libc::RESOLVE_IN_ROOT | libc::RESOLVE_NO_MAGICLINKS;
         let size = size_of::<libc::open_how>();
         let fd = libc::syscall(libc::SYS_openat2, root.as_raw_fd(), path.as_ptr(), &how, size);

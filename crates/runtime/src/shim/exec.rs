@@ -55,12 +55,13 @@ fn enter(
         }
         OwnedFd::from_raw_fd(fd as RawFd)
     };
-    let namespaces = CloneFlags::CLONE_NEWNS
+    let mut namespaces = CloneFlags::CLONE_NEWNS
         | CloneFlags::CLONE_NEWPID
         | CloneFlags::CLONE_NEWIPC
         | CloneFlags::CLONE_NEWUTS
         | CloneFlags::CLONE_NEWNET
         | CloneFlags::CLONE_NEWCGROUP;
+    namespaces.set(CloneFlags::CLONE_NEWUSER, container.user.is_some());
     setns(&pidfd, namespaces).map_err(|e| format!("enter the container: {e}"))?;
     drop(pidfd);
     let pid = sys::fork_sibling().map_err(|e| format!("fork: {e}"))?;

@@ -17,6 +17,7 @@ mod setup;
 mod spawner;
 mod streams;
 pub mod sys;
+pub mod userns;
 
 /// The entry of `carrack shim ...`, to be called before any thread exists.
 ///

@@ -27,6 +27,29 @@ pub struct SandboxPlan {
     pub sysctls: BTreeMap<String, String>,
     /// `cgroup.procs` files the shim moves itself into.
     pub cgroup_procs: Vec<String>,
+    /// A user namespace that the pod's other namespaces belong to.
+    #[serde(default)]
+    pub user: Option<UserMap>,
+}
+
+/// The numbers of a user namespace, as lists of: the first inside, the first outside, how many.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserMap {
+    /// Users.
+    pub uids: Vec<[u32; 3]>,
+    /// Groups.
+    pub gids: Vec<[u32; 3]>,
+}
+
+/// The source of a mount of a container in a user namespace.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Staged {
+    /// Where it is.
+    pub from: String,
+    /// Where the bundle takes it from.
+    pub at: String,
+    /// It is to be seen with the namespace's numbers.
+    pub idmap: bool,
 }
 
 /// What a shim answers once, through the pipe it was started with.
@@ -86,6 +109,15 @@ pub struct StartPlan {
     pub oom_score_adj: Option<i32>,
     /// What the process gets just before it is executed.
     pub finish: Finish,
+    /// The numbers of the pod's user namespace, which the container is in.
+    #[serde(default)]
+    pub user: Option<UserMap>,
+    /// With a user namespace: the folder in which the root is put together.
+    #[serde(default)]
+    pub stage: String,
+    /// With a user namespace: the sources of the bundle's mounts.
+    #[serde(default)]
+    pub staged: Vec<Staged>,
 }
 
 /// A read-only overlay for an image volume.
@@ -95,16 +127,6 @@ pub struct ImageMount {
     pub lower: Vec<String>,
     /// Where it is mounted for the bundle to bind from.
     pub at: String,
-    /// The part of the image that is wanted; the bundle binds it from [`Self::source`].
-    #[serde(default)]
-    pub sub_path: String,
-}
-
-impl ImageMount {
-    /// Where the bundle binds from.
-    pub fn source(&self) -> String {
-        if self.sub_path.is_empty() { self.at.clone() } else { format!("{}.part", self.at) }
-    }
 }
 
 /// The last steps before `execve`, which libcontainer does not do as CRI wants them.
@@ -120,9 +142,6 @@ pub struct Finish {
     pub no_new_privileges: bool,
     /// Propagation of mount points in the container: path and `private`, `slave` or `shared`.
     pub propagation: Vec<(String, String)>,
-    /// A volume for `/dev`: where it waits, and the mounts below `/dev` that stay visible above it.
-    #[serde(default)]
-    pub late_dev: Option<(String, Vec<String>)>,
 }
 
 /// A process to add to a running container.

@@ -11,7 +11,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::protocol::SandboxPlan;
 use super::run::Shim;
-use super::sys;
+use super::{sys, userns};
 
 /// Makes this process the sandbox that `<dir>/sandbox.json` describes.
 pub(super) fn set_up(dir: &str) -> Result<Shim, String> {
@@ -37,7 +37,13 @@ pub(super) fn set_up(dir: &str) -> Result<Shim, String> {
     flags.set(CloneFlags::CLONE_NEWNET, plan.network);
     flags.set(CloneFlags::CLONE_NEWIPC, plan.ipc);
     flags.set(CloneFlags::CLONE_NEWUTS, plan.uts);
-    unshare(flags).map_err(|e| format!("new namespaces: {e}"))?;
+    let holder = match &plan.user {
+        Some(map) => Some(userns::start(map, flags, dir)?),
+        None => {
+            unshare(flags).map_err(|e| format!("new namespaces: {e}"))?;
+            None
+        }
+    };
     if plan.uts && !plan.hostname.is_empty() {
         nix::unistd::sethostname(&plan.hostname).map_err(|e| format!("host name: {e}"))?;
     }
@@ -48,7 +54,12 @@ pub(super) fn set_up(dir: &str) -> Result<Shim, String> {
         let path = format!("/proc/sys/{}", name.replace('.', "/"));
         sys::put(&path, value).map_err(|e| format!("sysctl {name}={value}: {e}"))?;
     }
-    let pause = if plan.pid { Some(start_reaper().map_err(fail("process namespace"))?) } else { None };
+    let pause = match (plan.pid, holder) {
+        (true, Some(holder)) => Some(userns::in_namespace(holder, reap)),
+        (true, None) => Some(start_reaper()),
+        (false, _) => None,
+    };
+    let pause = pause.transpose().map_err(fail("process namespace"))?;
 
     let mut mask = SigSet::empty();
     for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
@@ -103,25 +114,30 @@ fn start_reaper() -> io::Result<i32> {
     unshare(CloneFlags::CLONE_NEWPID)?;
     let pid = sys::fork()?;
     if pid == 0 {
-        sys::set_name(c"pause");
-        // SAFETY: the calls take plain numbers and locals. The parent's end takes this process along.
-        unsafe {
-            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as u64);
-            let mut mask: libc::sigset_t = std::mem::zeroed();
-            libc::sigfillset(&mut mask);
-            libc::sigprocmask(libc::SIG_BLOCK, &mask, std::ptr::null_mut());
-            for fd in 3..64 {
-                libc::close(fd);
-            }
-            loop {
-                while libc::waitpid(-1, std::ptr::null_mut(), libc::WNOHANG) > 0 {}
-                let mut signal = 0;
-                libc::sigwait(&mask, &mut signal);
-            }
-        }
+        reap();
     }
     // The shim's later children are to be in its own namespace again.
     let own = std::fs::File::open("/proc/self/ns/pid")?;
     nix::sched::setns(own, CloneFlags::CLONE_NEWPID)?;
     Ok(pid)
+}
+
+/// The first process of a process namespace: ends with the shim, and only waits for others to end.
+fn reap() -> ! {
+    sys::set_name(c"pause");
+    // SAFETY: the calls take plain numbers and locals. The parent's end takes this process along.
+    unsafe {
+        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as u64);
+        let mut mask: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&mut mask);
+        libc::sigprocmask(libc::SIG_BLOCK, &mask, std::ptr::null_mut());
+        for fd in 3..64 {
+            libc::close(fd);
+        }
+        loop {
+            while libc::waitpid(-1, std::ptr::null_mut(), libc::WNOHANG) > 0 {}
+            let mut signal = 0;
+            libc::sigwait(&mask, &mut signal);
+        }
+    }
 }

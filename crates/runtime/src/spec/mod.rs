@@ -9,6 +9,7 @@ pub mod user;
 
 use std::path::{Path, PathBuf};
 
+use cri::v1::security_profile::ProfileType;
 use cri::v1::{ContainerConfig, LinuxContainerSecurityContext, PodSandboxConfig, Signal};
 use serde_json::{Value, json};
 
@@ -202,7 +203,7 @@ pub fn build(input: &Input<'_>) -> Result<Value, Error> {
     };
     let mut mounts = mounts::build(input, &context)?;
     mounts.extend(input.mounts.iter().cloned());
-    Ok(json!({
+    let mut config = json!({
         "ociVersion": "1.2.0",
         "process": {
             "terminal": input.config.tty,
@@ -223,12 +224,14 @@ pub fn build(input: &Input<'_>) -> Result<Value, Error> {
             "readonlyPaths": read_only,
             "rootfsPropagation": mounts::root_propagation(input.config),
         },
-    }))
-}
-
-/// A volume for `/dev`, for the shim to put in place: where it waits, and what stays visible above it.
-pub fn late_dev(config: &ContainerConfig) -> Option<(String, Vec<String>)> {
-    mounts::late_dev(config)
+    });
+    // A profile of the node has to be loaded by name; the runtime brings none of its own.
+    let profile = context.apparmor.filter(|profile| profile.profile_type == ProfileType::Localhost as i32);
+    if let Some(profile) = profile.filter(|_| !context.privileged) {
+        let name = profile.localhost_ref.trim_start_matches("localhost/");
+        config["process"]["apparmorProfile"] = json!(name);
+    }
+    Ok(config)
 }
 
 /// Propagation of the container's mounts, for the shim to set: path and kind.

@@ -9,7 +9,6 @@ use std::sync::atomic::Ordering;
 use super::calls::*;
 use super::crashes::*;
 use super::harness::{Test, secure};
-use super::images::*;
 use super::pack::pack;
 use super::registry::Registry;
 use super::sessions::streams_reach_a_client;
@@ -41,6 +40,8 @@ cases![
     memory_limits_bind,
     processes_are_shared_on_request,
     volumes_are_mounted_as_asked,
+    pods_have_user_namespaces_on_request,
+    cdi_devices_are_made,
     events_come_as_things_happen,
     streams_reach_a_client,
     images_are_pulled,
@@ -59,9 +60,6 @@ cases![
     a_kill_between_any_two_steps_is_mended,
     a_kill_leaves_containers_to_be_removed,
     a_kill_during_an_import_is_mended,
-    mirrors_and_policies_are_heeded,
-    artifacts_are_mounted_as_volumes,
-    devices_and_hooks_are_added,
 ];
 
 async fn a_container_lives_and_ends(mut test: Test) {
@@ -365,6 +363,88 @@ async fn volumes_are_mounted_as_asked(mut test: Test) {
     assert_eq!(test.exec(&id, &["/image/bin/say", "from the image"]).await.1, "from the image");
     assert_eq!(test.exec(&id, &["mkdir", "/image/x"]).await.0, libc::EROFS);
     assert_eq!(test.exec(&id, &["mkdir", "/own"]).await.0, 0);
+}
+
+async fn pods_have_user_namespaces_on_request(mut test: Test) {
+    let map = vec![IdMapping { host_id: 200_000, container_id: 0, length: 65_536 }];
+    let user = UserNamespace { mode: NamespaceMode::Pod as i32, uids: map.clone(), gids: map.clone() };
+    let host = test.root.join("volume");
+    std::fs::create_dir(&host).unwrap();
+    for pid in [NamespaceMode::Container, NamespaceMode::Pod] {
+        let options =
+            NamespaceOption { pid: pid as i32, userns_options: Some(user.clone()), ..Default::default() };
+        let mut pod = test.pod(&format!("users-{}", pid as i32));
+        pod.linux.as_mut().unwrap().security_context.as_mut().unwrap().namespace_options =
+            Some(options.clone());
+        let sandbox = test.sandbox(&pod).await;
+        let mut config = test.container("main", &["hold"]);
+        config.working_dir = "/made/for/it".into();
+        config.mounts = vec![Mount {
+            container_path: "/data".into(),
+            host_path: host.to_string_lossy().into_owned(),
+            uid_mappings: map.clone(),
+            gid_mappings: map.clone(),
+            ..Default::default()
+        }];
+        secure(&mut config, |c| {
+            c.namespace_options = Some(options.clone());
+            c.seccomp = Some(SecurityProfile::default());
+        });
+        let id = test.run(&sandbox, &pod, config).await;
+        let (code, state, error) = test.exec(&id, &["state"]).await;
+        assert_eq!(code, 0, "{error}");
+        for line in ["Uid: 0 0 0 0", "Gid: 0 0 0 0", "CapEff: 00000000a80425fb", "cwd /made/for/it"] {
+            assert!(state.lines().any(|l| l == line), "{line} is missing in:\n{state}");
+        }
+        let made = format!("made-{}", pid as i32);
+        assert_eq!(test.exec(&id, &["mkdir", &format!("/data/{made}")]).await.0, 0);
+        let owner = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(host.join(&made)).unwrap());
+        assert_eq!(owner, 0, "a volume is seen with the namespace's numbers");
+        assert_eq!(test.exec(&id, &["mkdir", "/made/too"]).await.0, 0, "the root is the pod's");
+        let request = ContainerStatusRequest { container_id: id.clone(), verbose: true };
+        let info = test.runtime.container_status(request).await.unwrap().into_inner().info;
+        let info: serde_json::Value = serde_json::from_str(&info["info"]).unwrap();
+        let status = std::fs::read_to_string(format!("/proc/{}/status", info["pid"])).unwrap();
+        let uid = status.lines().find(|line| line.starts_with("Uid:")).unwrap();
+        assert!(uid.split_whitespace().skip(1).all(|uid| uid == "200000"), "{uid}");
+        test.crash().await;
+        assert_eq!(test.exec(&id, &["true"]).await.0, 0, "it outlives the runtime");
+        test.remove_sandbox(&sandbox).await;
+    }
+}
+
+async fn cdi_devices_are_made(mut test: Test) {
+    let folder = test.root.join("cdi");
+    std::fs::create_dir(&folder).unwrap();
+    let root = test.root.display();
+    let spec = format!(
+        "kind: fake.dev/card\ndevices:\n- name: a\n  containerEdits:\n    env: [CARD=a]\n    \
+         deviceNodes: [{{path: /dev/card0, hostPath: /dev/null}}]\n    \
+         mounts: [{{hostPath: {root}/cdi, containerPath: /card, options: [rbind, ro]}}]\n    \
+         hooks: [{{hookName: createRuntime, path: /bin/sh, args: [sh, -c, 'cat > {root}/hook']}}]\n"
+    );
+    std::fs::write(folder.join("card.yaml"), spec).unwrap();
+    let pod = test.pod("cdi");
+    let sandbox = test.sandbox(&pod).await;
+    let mut config = test.container("main", &["hold"]);
+    config.cdi_devices = vec![CdiDevice { name: "fake.dev/card=a".into() }];
+    let id = test.run(&sandbox, &pod, config).await;
+    let (_, state, _) = test.exec(&id, &["state"]).await;
+    assert!(state.lines().any(|line| line == "env CARD=a"), "{state}");
+    assert!(state.lines().any(|line| line.starts_with("mount /card ro")), "{state}");
+    assert_eq!(test.exec(&id, &["mkdir", "/dev/card0"]).await.0, libc::EEXIST);
+    let hook = std::fs::read_to_string(test.root.join("hook")).unwrap();
+    assert!(hook.contains(&id), "{hook}");
+    let mut unknown = test.container("unknown", &["hold"]);
+    unknown.cdi_devices = vec![CdiDevice { name: "fake.dev/card=b".into() }];
+    let request = CreateContainerRequest {
+        pod_sandbox_id: sandbox.clone(),
+        config: Some(unknown),
+        sandbox_config: Some(pod.clone()),
+    };
+    let error = test.runtime.create_container(request).await.unwrap_err();
+    assert!(error.message().contains("unresolvable CDI devices fake.dev/card=b"), "{error}");
+    test.remove_sandbox(&sandbox).await;
 }
 
 async fn events_come_as_things_happen(mut test: Test) {

@@ -8,7 +8,6 @@ mod calls;
 mod cases;
 mod crashes;
 mod harness;
-mod images;
 mod pack;
 mod registry;
 mod sessions;
