@@ -68,12 +68,9 @@ pub struct Up {
     /// The API server's port
     #[arg(long, default_value_t = 6443)]
     pub port: u16,
-    /// The kubelet's port
-    #[arg(long, default_value_t = 10250)]
-    pub kubelet_port: u16,
-    /// Where CSI drivers and other plug-ins look for the kubelet's files; made a link into the data folder
-    #[arg(long, default_value = "/var/lib/kubelet")]
-    pub kubelet_root: PathBuf,
+    /// The kubelet's port; 10250 unless the node's settings name one
+    #[arg(long)]
+    pub kubelet_port: Option<u16>,
     /// The node's name; the host name unless given
     #[arg(long)]
     pub node_name: Option<String>,
@@ -85,6 +82,9 @@ pub struct Up {
     /// A folder of manifests of static pods
     #[arg(long)]
     pub pod_manifest_path: Option<PathBuf>,
+    /// The node's settings: a KubeletConfiguration of kubelet.config.k8s.io/v1beta1
+    #[arg(long)]
+    pub kubelet_config: Option<PathBuf>,
     /// Run in the background
     #[arg(long)]
     pub detach: bool,
@@ -266,18 +266,18 @@ pub struct Kubelet {
     pub client: Client,
     #[command(flatten)]
     pub data: Data,
-    /// Where CSI drivers and other plug-ins look for the kubelet's files; made a link into the data folder
-    #[arg(long, default_value = "/var/lib/kubelet")]
-    pub kubelet_root: PathBuf,
-    /// The CRI socket
-    #[arg(long, default_value = "unix:///run/carrack/runtime.sock")]
-    pub container_runtime_endpoint: String,
-    /// The port of the kubelet's own API
-    #[arg(long, default_value_t = 10250)]
-    pub port: u16,
+    /// The node's settings: a KubeletConfiguration of kubelet.config.k8s.io/v1beta1; flags go before what it says
+    #[arg(long)]
+    pub config: Option<PathBuf>,
+    /// The CRI socket; unix:///run/carrack/runtime.sock unless the settings name one
+    #[arg(long)]
+    pub container_runtime_endpoint: Option<String>,
+    /// The port of the kubelet's own API; 10250 unless the settings name one
+    #[arg(long)]
+    pub port: Option<u16>,
     /// PEM file of the authority that signs the API server's client certificate
     #[arg(long)]
-    pub client_ca_file: PathBuf,
+    pub client_ca_file: Option<PathBuf>,
     /// PEM file of this kubelet's serving certificate; without one the cluster is asked for it
     #[arg(long, requires = "tls_private_key_file")]
     pub tls_cert_file: Option<PathBuf>,

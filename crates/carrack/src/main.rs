@@ -17,7 +17,6 @@ mod down;
 mod flags;
 mod image;
 mod kubeconfig;
-mod kubelet_root;
 mod lock;
 mod memory;
 mod node;

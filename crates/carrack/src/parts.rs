@@ -18,7 +18,7 @@ use tracing_subscriber::EnvFilter;
 use crate::args;
 use crate::paths::Paths;
 use crate::up::spawn;
-use crate::{accounts, kubelet_root, lock, node};
+use crate::{accounts, lock, node};
 
 /// Where cluster DNS is asked.
 pub const CLUSTER_DNS: [&str; 2] = ["10.96.0.10", "fd00:10:96::a"];
@@ -59,11 +59,12 @@ impl Clients {
 pub struct Node {
     pub name: String,
     pub addresses: Vec<IpAddr>,
-    pub kubelet_port: u16,
-    /// Where the kubelet's files are to be found.
-    pub kubelet_root: PathBuf,
+    pub kubelet_port: Option<u16>,
     /// A folder of static pods.
     pub static_pod_dir: Option<PathBuf>,
+    pub settings: kubelet::Configuration,
+    /// Cancelled when the machine goes down.
+    pub going_down: CancellationToken,
 }
 
 type Running = JoinSet<(&'static str, anyhow::Result<()>)>;
@@ -110,14 +111,19 @@ pub fn spawn_node(
     let serving = pki.issue_kubelet_server(&node.name, &node.addresses)?;
     let client = clients.user(&format!("system:node:{}", node.name), &["system:nodes"]);
     let mut config = kubelet::KubeletConfig::new(&node.name, client);
-    config.root_dir = kubelet_root::ensure(&node.kubelet_root, paths)?;
+    config.root_dir = paths.kubelet();
     config.pod_logs_dir = paths.pod_logs();
-    config.runtime_endpoint = format!("unix://{}", paths.runtime_socket().display());
     config.node_ips = node.addresses.clone();
     config.cluster_dns = cluster_dns();
     config.cluster_domain = DOMAIN.to_owned();
-    config.bind.set_port(node.kubelet_port);
-    config.static_pod_dir.clone_from(&node.static_pod_dir);
+    config.apply(node.settings.clone());
+    config.going_down = node.going_down.clone();
+    // The cluster's own parts are where this role puts them, whatever the settings say.
+    config.runtime_endpoint = format!("unix://{}", paths.runtime_socket().display());
+    config.bind.set_port(node.kubelet_port.unwrap_or(config.bind.port()));
+    if node.static_pod_dir.is_some() {
+        config.static_pod_dir.clone_from(&node.static_pod_dir);
+    }
     config.serving_cert = serving.cert_pem;
     config.serving_key = serving.key_pem;
     config.client_ca = pki.ca.cert_pem();
@@ -245,6 +251,16 @@ pub async fn scheduler(args: args::Client) -> anyhow::Result<()> {
     Ok(scheduler::run(client, config, until_signal()?).await?)
 }
 
+/// The node's settings in a file; what has no effect is told.
+pub fn settings(path: Option<&Path>) -> anyhow::Result<kubelet::Configuration> {
+    let Some(path) = path else { return Ok(kubelet::Configuration::default()) };
+    let loaded = kubelet::configuration::load(path).with_context(|| format!("reading {}", path.display()))?;
+    for warning in loaded.warnings {
+        tracing::warn!(file = %path.display(), "{warning}");
+    }
+    Ok(loaded.configuration)
+}
+
 /// `carrack kubelet`: with any API server and any CRI runtime.
 pub async fn kubelet(args: args::Kubelet) -> anyhow::Result<()> {
     log_to_terminal();
@@ -267,20 +283,39 @@ pub async fn kubelet(args: args::Kubelet) -> anyhow::Result<()> {
     };
     let read =
         |path: &Path| std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()));
+    let settings = settings(args.config.as_deref())?;
+    let given = |flag: Option<PathBuf>, setting: &str| {
+        flag.or_else(|| Some(PathBuf::from(setting)).filter(|path| !path.as_os_str().is_empty()))
+    };
+    let client_ca = given(args.client_ca_file, &settings.authentication.x509.client_ca_file);
+    let client_ca = client_ca
+        .context("give --client-ca-file, or authentication.x509.clientCAFile in the file of --config")?;
+    let serving = given(args.tls_cert_file, &settings.tls_cert_file)
+        .zip(given(args.tls_private_key_file, &settings.tls_private_key_file));
     let mut config = kubelet::KubeletConfig::new(name, client);
-    config.root_dir = kubelet_root::ensure(&args.kubelet_root, &paths)?;
+    config.root_dir = paths.kubelet();
     config.pod_logs_dir = paths.pod_logs();
-    config.runtime_endpoint = args.container_runtime_endpoint;
+    config.apply(settings);
+    if let Some(endpoint) = args.container_runtime_endpoint {
+        config.runtime_endpoint = endpoint;
+    }
+    if let Some(port) = args.port {
+        config.bind.set_port(port);
+    }
+    if !args.cluster_dns.is_empty() {
+        config.cluster_dns = args.cluster_dns;
+    }
+    config.static_pod_dir = args.pod_manifest_path.or(config.static_pod_dir);
     config.node_ips = node::addresses(&args.node_ips)?;
-    config.cluster_dns = args.cluster_dns;
-    config.static_pod_dir = args.pod_manifest_path;
-    config.manifest_url = args.manifest_url.map(|url| kubelet::ManifestUrl { url, headers: Vec::new() });
-    config.bind.set_port(args.port);
-    match args.tls_cert_file.zip(args.tls_private_key_file) {
+    config.going_down = machine_going_down()?;
+    if let Some(url) = args.manifest_url {
+        config.manifest_url = Some(kubelet::ManifestUrl { url, headers: Vec::new() });
+    }
+    match serving {
         Some((cert, key)) => (config.serving_cert, config.serving_key) = (read(&cert)?, read(&key)?),
         None => config.server_tls_bootstrap = true,
     }
-    config.client_ca = read(&args.client_ca_file)?;
+    config.client_ca = read(&client_ca)?;
     config.credential_provider_config = args.image_credential_provider_config;
     if let Some(dir) = args.image_credential_provider_bin_dir {
         config.credential_provider_bin_dir = dir;
@@ -354,6 +389,18 @@ async fn connect(path: &Path) -> anyhow::Result<(Client, String)> {
 /// A client whose requests are counted.
 pub fn counted(config: kube::Config) -> anyhow::Result<Client> {
     Ok(ClientBuilder::try_from(config)?.with_layer(&CountRequests).build())
+}
+
+/// Cancelled by SIGPWR: the machine goes down.
+pub fn machine_going_down() -> anyhow::Result<CancellationToken> {
+    let mut power = signal(SignalKind::from_raw(libc::SIGPWR))?;
+    let token = CancellationToken::new();
+    let cancel = token.clone();
+    tokio::spawn(async move {
+        power.recv().await;
+        cancel.cancel();
+    });
+    Ok(token)
 }
 
 /// Cancelled by SIGINT or SIGTERM.

@@ -56,6 +56,10 @@ pub async fn run(args: Up) -> anyhow::Result<()> {
             );
             Ok(())
         }
+        Some(Ok(("the kubelet", Ok(())))) => {
+            eprintln!("The machine goes down: the pods have ended.");
+            Ok(())
+        }
         Some(Ok((name, Ok(())))) => anyhow::bail!("{name} ended by itself; see {}", paths.log().display()),
         Some(Ok((name, Err(error)))) => Err(error.context(format!("{name} failed"))),
         Some(Err(panic)) => Err(anyhow::Error::from(panic).context("a part of the cluster ended abruptly")),
@@ -78,6 +82,7 @@ async fn start(
     running: &mut Running,
 ) -> anyhow::Result<Cluster> {
     let name = node::name(args.node_name.as_deref())?;
+    let settings = parts::settings(args.kubelet_config.as_deref())?;
     let addresses = node::addresses(&args.node_ips)?;
 
     // Volumes are there before any pod that uses them runs.
@@ -115,8 +120,9 @@ async fn start(
         name: name.clone(),
         addresses,
         kubelet_port: args.kubelet_port,
-        kubelet_root: args.kubelet_root.clone(),
         static_pod_dir: args.pod_manifest_path.clone(),
+        settings,
+        going_down: parts::machine_going_down()?,
     };
     parts::spawn_node(running, &clients, paths, &kubelet, shutdown)?;
     progress.doing("waiting for the node");

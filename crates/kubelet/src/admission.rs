@@ -8,13 +8,24 @@ use crate::context::Context;
 use crate::eviction::{self, Pressure};
 use crate::podutil::{self, init_containers, is_sidecar, spec};
 use crate::quantity;
+use crate::security;
+use crate::shutdown;
 use crate::status::Verdict;
+use crate::sysctls;
 
 /// Why the pod is refused, if it is. `pods` are all pods of the node, the new one among them.
 pub(crate) fn check(context: &Context, pod: &Pod, pods: &[Arc<Pod>], node: Option<&Node>) -> Option<Verdict> {
     let others: Vec<&Arc<Pod>> =
         pods.iter().filter(|other| podutil::uid(other) != podutil::uid(pod) && active(other)).collect();
-    let refuse = |reason: &str, message: String| Some(Verdict { reason: reason.to_owned(), message });
+    let refuse = |reason: &str, message: String| {
+        Some(Verdict { reason: reason.to_owned(), message: format!("Pod was rejected: {message}") })
+    };
+    if *context.going_down.borrow() {
+        return Some(Verdict { reason: shutdown::REASON.to_owned(), message: shutdown::MESSAGE.to_owned() });
+    }
+    if let Some(verdict) = security::admit(pod, node, security::apparmor()) {
+        return refuse(&verdict.reason, verdict.message);
+    }
     if node.is_some_and(|node| !scheduling::selector::node_affinity(pod, node)) {
         let message = "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector";
         return refuse("NodeAffinity", message.to_owned());
@@ -25,7 +36,11 @@ pub(crate) fn check(context: &Context, pod: &Pod, pods: &[Arc<Pod>], node: Optio
         return refuse("NodePorts", message.to_owned());
     }
     if let Some(verdict) = short(context, pod) {
-        return Some(verdict);
+        return refuse(&verdict.reason, verdict.message);
+    }
+    let allowed = &context.config.settings.allowed_unsafe_sysctls;
+    if let Some(verdict) = sysctls::check(pod, allowed, sysctls::kernel()) {
+        return refuse(&verdict.reason, verdict.message);
     }
     for (name, milli) in [("cpu", true), ("memory", false)] {
         let wanted = request(pod, name, milli);
@@ -47,17 +62,17 @@ pub(crate) fn check(context: &Context, pod: &Pod, pods: &[Arc<Pod>], node: Optio
             .unwrap_or(0);
         if wanted > 0 && used + wanted > capacity {
             let message = format!(
-                "Pod was rejected: Node didn't have enough resource: {name}, requested: {wanted}, used: {used}, capacity: {capacity}"
+                "Node didn't have enough resource: {name}, requested: {wanted}, used: {used}, capacity: {capacity}"
             );
             return refuse(&format!("OutOf{name}"), message);
         }
     }
-    let most = i64::from(context.config.max_pods);
+    let most = quantity::amount(Some(&context.allocatable), "pods")
+        .unwrap_or_else(|| i64::from(context.config.max_pods));
     let count = i64::try_from(others.len()).unwrap_or(i64::MAX);
     if count >= most {
-        let message = format!(
-            "Pod was rejected: Node didn't have enough resource: pods, requested: 1, used: {count}, capacity: {most}"
-        );
+        let message =
+            format!("Node didn't have enough resource: pods, requested: 1, used: {count}, capacity: {most}");
         return refuse("OutOfpods", message);
     }
     None
@@ -123,10 +138,13 @@ pub(crate) fn request(pod: &Pod, name: &str, milli: bool) -> i64 {
         }
     }
     let regular: i64 = spec(pod).containers.iter().map(of).sum();
+    // What the pod asks for itself goes before the sum of its containers.
+    let own = spec(pod).resources.as_ref().and_then(|resources| resources.requests.as_ref());
+    let own = if milli { quantity::milli_amount(own, name) } else { quantity::amount(own, name) };
     let overhead = spec(pod).overhead.as_ref();
     let overhead =
         if milli { quantity::milli_amount(overhead, name) } else { quantity::amount(overhead, name) };
-    (regular + sidecars).max(peak) + overhead.unwrap_or(0)
+    own.unwrap_or_else(|| (regular + sidecars).max(peak)) + overhead.unwrap_or(0)
 }
 
 #[cfg(test)]

@@ -11,7 +11,6 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use crate::durable;
 use crate::podutil::{self, init_containers, is_sidecar, spec};
 use crate::quantity;
 use crate::volumes::pod_dir;
@@ -87,7 +86,13 @@ impl Allocations {
     }
 
     /// Grants what the spec now asks for, if the node has it. Gives the pod with what it is allotted afterwards.
-    pub(crate) fn ask(&self, pod: &Pod, allocatable: &BTreeMap<String, Quantity>) -> (Pod, Outcome) {
+    /// `fixed` says why nothing of it can be granted, if so.
+    pub(crate) fn ask(
+        &self,
+        pod: &Pod,
+        allocatable: &BTreeMap<String, Quantity>,
+        fixed: Option<&str>,
+    ) -> (Pod, Outcome) {
         let uid = podutil::uid(pod);
         let mut shares = self.shares.lock();
         let Some(own) = shares.get(uid) else {
@@ -97,6 +102,10 @@ impl Allocations {
         let wish = wanted(pod);
         if own.allotted == wish {
             return (pod.clone(), Outcome::Unchanged);
+        }
+        if let Some(why) = fixed {
+            let pending = Pending { reason: "Infeasible", message: why.to_owned() };
+            return (with(pod, &own.allotted), Outcome::Pending(pending));
         }
         let (cpu, memory) = counted(pod);
         let others = || shares.iter().filter(|(other, _)| *other != uid).map(|(_, share)| share);
@@ -167,7 +176,9 @@ impl Allocations {
         let dir = pod_dir(&self.root, uid);
         let write = || {
             std::fs::create_dir_all(&dir)?;
-            durable::write(&dir.join(FILE), &serde_json::to_vec(allotted)?)
+            let aside = dir.join(format!("{FILE}.new"));
+            std::fs::write(&aside, serde_json::to_vec(allotted)?)?;
+            std::fs::rename(aside, dir.join(FILE))
         };
         if let Err(error) = write() {
             tracing::warn!(%error, uid, "cannot keep the record of a pod's allotment");
@@ -256,17 +267,19 @@ mod tests {
         let node = BTreeMap::from([("cpu".to_owned(), Quantity("2".to_owned()))]);
         allocations.adopt(&pod("a", "500m"));
         allocations.adopt(&pod("b", "1"));
-        assert_eq!(allocations.ask(&pod("a", "500m"), &node).1, Outcome::Unchanged);
-        assert_eq!(allocations.ask(&pod("a", "1"), &node).1, Outcome::Granted);
+        assert_eq!(allocations.ask(&pod("a", "500m"), &node, None).1, Outcome::Unchanged);
+        assert_eq!(allocations.ask(&pod("a", "1"), &node, None).1, Outcome::Granted);
         let reason = |outcome| match outcome {
             Outcome::Pending(pending) => pending.reason,
             _ => "",
         };
-        let (allotted, outcome) = allocations.ask(&pod("a", "1500m"), &node);
+        let (allotted, outcome) = allocations.ask(&pod("a", "1500m"), &node, None);
         assert_eq!((cpu(&allotted).as_str(), reason(outcome)), ("1", "Deferred"));
-        assert_eq!(reason(allocations.ask(&pod("a", "3"), &node).1), "Infeasible");
+        assert_eq!(reason(allocations.ask(&pod("a", "3"), &node, None).1), "Infeasible");
+        let fixed = allocations.ask(&pod("a", "500m"), &node, Some("it is fixed")).1;
+        assert_eq!(reason(fixed), "Infeasible");
         allocations.release("b");
-        assert_eq!(allocations.ask(&pod("a", "1500m"), &node).1, Outcome::Granted);
+        assert_eq!(allocations.ask(&pod("a", "1500m"), &node, None).1, Outcome::Granted);
         // A later run of the kubelet knows what was allotted, whatever the spec asks for by then.
         let later = Allocations::new(dir.path());
         let adopted = later.adopt(&pod("a", "7"));

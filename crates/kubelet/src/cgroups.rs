@@ -1,13 +1,21 @@
 //! The cgroup tree above containers: `kubepods` with its QoS classes and one cgroup per pod, on cgroup v1 and v2.
 //! The runtime makes the containers' own cgroups below the pod's.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::Pod;
 
-use crate::podutil::{self, init_containers, is_sidecar, spec};
-use crate::quantity;
+use crate::KubeletConfig;
+use crate::podutil;
+use crate::resize::Rules;
+
+mod limits;
+mod node;
+
+use limits::PodLimits;
+pub(crate) use limits::page_size;
 
 pub(crate) const CPU_PERIOD: i64 = 100_000;
 const MIN_SHARES: i64 = 2;
@@ -20,6 +28,9 @@ pub(crate) struct Cgroups {
     /// v1 mount points with their controllers.
     legacy: Vec<(PathBuf, Vec<String>)>,
     root: String,
+    /// Process ids of a pod at most.
+    pids: Option<i64>,
+    rules: Rules,
 }
 
 /// `cpu.shares` of a request in thousandths of a core.
@@ -39,19 +50,52 @@ fn weight(shares: i64) -> i64 {
 
 impl Cgroups {
     /// Finds the hierarchies and makes the QoS cgroups.
-    pub(crate) fn detect(root: &str) -> io::Result<Self> {
+    pub(crate) fn detect(config: &KubeletConfig) -> io::Result<Self> {
         let table = std::fs::read_to_string("/proc/self/mountinfo")?;
-        let cgroups = Cgroups { root: root.trim_matches('/').to_owned(), ..parse(&table) };
+        let root = config.cgroup_root.trim_matches('/').to_owned();
+        let pids = Some(config.settings.pod_pids_limit).filter(|limit| *limit > 0);
+        let cgroups = Cgroups { root, pids, rules: Rules::of(&config.settings), ..parse(&table) };
         for class in ["kubepods", "kubepods/burstable", "kubepods/besteffort"] {
             cgroups.make(&cgroups.path(class))?;
         }
-        for (mount, controllers) in &cgroups.legacy {
-            if controllers.iter().any(|name| name == "cpu") {
-                let class = mount.join(cgroups.path("kubepods/besteffort")).join("cpu.shares");
-                put(&class, &MIN_SHARES.to_string());
-            }
-        }
+        cgroups.set_shares("kubepods/besteffort", MIN_SHARES);
+        cgroups.reserve(config)?;
         Ok(cgroups)
+    }
+
+    /// Whether everything is in one tree of version 2.
+    pub(crate) fn is_unified(&self) -> bool {
+        self.legacy.is_empty() && self.unified.is_some()
+    }
+
+    /// Whether limits of swap can be set.
+    pub(crate) fn accounts_swap(&self) -> bool {
+        if let Some(mount) = self.legacy_mount("memory") {
+            return mount.join(self.path("kubepods")).join("memory.memsw.limit_in_bytes").exists();
+        }
+        self.unified.as_ref().is_some_and(|m| m.join(self.path("kubepods")).join("memory.swap.max").exists())
+    }
+
+    fn legacy_mount(&self, controller: &str) -> Option<&PathBuf> {
+        let has = |list: &[String]| list.iter().any(|name| name == controller);
+        self.legacy.iter().find(|(_, controllers)| has(controllers)).map(|(mount, _)| mount)
+    }
+
+    fn set_shares(&self, class: &str, shares: i64) {
+        let path = self.path(class);
+        if let Some(mount) = self.legacy_mount("cpu") {
+            put(&mount.join(&path).join("cpu.shares"), &shares.to_string());
+        }
+        if let Some(mount) = &self.unified {
+            put(&mount.join(&path).join("cpu.weight"), &weight(shares).to_string());
+        }
+    }
+
+    /// Gives the class of burstable pods the share of its members' requests.
+    pub(crate) fn balance<'a>(&self, pods: impl Iterator<Item = &'a Pod>) {
+        let burstable = pods.filter(|pod| podutil::qos_class(pod) == "Burstable");
+        let milli: i64 = burstable.map(|pod| crate::admission::request(pod, "cpu", true)).sum();
+        self.set_shares("kubepods/burstable", shares(milli));
     }
 
     /// The folders of the tree in every hierarchy.
@@ -88,7 +132,7 @@ impl Cgroups {
     pub(crate) fn ensure(&self, pod: &Pod) -> io::Result<()> {
         let path = self.of_pod(pod);
         self.make(&path)?;
-        let limits = PodLimits::of(pod);
+        let limits = PodLimits::of(pod, self.rules);
         for (mount, controllers) in &self.legacy {
             let dir = mount.join(&path);
             let has = |name: &str| controllers.iter().any(|controller| controller == name);
@@ -104,10 +148,22 @@ impl Cgroups {
             {
                 put(&dir.join("memory.limit_in_bytes"), &memory.to_string());
             }
+            if has("pids")
+                && let Some(pids) = self.pids
+            {
+                put(&dir.join("pids.max"), &pids.to_string());
+            }
+            if has("hugetlb") {
+                set_huge_pages(&dir, "limit_in_bytes", &limits.huge_pages);
+            }
         }
         if let Some(mount) = &self.unified {
             let dir = mount.join(&path);
             put(&dir.join("cpu.weight"), &weight(limits.shares).to_string());
+            if let Some(pids) = self.pids {
+                put(&dir.join("pids.max"), &pids.to_string());
+            }
+            set_huge_pages(&dir, "max", &limits.huge_pages);
             if let Some(quota) = limits.quota {
                 put(&dir.join("cpu.max"), &format!("{quota} {CPU_PERIOD}"));
             }
@@ -122,7 +178,7 @@ impl Cgroups {
     pub(crate) fn widen(&self, pod: &Pod) -> io::Result<()> {
         let path = self.of_pod(pod);
         self.make(&path)?;
-        let limits = PodLimits::of(pod);
+        let limits = PodLimits::of(pod, self.rules);
         // An absent or negative value, and the word `max`, mean that there is no limit to raise.
         let raise = |file: &Path, wanted: Option<i64>, none: &str, text: &dyn Fn(i64) -> String| {
             let now = std::fs::read_to_string(file).unwrap_or_default();
@@ -213,7 +269,13 @@ impl Cgroups {
 }
 
 fn parse(table: &str) -> Cgroups {
-    let mut cgroups = Cgroups { unified: None, legacy: Vec::new(), root: String::new() };
+    let mut cgroups = Cgroups {
+        unified: None,
+        legacy: Vec::new(),
+        root: String::new(),
+        pids: None,
+        rules: Rules::default(),
+    };
     for line in table.lines() {
         let Some((left, right)) = line.split_once(" - ") else { continue };
         let Some(mount) = left.split(' ').nth(4) else { continue };
@@ -270,6 +332,17 @@ fn put(file: &Path, value: &str) {
     }
 }
 
+/// Limits the huge pages of every size that the machine has; a size that is not asked for is not to be had.
+fn set_huge_pages(dir: &Path, file: &str, limits: &BTreeMap<String, i64>) {
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let size =
+            name.to_str().and_then(|name| name.strip_prefix("hugetlb.")?.strip_suffix(&format!(".{file}")));
+        let Some(size) = size.filter(|size| !size.contains('.')) else { continue };
+        put(&entry.path(), &limits.get(size).copied().unwrap_or(0).to_string());
+    }
+}
+
 fn remove_tree(dir: &Path) -> io::Result<()> {
     for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
         if entry.path().is_dir() {
@@ -282,63 +355,21 @@ fn remove_tree(dir: &Path) -> io::Result<()> {
     }
 }
 
-struct PodLimits {
-    shares: i64,
-    quota: Option<i64>,
-    memory: Option<i64>,
-}
-
-impl PodLimits {
-    /// Sums of the containers; a limit holds for the pod only if each container has one.
-    fn of(pod: &Pod) -> Self {
-        let request = |container: &Container| {
-            let resources = container.resources.as_ref();
-            quantity::milli_amount(resources.and_then(|resources| resources.requests.as_ref()), "cpu")
-                .unwrap_or(0)
-        };
-        let cpu = total(pod, |container| Some(request(container))).unwrap_or(0);
-        let limit = |name: &'static str, milli: bool| {
-            total(pod, move |container| {
-                let limits = container.resources.as_ref().and_then(|resources| resources.limits.as_ref());
-                let found =
-                    if milli { quantity::milli_amount(limits, name) } else { quantity::amount(limits, name) };
-                found.filter(|amount| *amount > 0)
-            })
-        };
-        PodLimits {
-            shares: shares(cpu),
-            quota: limit("cpu", true).map(quota),
-            memory: limit("memory", false),
-        }
-    }
-}
-
-/// What the pod needs at most at any time: regular containers and sidecars together, or an init container beside the sidecars
-/// started before it.
-fn total(pod: &Pod, amount: impl Fn(&Container) -> Option<i64>) -> Option<i64> {
-    let mut sidecars = 0;
-    let mut peak = 0;
-    for container in init_containers(pod) {
-        let one = amount(container)?;
-        if is_sidecar(container) {
-            sidecars += one;
-            peak = peak.max(sidecars);
-        } else {
-            peak = peak.max(sidecars + one);
-        }
-    }
-    let mut sum = sidecars;
-    for container in &spec(pod).containers {
-        sum += amount(container)?;
-    }
-    Some(sum.max(peak))
-}
-
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
+
+    /// Hierarchies in plain folders: of version 1 with all controllers each, and of version 2.
+    pub(super) fn fake(legacy: &[&Path], unified: Option<&Path>) -> Cgroups {
+        let all = ["cpu", "memory", "pids", "hugetlb"].map(str::to_owned).to_vec();
+        Cgroups {
+            unified: unified.map(Path::to_owned),
+            legacy: legacy.iter().map(|mount| ((*mount).to_owned(), all.clone())).collect(),
+            root: String::new(),
+            pids: Some(50),
+            rules: Rules::default(),
+        }
+    }
 
     #[test]
     fn hierarchies_are_found() {
@@ -350,19 +381,5 @@ mod tests {
         assert_eq!(found.unified, Some(PathBuf::from("/sys/fs/cgroup/unified")));
         assert_eq!(found.legacy.len(), 1);
         assert!(found.legacy[0].1.contains(&"cpu".to_owned()));
-    }
-
-    #[test]
-    fn limits_are_summed_up() {
-        let resources =
-            |cpu: &str| json!({"requests": {"cpu": cpu}, "limits": {"cpu": cpu, "memory": "10Mi"}});
-        let pod = json!({"spec": {
-            "initContainers": [{"name": "i", "resources": resources("900m")}],
-            "containers": [{"name": "a", "resources": resources("100m")}, {"name": "b", "resources": resources("200m")}]}});
-        let limits = PodLimits::of(&serde_json::from_value(pod).expect("a pod"));
-        assert_eq!((limits.shares, limits.quota, limits.memory), (921, Some(90_000), Some(20 << 20)));
-        let unlimited = json!({"spec": {"containers": [{"name": "a"}]}});
-        let limits = PodLimits::of(&serde_json::from_value(unlimited).expect("a pod"));
-        assert_eq!((limits.shares, limits.quota, limits.memory), (2, None, None));
     }
 }

@@ -3,8 +3,12 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
+use tokio_util::sync::CancellationToken;
+
+use crate::configuration::Configuration;
 use crate::images::VerificationPolicy;
 use crate::static_pods::url::ManifestUrl;
 
@@ -46,6 +50,12 @@ pub struct KubeletConfig {
     pub status_interval: Duration,
     /// A folder of manifests of pods that run without the API's say; none unless given.
     pub static_pod_dir: Option<PathBuf>,
+    /// Cancelled when the machine goes down: pods are ended as the settings say, and then the kubelet ends.
+    pub going_down: CancellationToken,
+    /// Where the machine is described, `/sys` as a rule.
+    pub sysfs: PathBuf,
+    /// What the configuration file says. Where another field says the same thing, that one holds.
+    pub settings: Arc<Configuration>,
     /// A URL with manifests of static pods; none unless given.
     pub manifest_url: Option<ManifestUrl>,
     /// Which programs know passwords of registries: a file, or a folder of them; none unless given.
@@ -58,8 +68,6 @@ pub struct KubeletConfig {
     pub max_restart_period: Duration,
     /// Images that are pulled at once.
     pub max_parallel_image_pulls: usize,
-    /// What is kept from pods, by resource name (`cpu: 100m`).
-    pub reserved: BTreeMap<String, String>,
 }
 
 impl KubeletConfig {
@@ -86,6 +94,9 @@ impl KubeletConfig {
             manage_cgroups: true,
             status_interval: Duration::from_secs(300),
             static_pod_dir: None,
+            going_down: CancellationToken::new(),
+            sysfs: PathBuf::from("/sys"),
+            settings: Arc::default(),
             manifest_url: None,
             credential_provider_config: None,
             credential_provider_bin_dir: PathBuf::from(
@@ -94,7 +105,73 @@ impl KubeletConfig {
             image_verification: VerificationPolicy::default(),
             max_restart_period: Duration::from_secs(300),
             max_parallel_image_pulls: 5,
-            reserved: BTreeMap::new(),
+        }
+    }
+
+    /// Takes over what a configuration file says.
+    pub fn apply(&mut self, settings: Configuration) {
+        self.max_pods = settings.max_pods;
+        self.status_interval = settings.node_status_report_frequency.0;
+        self.bind.set_port(settings.port);
+        if let Some(address) = settings.address {
+            self.bind.set_ip(address);
+        }
+        let text = |from: &str, to: &mut String| {
+            if !from.is_empty() {
+                from.clone_into(to);
+            }
+        };
+        text(&settings.cluster_domain, &mut self.cluster_domain);
+        text(&settings.cgroup_root, &mut self.cgroup_root);
+        text(&settings.container_runtime_endpoint, &mut self.runtime_endpoint);
+        if !settings.cluster_dns.is_empty() {
+            self.cluster_dns.clone_from(&settings.cluster_dns);
+        }
+        if !settings.pod_logs_dir.is_empty() {
+            self.pod_logs_dir = PathBuf::from(&settings.pod_logs_dir);
+        }
+        if !settings.static_pod_path.is_empty() {
+            self.static_pod_dir = Some(PathBuf::from(&settings.static_pod_path));
+        }
+        if !settings.static_pod_url.is_empty() {
+            let all = settings.static_pod_url_header.iter();
+            let headers =
+                all.flat_map(|(name, values)| values.iter().map(|value| (name.clone(), value.clone())));
+            let url = settings.static_pod_url.clone();
+            self.manifest_url = Some(ManifestUrl { url, headers: headers.collect() });
+        }
+        if let Some(longest) = settings.crash_loop_back_off.max_container_restart_period {
+            self.max_restart_period = longest.0;
+        }
+        if settings.serialize_image_pulls {
+            self.max_parallel_image_pulls = 1;
+        } else if let Some(most) = settings.max_parallel_image_pulls {
+            self.max_parallel_image_pulls = usize::try_from(most).unwrap_or(usize::MAX);
+        }
+        self.manage_cgroups = self.manage_cgroups && settings.cgroups_per_qos;
+        self.settings = Arc::new(settings);
+    }
+
+    /// The configuration in force, as `/configz` shows it.
+    pub(crate) fn in_force(&self) -> Configuration {
+        let path = |path: &std::path::Path| path.to_string_lossy().into_owned();
+        Configuration {
+            max_pods: self.max_pods,
+            node_status_report_frequency: crate::configuration::Span(self.status_interval),
+            port: self.bind.port(),
+            address: Some(self.bind.ip()),
+            cluster_domain: self.cluster_domain.clone(),
+            cluster_dns: self.cluster_dns.clone(),
+            cgroup_root: self.cgroup_root.clone(),
+            container_runtime_endpoint: self.runtime_endpoint.clone(),
+            pod_logs_dir: path(&self.pod_logs_dir),
+            static_pod_path: self.static_pod_dir.as_deref().map(path).unwrap_or_default(),
+            static_pod_url: self.manifest_url.as_ref().map(|from| from.url.clone()).unwrap_or_default(),
+            max_parallel_image_pulls: u32::try_from(self.max_parallel_image_pulls).ok(),
+            serialize_image_pulls: self.max_parallel_image_pulls == 1,
+            eviction_hard: Some(crate::eviction::thresholds::hard(&self.settings)),
+            cgroups_per_qos: self.manage_cgroups,
+            ..(*self.settings).clone()
         }
     }
 }

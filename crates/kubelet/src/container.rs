@@ -5,23 +5,22 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use cri::v1::{
-    ContainerConfig, ContainerMetadata, Device, Image, ImageSpec, KeyValue, LinuxContainerConfig,
-    LinuxContainerResources, Mount, MountPropagation, Signal,
+    CdiDevice, ContainerConfig, ContainerMetadata, Device, Image, ImageSpec, KeyValue, LinuxContainerConfig,
+    Mount, MountPropagation, Signal,
 };
-use k8s_openapi::api::core::v1::{Container, Pod, VolumeDevice, VolumeMount};
+use k8s_openapi::api::core::v1::{Container, Pod, VolumeMount};
 
-use crate::cgroups::CPU_PERIOD;
 use crate::context::Context;
 use crate::downward::Addresses;
 use crate::env::{self, EnvError, Sources};
 use crate::plan::{SPEC_HASH, spec_hash};
-use crate::podutil::{self, spec};
-use crate::quantity;
-use crate::resize;
+use crate::podutil;
 use crate::runtime::{CONTAINER_NAME, POD_NAME, POD_NAMESPACE, POD_UID};
 use crate::sandbox;
 use crate::security;
 use crate::volumes::{self, Mounted, VolumeError, mounts, pod_dir};
+
+mod limits;
 
 /// Annotation that keeps where, on the node, the container leaves its last words.
 pub(crate) const TERMINATION_LOG: &str = "carrack.dev/termination-log";
@@ -37,6 +36,8 @@ pub(crate) enum ConfigError {
     Volume(#[from] VolumeError),
     #[error("{0}")]
     Security(String),
+    #[error("volume {0:?}: the runtime does not support recursive read-only mounts")]
+    NoRecursive(String),
     #[error("cannot find volume {0:?} to mount into container {1:?}")]
     NoVolume(String, String),
 }
@@ -75,7 +76,7 @@ impl Recipe<'_> {
         let (command, args) = (expand(&container.command), expand(&container.args));
         let (mounts, termination_log) =
             self.mounts(|text| env::expand(text, |name| variables.get(name).cloned()))?;
-        let security = security::context(pod, container, self.image, self.target.clone())
+        let security = security::context(context, pod, container, self.image, self.target.clone())
             .map_err(ConfigError::Security)?;
         let labels = [
             (POD_NAME, podutil::name(pod)),
@@ -90,6 +91,26 @@ impl Recipe<'_> {
             (TERMINATION_LOG, termination_log),
             (TERMINATION_POLICY, policy.to_owned()),
         ];
+        let equipment = context.devices.equipment(podutil::uid(pod), &container.name);
+        let mut mounts = mounts;
+        mounts.extend(equipment.mounts.iter().map(|(inside, host, read_only)| Mount {
+            container_path: inside.clone(),
+            host_path: host.clone(),
+            readonly: *read_only,
+            ..Mount::default()
+        }));
+        // A volume's files are seen with the numbers of the pod's user namespace.
+        if let Some(user) = context.users.of(pod) {
+            for mount in &mut mounts {
+                mount.uid_mappings.clone_from(&user.uids);
+                mount.gid_mappings.clone_from(&user.gids);
+            }
+        }
+        let devices = equipment.devices.iter().map(|(inside, host, permissions)| Device {
+            container_path: inside.clone(),
+            host_path: host.clone(),
+            permissions: permissions.clone(),
+        });
         let stop = container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.stop_signal.as_deref());
         Ok(ContainerConfig {
             metadata: Some(ContainerMetadata { name: container.name.clone(), attempt: self.attempt }),
@@ -101,39 +122,38 @@ impl Recipe<'_> {
             command,
             args,
             working_dir: container.working_dir.clone().unwrap_or_default(),
-            envs: variables
+            // What devices need goes first: where the pod says otherwise, that holds.
+            envs: equipment
+                .envs
                 .into_iter()
+                .chain(variables)
                 .map(|(key, value)| KeyValue { key, value: value.into_bytes().into() })
                 .collect(),
+            devices: devices.collect(),
+            cdi_devices: equipment
+                .cdi
+                .into_iter()
+                .chain(context.claims.cdi(pod, container))
+                .map(|name| CdiDevice { name })
+                .collect(),
             mounts,
-            devices: self.devices()?,
             labels: labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
-            annotations: annotations.map(|(key, value)| (key.to_owned(), value)).into(),
+            annotations: annotations
+                .into_iter()
+                .map(|(key, value)| (key.to_owned(), value))
+                .chain(equipment.annotations)
+                .collect(),
             log_path: format!("{}/{}.log", container.name, self.attempt),
             stdin: container.stdin == Some(true),
             stdin_once: container.stdin_once == Some(true),
             tty: container.tty == Some(true),
             linux: Some(LinuxContainerConfig {
-                resources: Some(resources(context, pod, container)),
+                resources: Some(limits::of(context, pod, container)),
                 security_context: Some(security),
             }),
             stop_signal: stop.and_then(Signal::from_str_name).map_or(0, |signal| signal as i32),
             ..ContainerConfig::default()
         })
-    }
-
-    /// The block volumes of the container.
-    fn devices(&self) -> Result<Vec<Device>, ConfigError> {
-        let one = |device: &VolumeDevice| {
-            let missing = || ConfigError::NoVolume(device.name.clone(), self.container.name.clone());
-            let (path, read_only) = self.mounted.devices.get(&device.name).ok_or_else(missing)?;
-            Ok(Device {
-                container_path: device.device_path.clone(),
-                host_path: path.to_string_lossy().into_owned(),
-                permissions: if *read_only { "mr" } else { "mrw" }.to_owned(),
-            })
-        };
-        self.container.volume_devices.iter().flatten().map(one).collect()
     }
 
     fn mounts(&self, expand: impl Fn(&str) -> String) -> Result<(Vec<Mount>, String), ConfigError> {
@@ -170,7 +190,7 @@ impl Recipe<'_> {
         } else {
             format!("/{}", mount.mount_path)
         };
-        let read_only = mount.read_only == Some(true) || self.mounted.read_only.contains(&mount.name);
+        let read_only = mount.read_only == Some(true);
         let sub = match (&mount.sub_path_expr, &mount.sub_path) {
             (Some(text), _) if !text.is_empty() => expand(text),
             (_, Some(text)) => text.clone(),
@@ -196,10 +216,11 @@ impl Recipe<'_> {
                 return Err(VolumeError::Path(sub).into());
             }
             let base = pod_dir(&self.context.config.root_dir, podutil::uid(self.pod));
-            let own = base.join("volume-subpaths").join(&mount.name).join(&self.container.name);
-            // Containers have their own copies of mounts, so those of earlier attempts are of no more use.
-            mounts::forget_attempts(&own, index)?;
-            let target: PathBuf = own.join(format!("{index}-{}", self.attempt));
+            let target: PathBuf = base
+                .join("volume-subpaths")
+                .join(&mount.name)
+                .join(&self.container.name)
+                .join(format!("{index}-{}", self.attempt));
             mounts::bind_sub_path(volume, Path::new(&sub), &target)?;
             target
         };
@@ -208,8 +229,12 @@ impl Recipe<'_> {
             Some("HostToContainer") => MountPropagation::PropagationHostToContainer,
             _ => MountPropagation::PropagationPrivate,
         };
-        let recursive =
-            read_only && matches!(mount.recursive_read_only.as_deref(), Some("Enabled" | "IfPossible"));
+        let can = self.context.features.of("").recursive_read_only_mounts;
+        let recursive = match mount.recursive_read_only.as_deref() {
+            Some("Enabled") if !can => return Err(ConfigError::NoRecursive(mount.name.clone())),
+            Some("Enabled" | "IfPossible") => read_only && can,
+            _ => false,
+        };
         Ok(Mount {
             container_path: inside,
             host_path: host.to_string_lossy().into_owned(),
@@ -240,35 +265,4 @@ fn write(path: &Path, content: &str, mode: u32) -> Result<(), VolumeError> {
     }
     std::fs::write(path, content).map_err(volumes::io(failed()))?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(volumes::io(failed()))
-}
-
-/// CPU, memory and OOM settings of a container.
-pub(crate) fn resources(context: &Context, pod: &Pod, container: &Container) -> LinuxContainerResources {
-    let values = resize::wanted(container);
-    LinuxContainerResources {
-        cpu_period: CPU_PERIOD,
-        cpu_quota: values.quota,
-        cpu_shares: values.shares,
-        memory_limit_in_bytes: values.memory,
-        oom_score_adj: oom_score(pod, container, context.memory),
-        unified: HashMap::new(),
-        ..LinuxContainerResources::default()
-    }
-}
-
-/// How readily the kernel kills the container when memory runs out: what uses more than it asked for goes first.
-fn oom_score(pod: &Pod, container: &Container, memory: i64) -> i64 {
-    if spec(pod).priority_class_name.as_deref() == Some("system-node-critical") {
-        return -997;
-    }
-    match podutil::qos_class(pod) {
-        "Guaranteed" => -997,
-        "BestEffort" => 1000,
-        _ => {
-            let requests = container.resources.as_ref().and_then(|resources| resources.requests.as_ref());
-            let request = quantity::amount(requests, "memory").unwrap_or(0);
-            let score = 1000 - (1000i128 * i128::from(request) / i128::from(memory.max(1))) as i64;
-            score.clamp(3, 999)
-        }
-    }
 }

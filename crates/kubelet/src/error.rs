@@ -15,6 +15,10 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    #[error(transparent)]
+    Pinning(#[from] crate::pinning::PinningError),
+    #[error("failSwapOn: the machine has swap; switch it off with swapoff --all, or leave the field out")]
+    Swap,
     #[error("{0}")]
     Config(String),
     #[error("serving certificate: {0}")]

@@ -3,6 +3,7 @@
 //! levels of the machine, of which nothing tells by itself.
 
 use std::collections::HashMap;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,14 +24,14 @@ use crate::status::Verdict;
 
 mod local;
 mod plan;
+pub(crate) mod thresholds;
 
 pub(crate) use local::disk_use;
 pub(crate) use plan::Pressure;
-use plan::{Signals, Use};
+use plan::{Observed, Signals, Use, Watch};
+use thresholds::{Signal, Threshold};
 
 const INTERVAL: Duration = Duration::from_secs(10);
-/// How long a condition stays after the last sight of its cause (`evictionPressureTransitionPeriod`).
-const LINGERS: Duration = Duration::from_secs(300);
 /// How long an evicted pod may take to be gone before another one is chosen.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -57,10 +58,11 @@ impl Pressures {
         self.changed.subscribe()
     }
 
-    fn note(&self, met: &[Pressure], now: Instant) {
+    /// Takes note of shortages, which stay for `lingers` after their last sight.
+    fn note(&self, met: &[Pressure], now: Instant, lingers: Duration) {
         let mut seen = self.seen.lock();
         seen.extend(met.iter().map(|pressure| (*pressure, now)));
-        seen.retain(|_, at| now.duration_since(*at) < LINGERS);
+        seen.retain(|pressure, at| met.contains(pressure) || now.duration_since(*at) < lingers);
         let mut current: Vec<Pressure> = seen.keys().copied().collect();
         current.sort_unstable();
         self.changed.send_if_modified(|known| {
@@ -79,13 +81,18 @@ pub(crate) fn is_critical(pod: &Pod) -> bool {
 
 /// Watches over the node until shutdown.
 pub(crate) async fn run(context: Shared, pods: Pods, shutdown: CancellationToken) {
+    let settings = &context.config.settings;
+    let thresholds = thresholds::of(settings).unwrap_or_default();
+    let mut watch = Watch::new(thresholds, settings.eviction_hard.is_none());
+    let lingers = settings.eviction_pressure_transition_period.0;
     loop {
-        let signals = signals(&context);
-        let met = plan::met(&signals);
-        context.pressures.note(&met, Instant::now());
-        if let Some(pressure) = met.first().copied() {
-            relieve(&context, &pods, pressure).await;
-        } else {
+        let machine = machine(&context).await;
+        let now = Instant::now();
+        let short = watch.note(&machine.signals, now);
+        context.pressures.note(&short, now, lingers);
+        if let Some(threshold) = watch.due(now) {
+            relieve(&context, &pods, &watch, &threshold, machine.apart).await;
+        } else if settings.local_storage_capacity_isolation {
             limits(&context, &pods).await;
         }
         tokio::select! {
@@ -95,32 +102,60 @@ pub(crate) async fn run(context: Shared, pods: Pods, shutdown: CancellationToken
     }
 }
 
-fn signals(context: &Shared) -> Signals {
+/// The machine's levels, and whether images have a file system of their own.
+struct Machine {
+    signals: Signals,
+    apart: bool,
+}
+
+async fn machine(context: &Shared) -> Machine {
     let table = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let disk = |path: &Path| {
-        let found = capacity::file_system(path);
-        found.map(|(size, free, inodes, inodes_free)| plan::Disk { size, free, inodes, inodes_free })
-    };
+    let mut signals = Signals::new();
+    let mut observe = |signal, whole, left| signals.insert(signal, Observed { whole, left });
+    let whole = capacity::memory();
+    observe(Signal::Memory, whole, capacity::meminfo(&table, "MemAvailable"));
+    if let Some((limit, used)) = context.cgroups.as_ref().and_then(|cgroups| cgroups.pods_memory()) {
+        observe(Signal::AllocatableMemory, limit, limit.saturating_sub(used));
+    }
+    let root = &context.config.root_dir;
+    let images = gc::image_place(context).await.unwrap_or_else(|| root.clone());
+    let device = |path: &Path| std::fs::metadata(path).ok().map(|data| data.dev());
+    let apart = device(root).is_some_and(|own| device(&images).is_some_and(|other| other != own));
+    if let Some((size, free, inodes, inodes_free)) = capacity::file_system(root) {
+        observe(Signal::NodeFs, size, free);
+        // A file system without a fixed number of inodes tells none.
+        if inodes > 0 {
+            observe(Signal::NodeInodes, inodes, inodes_free);
+        }
+    }
+    if let Some((size, free, inodes, inodes_free)) = capacity::file_system(&images) {
+        observe(Signal::ImageFs, size, free);
+        observe(Signal::ContainerFs, size, free);
+        if inodes > 0 {
+            observe(Signal::ImageInodes, inodes, inodes_free);
+            observe(Signal::ContainerInodes, inodes, inodes_free);
+        }
+    }
     let number = |path: &str| std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
     // "0.1 0.2 0.3 running/all last": the fourth field counts the kernel's tasks.
     let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    let tasks = load.split_whitespace().nth(3).and_then(|field| field.split('/').nth(1)?.parse().ok());
+    let tasks = load.split_whitespace().nth(3).and_then(|field| field.split('/').nth(1)?.parse::<u64>().ok());
     let most =
         number("/proc/sys/kernel/pid_max").into_iter().chain(number("/proc/sys/kernel/threads-max")).min();
-    Signals {
-        memory_available: capacity::meminfo(&table, "MemAvailable"),
-        disk: disk(&context.config.root_dir),
-        pids: most.zip(tasks),
+    if let Some((most, tasks)) = most.zip(tasks) {
+        observe(Signal::Pids, most, most.saturating_sub(tasks));
     }
+    Machine { signals, apart }
 }
 
 /// Frees what nobody needs; if the shortage stays, one pod goes.
-async fn relieve(context: &Shared, pods: &Pods, pressure: Pressure) {
+async fn relieve(context: &Shared, pods: &Pods, watch: &Watch, threshold: &Threshold, apart: bool) {
+    let pressure = threshold.signal.pressure();
     if matches!(pressure, Pressure::Disk | Pressure::Inodes) {
-        if let Err(status) = gc::reclaim(context, pods).await {
+        if let Err(status) = gc::reclaim(context).await {
             tracing::warn!(status = status.message(), "cannot free disk");
         }
-        if !plan::met(&signals(context)).contains(&pressure) {
+        if watch.satisfied(threshold, &machine(context).await.signals) {
             return;
         }
     }
@@ -131,22 +166,21 @@ async fn relieve(context: &Shared, pods: &Pods, pressure: Pressure) {
     let stats = stats(context).await;
     let uses: Vec<Use> =
         active.iter().map(|pod| measure(context, pod, stats.get(podutil::uid(pod)))).collect();
-    let order = plan::rank(pressure, &active, &uses);
+    let order = plan::rank(threshold.signal, apart, &active, &uses);
     tracing::warn!(?pressure, pods = order.len(), "the node is short of a resource; a pod is evicted");
+    let signals = machine(context).await.signals;
     for index in order {
         let pod = &active[index];
         if is_critical(pod) {
             continue;
         }
-        let message = plan::message(pressure, &signals(context), pod, &uses[index]);
-        let signal = match pressure {
-            Pressure::Memory => "memory.available",
-            Pressure::Disk => "nodefs.available",
-            Pressure::Inodes => "nodefs.inodesFree",
-            Pressure::Pids => "pid.available",
-        };
-        context.metrics.count(EVICTIONS, &[("eviction_signal", signal)]);
-        evict(context, pods, pod, message).await;
+        let message = watch.message(threshold, &signals, pod, &uses[index]);
+        // Behind a soft threshold there is some time to end.
+        let most = i64::from(context.config.settings.eviction_max_pod_grace_period);
+        let own = spec(pod).termination_grace_period_seconds.unwrap_or(30);
+        let grace = if threshold.grace.is_some() { most.min(own).max(1) } else { 1 };
+        context.metrics.count(EVICTIONS, &[("eviction_signal", threshold.signal.name())]);
+        evict(context, pods, pod, message, grace).await;
         return;
     }
     tracing::warn!(?pressure, "no pod is left that could be evicted");
@@ -163,7 +197,7 @@ async fn limits(context: &Shared, pods: &Pods) {
         let used = measure(context, &pod, stats.get(podutil::uid(&pod)));
         if let Some(message) = local::exceeded(&pod, &used) {
             context.metrics.count(EVICTIONS, &[("eviction_signal", "ephemeralcontainerfs.limit")]);
-            evict(context, pods, &pod, message).await;
+            evict(context, pods, &pod, message, 1).await;
         }
     }
 }
@@ -196,11 +230,11 @@ fn measure(context: &Shared, pod: &Pod, stats: Option<&PodSandboxStats>) -> Use 
     local::measure(&context.config.root_dir, &context.config.pod_logs_dir, pod, stats)
 }
 
-async fn evict(context: &Shared, pods: &Pods, pod: &Pod, message: String) {
+async fn evict(context: &Shared, pods: &Pods, pod: &Pod, message: String, grace: i64) {
     let verdict = Verdict { reason: "Evicted".to_owned(), message: message.clone() };
     context.recorder.warning(crate::events::pod(pod), "Evicted", message);
     let mut ends = pods.events();
-    if !pods.evict(podutil::uid(pod), verdict) {
+    if !pods.evict(podutil::uid(pod), verdict, grace) {
         return;
     }
     let gone = async {
@@ -211,5 +245,6 @@ async fn evict(context: &Shared, pods: &Pods, pod: &Pod, message: String) {
         }
     };
     // What it held is free once its containers have ended, or a moment later.
-    drop(tokio::time::timeout(PATIENCE, gone).await);
+    let patience = PATIENCE + Duration::from_secs(u64::try_from(grace).unwrap_or(0));
+    drop(tokio::time::timeout(patience, gone).await);
 }

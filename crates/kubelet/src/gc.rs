@@ -1,8 +1,8 @@
 //! Garbage: ended containers beyond the last of each name, and images nobody uses while the disk is full.
 
 use std::collections::{HashMap, HashSet};
-use std::path::Path;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use cri::v1::{
     Container, ContainerState, Image, ImageFsInfoRequest, ImageSpec, ListImagesRequest,
@@ -15,28 +15,22 @@ use crate::context::Shared;
 use crate::manager::Pods;
 use crate::metrics::IMAGES_COLLECTED;
 use crate::node::capacity;
-use crate::podutil;
 use crate::runtime::{CONTAINER_NAME, POD_UID};
 
 const INTERVAL: Duration = Duration::from_secs(60);
-/// Images go when the disk is fuller than the first, until it is emptier than the second (percent).
-const HIGH: u64 = 85;
-const LOW: u64 = 80;
 
 /// Collects garbage until shutdown.
-pub(crate) async fn run(context: Shared, pods: Pods, shutdown: CancellationToken) {
-    let mut unused_since: HashMap<String, u64> = HashMap::new();
-    let mut round = 0;
+pub(crate) async fn run(context: Shared, _pods: Pods, shutdown: CancellationToken) {
+    let mut unused_since: HashMap<String, Instant> = HashMap::new();
     loop {
         tokio::select! {
             () = tokio::time::sleep(INTERVAL) => {}
             () = shutdown.cancelled() => return,
         }
-        round += 1;
         if let Err(status) = containers(&context).await {
             tracing::warn!(status = status.message(), "cannot remove ended containers");
         }
-        if let Err(status) = images(&context, &pods, &mut unused_since, round).await {
+        if let Err(status) = images(&context, &mut unused_since).await {
             tracing::warn!(status = status.message(), "cannot remove unused images");
         }
     }
@@ -69,43 +63,49 @@ async fn containers(context: &Shared) -> Result<(), Status> {
     Ok(())
 }
 
-async fn images(
-    context: &Shared,
-    pods: &Pods,
-    unused_since: &mut HashMap<String, u64>,
-    round: u64,
-) -> Result<(), Status> {
-    let info = context.cri.images().image_fs_info(ImageFsInfoRequest {}).await?.into_inner();
-    let place =
-        info.image_filesystems.first().and_then(|usage| usage.fs_id.as_ref()).map(|id| id.mountpoint.clone());
-    let place = place.unwrap_or_else(|| context.config.root_dir.to_string_lossy().into_owned());
-    let mut unused = unused(context, pods).await?;
+/// Where images and writable layers lie.
+pub(crate) async fn image_place(context: &Shared) -> Option<PathBuf> {
+    let info = context.cri.images().image_fs_info(ImageFsInfoRequest {}).await.ok()?.into_inner();
+    let id = info.image_filesystems.first()?.fs_id.as_ref()?;
+    Some(PathBuf::from(&id.mountpoint))
+}
+
+/// Removes images that nobody has used for too long, and, once the disk is fuller than the high threshold, unused ones until
+/// it is emptier than the low one.
+async fn images(context: &Shared, unused_since: &mut HashMap<String, Instant>) -> Result<(), Status> {
+    let settings = &context.config.settings;
+    let place = image_place(context).await.unwrap_or_else(|| context.config.root_dir.clone());
+    let mut unused = unused(context).await?;
+    let now = Instant::now();
     unused_since.retain(|id, _| unused.iter().any(|image| image.id == *id));
     for image in &unused {
-        unused_since.entry(image.id.clone()).or_insert(round);
+        unused_since.entry(image.id.clone()).or_insert(now);
     }
-    if full(&place) < HIGH {
-        return Ok(());
-    }
-    unused.sort_by_key(|image| unused_since.get(&image.id).copied());
+    let age =
+        |image: &Image| unused_since.get(&image.id).map_or(Duration::ZERO, |at| now.duration_since(*at));
+    unused.sort_by_key(|image| std::cmp::Reverse(age(image)));
+    let (least, most) = (settings.image_minimum_gc_age.0, settings.image_maximum_gc_age.0);
+    let high = u64::from(settings.image_gc_high_threshold_percent);
+    let low = u64::from(settings.image_gc_low_threshold_percent);
+    // A hundred percent switches it off.
+    let mut needed = high < 100 && full(&place) >= high;
     for image in unused {
+        let (age, too_old) = (age(&image), !most.is_zero() && age(&image) > most);
         // What was in use a moment ago may be wanted again at once.
-        if unused_since.get(&image.id) == Some(&round) {
+        if !too_old && (!needed || age < least) {
             continue;
         }
         let spec = ImageSpec { image: image.id, ..ImageSpec::default() };
         context.cri.images().remove_image(RemoveImageRequest { image: Some(spec) }).await?;
-        context.metrics.count(IMAGES_COLLECTED, &[("reason", "space")]);
-        if full(&place) < LOW {
-            return Ok(());
-        }
+        let reason = if too_old { "age" } else { "space" };
+        context.metrics.count(IMAGES_COLLECTED, &[("reason", reason)]);
+        needed = needed && full(&place) > low;
     }
     Ok(())
 }
 
 /// Images that no container uses and that are not pinned.
-async fn unused(context: &Shared, pods: &Pods) -> Result<Vec<Image>, Status> {
-    let mounted = mounted(context, pods).await?;
+async fn unused(context: &Shared) -> Result<Vec<Image>, Status> {
     let listed =
         context.cri.images().list_images(ListImagesRequest { filter: None }).await?.into_inner().images;
     let used: HashSet<String> = context
@@ -123,29 +123,15 @@ async fn unused(context: &Shared, pods: &Pods) -> Result<Vec<Image>, Status> {
         .collect();
     let unused = listed.into_iter().filter(|image| {
         let names = std::iter::once(&image.id).chain(&image.repo_digests).chain(&image.repo_tags);
-        !image.pinned && !mounted.contains(&image.id) && !names.into_iter().any(|name| used.contains(name))
+        !image.pinned && !names.into_iter().any(|name| used.contains(name))
     });
     Ok(unused.collect())
 }
 
-/// Ids of the images behind the image volumes of this node's pods.
-async fn mounted(context: &Shared, pods: &Pods) -> Result<HashSet<String>, Status> {
-    let mut names = HashSet::new();
-    for pod in pods.list() {
-        let volumes = podutil::spec(&pod).volumes.iter().flatten();
-        names.extend(volumes.filter_map(|volume| volume.image.as_ref()?.reference.clone()));
-    }
-    let mut ids = HashSet::new();
-    for name in names {
-        ids.extend(crate::images::find(&context.cri, &name).await?.map(|image| image.id));
-    }
-    Ok(ids)
-}
-
 /// Removes ended containers and every image that nobody uses: the disk is needed.
-pub(crate) async fn reclaim(context: &Shared, pods: &Pods) -> Result<(), Status> {
+pub(crate) async fn reclaim(context: &Shared) -> Result<(), Status> {
     containers(context).await?;
-    for image in unused(context, pods).await? {
+    for image in unused(context).await? {
         let spec = ImageSpec { image: image.id, ..ImageSpec::default() };
         context.cri.images().remove_image(RemoveImageRequest { image: Some(spec) }).await?;
     }
@@ -153,8 +139,8 @@ pub(crate) async fn reclaim(context: &Shared, pods: &Pods) -> Result<(), Status>
 }
 
 /// How full the file system is, in percent.
-fn full(place: &str) -> u64 {
-    capacity::file_system(Path::new(place))
+fn full(place: &Path) -> u64 {
+    capacity::file_system(place)
         .map_or(0, |(size, free, _, _)| ((size - free.min(size)) * 100).checked_div(size).unwrap_or(0))
 }
 

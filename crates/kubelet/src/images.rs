@@ -43,6 +43,8 @@ pub(crate) struct Images {
     turns: Arc<Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>>,
     /// Pulls that may be under way at once.
     places: Arc<Semaphore>,
+    /// How many may begin in a second.
+    rate: Option<Arc<Mutex<Rate>>>,
     providers: Providers,
     records: Arc<Records>,
 }
@@ -55,9 +57,18 @@ impl Images {
                 .map_err(|error| Error::Config(format!("credential providers: {error}")))?,
             None => Providers::default(),
         };
+        let settings = &config.settings;
+        let rate = Rate {
+            each_second: f64::from(settings.registry_pull_qps),
+            most: f64::from(settings.registry_burst),
+            tokens: f64::from(settings.registry_burst),
+            at: Instant::now(),
+        };
         Ok(Images {
             turns: Arc::default(),
             places: Arc::new(Semaphore::new(config.max_parallel_image_pulls.max(1))),
+            // Nothing a second is upstream's "no limit".
+            rate: (settings.registry_pull_qps > 0).then(|| Arc::new(Mutex::new(rate))),
             providers,
             records: Arc::new(Records::open(&config.root_dir, config.image_verification.clone())),
         })
@@ -74,6 +85,28 @@ impl Images {
             let images = list.into_inner().images;
             self.records.retain(&|image_ref| images.iter().any(|image| image.id == image_ref));
         }
+    }
+}
+
+/// A bucket of pulls that may begin.
+struct Rate {
+    each_second: f64,
+    most: f64,
+    tokens: f64,
+    at: Instant,
+}
+
+impl Rate {
+    /// Whether one more may begin now.
+    fn take(&mut self, now: Instant) -> bool {
+        let gained = now.saturating_duration_since(self.at).as_secs_f64() * self.each_second;
+        self.tokens = (self.tokens + gained).min(self.most);
+        self.at = now;
+        let enough = self.tokens >= 1.0;
+        if enough {
+            self.tokens -= 1.0;
+        }
+        enough
     }
 }
 
@@ -182,6 +215,9 @@ impl Wanted<'_> {
         let _turn = turn.lock().await;
         if let Some(image) = self.usable(object, &mut secrets).await? {
             return Ok(image);
+        }
+        if context.images.rate.as_ref().is_some_and(|rate| !rate.lock().take(Instant::now())) {
+            return Err(error("ErrImagePull", "pull QPS exceeded".to_owned(), true));
         }
         let _place = context.images.places.acquire().await;
         context.recorder.normal(object(), "Pulling", format!("Pulling image {name:?}"));
@@ -447,6 +483,15 @@ fn check_name(image: &str) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pulls_are_bounded_in_time() {
+        let start = Instant::now();
+        let mut rate = Rate { each_second: 2.0, most: 2.0, tokens: 2.0, at: start };
+        assert_eq!([rate.take(start), rate.take(start), rate.take(start)], [true, true, false]);
+        assert!(rate.take(start + Duration::from_millis(500)));
+        assert!(!rate.take(start + Duration::from_millis(600)));
+    }
 
     #[test]
     fn names_are_checked() {

@@ -8,18 +8,20 @@ mod allocation;
 mod backoff;
 mod certificates;
 mod cgroups;
+mod claims;
 mod config;
+pub mod configuration;
 mod container;
 mod context;
-mod csi;
+mod devices;
 mod dns;
 mod downward;
-mod durable;
 mod env;
 mod env_file;
 mod error;
 mod events;
 mod eviction;
+mod features;
 mod gc;
 mod handler;
 mod images;
@@ -30,8 +32,10 @@ mod metrics;
 mod mirrors;
 mod node;
 mod objects;
+mod pinning;
 mod plan;
 mod pod;
+mod podresources;
 mod podutil;
 mod probe;
 mod quantity;
@@ -42,11 +46,14 @@ mod sandbox;
 mod security;
 mod server;
 mod services;
+mod shutdown;
 mod static_pods;
 mod status;
+mod sysctls;
 mod teardown;
 mod tls;
 mod tokens;
+mod userns;
 mod volumes;
 
 use std::sync::Arc;
@@ -57,29 +64,26 @@ use tokio_util::sync::CancellationToken;
 
 pub use certificates::{Join, Joined, join};
 pub use config::KubeletConfig;
+pub use configuration::Configuration;
 pub use error::Error;
 use error::IoContext;
 pub use images::VerificationPolicy;
+pub use pinning::PinningError;
 pub use static_pods::url::ManifestUrl;
 pub use teardown::teardown;
 use tonic::transport::Channel;
 
 /// Runs the kubelet until `shutdown`. Containers are left running; the next run takes them over.
 pub async fn run(config: KubeletConfig, shutdown: CancellationToken) -> Result<(), Error> {
+    if config.settings.fail_swap_on && node::capacity::swap() > 0 {
+        return Err(Error::Swap);
+    }
     let pods_dir = config.root_dir.join("pods");
     std::fs::create_dir_all(&pods_dir).doing(|| format!("cannot create {}", pods_dir.display()))?;
-    let plugins_dir = config.root_dir.join("plugins_registry");
-    std::fs::create_dir_all(&plugins_dir).doing(|| format!("cannot create {}", plugins_dir.display()))?;
-    if let Err(error) = volumes::mounts::share(&config.root_dir) {
-        tracing::warn!(%error, "volumes of CSI drivers will not reach their pods");
-    }
     let logs_dir = &config.pod_logs_dir;
     std::fs::create_dir_all(logs_dir).doing(|| format!("cannot create {}", logs_dir.display()))?;
     let cgroups = if config.manage_cgroups {
-        Some(
-            cgroups::Cgroups::detect(&config.cgroup_root)
-                .doing(|| "cannot lay out the pods' cgroups".to_owned())?,
-        )
+        Some(cgroups::Cgroups::detect(&config).doing(|| "cannot lay out the pods' cgroups".to_owned())?)
     } else {
         None
     };
@@ -90,30 +94,38 @@ pub async fn run(config: KubeletConfig, shutdown: CancellationToken) -> Result<(
     let client = config.client.clone();
     let metrics = metrics::Metrics::default();
     let images = images::Images::open(&config)?;
-    let (seen, node) = watch::channel(None);
-    let csi = csi::Csi::start(&config, node.clone(), &stop);
     let context = Arc::new(context::Context {
         cri: runtime::Cri::new(channel, metrics.clone()),
         metrics,
         recorder: events::Recorder::new(client.clone(), config.node_name.clone()),
         objects: objects::Objects::new(client.clone()),
         services: services::Services::watch(client.clone(), stop.clone()),
-        tokens: tokens::Tokens::new(client),
+        tokens: tokens::Tokens::new(client.clone()),
+        claims: claims::ClaimManager::new(client, &config.root_dir),
         images,
-        csi,
-        housekeeping: tokio::sync::Mutex::default(),
         pressures: eviction::Pressures::default(),
         allocations: allocation::Allocations::new(&config.root_dir),
         cgroups,
-        resolver: dns::Resolver::parse(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default()),
+        resolver: dns::Resolver::parse(
+            &std::fs::read_to_string(&config.settings.resolver_config).unwrap_or_default(),
+        ),
         allocatable: node::capacity::of(&config).1,
+        going_down: watch::channel(false).0,
+        features: features::Features::default(),
+        users: userns::UserNamespaces::new(
+            &config.root_dir,
+            config.settings.user_namespaces.ids_per_pod,
+            config.max_pods,
+        ),
+        rules: resize::Rules::of(&config.settings),
+        pinning: pinning::Pinning::new(&config)?,
+        devices: Arc::new(devices::Devices::new(&config.root_dir)),
         memory: i64::try_from(node::capacity::memory()).unwrap_or(i64::MAX),
         config,
     });
     context.images.settle(&context.cri).await;
     let pods = manager::Pods::new();
-    let handlers: registration::Handlers =
-        Arc::new(vec![Arc::new(csi::Registrar(context.csi.clone())) as Arc<dyn registration::Handler>]);
+    let (seen, node) = watch::channel(None);
     let mut tasks = tokio::task::JoinSet::new();
     if context.config.server_tls_bootstrap {
         tasks.spawn(certificates::serve(
@@ -125,13 +137,25 @@ pub async fn run(config: KubeletConfig, shutdown: CancellationToken) -> Result<(
             stop.clone(),
         ));
     }
-    tasks.spawn(registration::run(plugins_dir, handlers, stop.clone()));
     tasks.spawn(node::run(context.clone(), seen, stop.clone()));
     tasks.spawn(server::serve(context.clone(), pods.clone(), listener, stop.clone()));
     tasks.spawn(logs::run_rotation(context.clone(), stop.clone()));
     tasks.spawn(eviction::run(context.clone(), pods.clone(), stop.clone()));
+    tasks.spawn(devices::run(context.devices.clone(), pods.clone(), stop.clone()));
+    let over = stop.child_token();
+    tasks.spawn(shutdown::run(context.clone(), pods.clone(), stop.clone(), over.clone()));
+    tasks.spawn(claims::run(context.clone(), pods.clone(), stop.clone()));
+    tasks.spawn(podresources::run(context.clone(), pods.clone(), stop.clone()));
+    let handlers: Vec<Arc<dyn registration::Handler>> = vec![
+        devices::PluginHandler::new(context.devices.clone()),
+        claims::DriverHandler::new(context.clone()),
+    ];
+    let registry = context.config.root_dir.join("plugins_registry");
+    tasks.spawn(registration::run(registry, Arc::new(handlers), stop.clone()));
+    tasks.spawn(pinning::run(context.clone(), pods.clone(), stop.clone()));
     tasks.spawn(gc::run(context.clone(), pods.clone(), stop.clone()));
-    manager::run(context, pods, node, stop).await
+    // The node's own tasks go on until the last pod is gone.
+    manager::run(context, pods, node, over).await
 }
 
 /// Connects to the runtime, which may come up after us; `None` on shutdown.

@@ -91,11 +91,11 @@ impl Pods {
         self.entries.lock().get(uid).is_some_and(|entry| !entry.inbox.is_quiet())
     }
 
-    /// Ends a pod because of the node's needs; tells whether there is such a pod.
-    pub(crate) fn evict(&self, uid: &str, verdict: Verdict) -> bool {
+    /// Ends a pod because of the node's needs, with `grace` seconds to end by itself; tells whether there is such a pod.
+    pub(crate) fn evict(&self, uid: &str, verdict: Verdict, grace: i64) -> bool {
         let entries = self.entries.lock();
         let entry = entries.get(uid);
-        entry.inspect(|entry| entry.inbox.evict(verdict)).is_some()
+        entry.inspect(|entry| entry.inbox.evict(verdict, grace)).is_some()
     }
 
     /// Changes whenever something happened to any container.
@@ -103,7 +103,7 @@ impl Pods {
         self.events.subscribe()
     }
 
-    fn wake(&self, uid: &str) {
+    pub(crate) fn wake(&self, uid: &str) {
         if let Some(entry) = self.entries.lock().get(uid) {
             entry.inbox.runtime_changed();
         }
@@ -166,6 +166,7 @@ pub(crate) async fn run(
                 Ok(uid) => {
                     manager.pods.entries.lock().remove(&uid);
                     manager.known.remove(&uid);
+                    manager.balance();
                     manager.start_statics();
                 }
                 Err(error) => tracing::error!(%error, "a pod worker ended unexpectedly"),
@@ -293,12 +294,15 @@ impl Manager {
             if let Some(verdict) = admission::check(&self.context, &pod, &others, node.as_deref()) {
                 self.context.metrics.count(REJECTIONS, &[("reason", &verdict.reason)]);
                 worker = worker.refused(verdict);
+            } else {
+                worker = worker.arriving();
             }
         }
         self.workers.spawn(async move {
             worker.run().await;
             uid
         });
+        self.balance();
     }
 
     fn sandboxes(&self, uid: &str) -> Vec<String> {
@@ -362,23 +366,43 @@ impl Manager {
         self.housekeeping();
     }
 
+    /// Gives the class of burstable pods its share of the processors.
+    fn balance(&self) {
+        if let Some(cgroups) = &self.context.cgroups {
+            let pods = self.pods.list();
+            cgroups.balance(pods.iter().map(|pod| &**pod));
+        }
+    }
+
     /// Takes away directories and cgroups of pods that have no worker.
     fn housekeeping(&self) {
-        let context = self.context.clone();
+        let root = self.context.config.root_dir.clone();
         let owned: std::collections::HashSet<String> = self.pods.entries.lock().keys().cloned().collect();
+        if self.listed {
+            self.context.pinning.retain(|uid| owned.contains(uid));
+            self.context.devices.retain(|uid| owned.contains(uid));
+            let gone: Vec<String> =
+                self.context.claims.pods().into_iter().filter(|uid| !owned.contains(uid)).collect();
+            let context = self.context.clone();
+            tokio::spawn(async move {
+                for uid in gone {
+                    if let Err(error) = context.claims.unprepare(&uid).await {
+                        tracing::warn!(%error, uid, "cannot take back the claims of a pod that is gone");
+                    }
+                }
+            });
+        }
+        self.balance();
         let cgroups = self.context.cgroups.clone();
-        tokio::spawn(async move {
-            let Ok(_alone) = context.housekeeping.try_lock() else { return };
-            let root = context.config.root_dir.join("pods");
-            for entry in std::fs::read_dir(root).into_iter().flatten().flatten() {
+        tokio::task::spawn_blocking(move || {
+            for entry in std::fs::read_dir(root.join("pods")).into_iter().flatten().flatten() {
                 let uid = entry.file_name().to_string_lossy().into_owned();
                 if !owned.contains(&uid)
-                    && let Err(error) = volumes::teardown(&context, &uid).await
+                    && let Err(error) = volumes::teardown(&root, &uid)
                 {
                     tracing::warn!(%error, uid, "cannot remove the directory of a pod that is gone");
                 }
             }
-            context.csi.sweep().await;
             if let Some(cgroups) = cgroups {
                 for (uid, path) in cgroups.pods().into_iter().filter(|(uid, _)| !owned.contains(uid)) {
                     if let Err(error) = cgroups.remove_path(&path) {

@@ -25,8 +25,7 @@ mod status;
 
 pub(crate) use status::VERSION;
 
-/// How often the status is looked over while all is well, and while something is missing.
-const CALM: Duration = Duration::from_secs(10);
+/// How often the status is looked over while something is missing.
 const EAGER: Duration = Duration::from_millis(100);
 
 /// Keeps the Node, until shutdown. `seen` always holds the object as the API has it.
@@ -56,6 +55,9 @@ async fn until<T>(shutdown: &CancellationToken, work: impl Future<Output = T>) -
 async fn register(context: &Shared, api: &Api<Node>) -> Node {
     let config = &context.config;
     let mut delay = Duration::from_millis(20);
+    if !config.settings.register_node {
+        return found(api, &config.node_name).await;
+    }
     loop {
         let mut wanted = object(config);
         wanted.status = Some(status::make(context, &NodeStatus::default()).await);
@@ -83,6 +85,18 @@ async fn register(context: &Shared, api: &Api<Node>) -> Node {
     }
 }
 
+/// The Node that somebody else makes.
+async fn found(api: &Api<Node>, name: &str) -> Node {
+    loop {
+        match api.get_opt(name).await {
+            Ok(Some(node)) => return node,
+            Ok(None) => tracing::debug!("the node is not registered yet"),
+            Err(error) => tracing::debug!(%error, "cannot read the node yet"),
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
 fn object(config: &KubeletConfig) -> Node {
     let arch = capacity::architecture();
     let mut labels = config.labels.clone();
@@ -95,7 +109,9 @@ fn object(config: &KubeletConfig) -> Node {
     ] {
         labels.entry(key.to_owned()).or_insert_with(|| value.to_owned());
     }
-    let taints: Vec<Taint> = config.taints.iter().filter_map(|text| taint(text)).collect();
+    let mut taints: Vec<Taint> = config.taints.iter().filter_map(|text| taint(text)).collect();
+    taints.extend(config.settings.register_with_taints.iter().cloned());
+    let provider_id = Some(config.settings.provider_id.clone()).filter(|id| !id.is_empty());
     let annotations =
         [("volumes.kubernetes.io/controller-managed-attach-detach".to_owned(), "true".to_owned())];
     Node {
@@ -105,7 +121,11 @@ fn object(config: &KubeletConfig) -> Node {
             annotations: Some(annotations.into()),
             ..ObjectMeta::default()
         },
-        spec: Some(NodeSpec { taints: (!taints.is_empty()).then_some(taints), ..NodeSpec::default() }),
+        spec: Some(NodeSpec {
+            taints: (!taints.is_empty()).then_some(taints),
+            provider_id,
+            ..NodeSpec::default()
+        }),
         status: None,
     }
 }
@@ -166,6 +186,8 @@ async fn report(context: Shared, api: Api<Node>, mut seen: watch::Receiver<Optio
     let mut written = Instant::now();
     let mut last: Option<NodeStatus> = None;
     let mut short = context.pressures.follow();
+    let mut devices = context.devices.changes();
+    let mut down = context.going_down.subscribe();
     loop {
         let known = seen.borrow_and_update().clone();
         let api_status = known.and_then(|node| node.status.clone()).unwrap_or_default();
@@ -195,10 +217,16 @@ async fn report(context: Shared, api: Api<Node>, mut seen: watch::Receiver<Optio
                 }
             }
         }
-        let pause = if ready { CALM } else { EAGER };
+        let calm = context.config.settings.node_status_update_frequency.0;
+        let pause = if ready { calm } else { EAGER };
         if ready {
-            // A shortage is told at once: the scheduler is to send no more pods.
-            let _ = tokio::time::timeout(pause, short.changed()).await;
+            // A shortage is told at once: the scheduler is to send no more pods. So are devices that come and go.
+            tokio::select! {
+                _ = short.changed() => {}
+                _ = devices.changed() => {}
+                _ = down.changed() => {}
+                () = tokio::time::sleep(pause) => {}
+            }
         } else {
             // A pod range that arrives is what mostly makes the node ready.
             let _ = tokio::time::timeout(pause, seen.changed()).await;

@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::{Container, Pod};
 
 use crate::backoff::Backoffs;
 use crate::podutil::{self, Kind, init_containers, is_sidecar, spec};
-use crate::resize;
+use crate::resize::{self, Rules};
 use crate::runtime::{PodView, container_name};
 
 /// Annotation of a container by which a changed spec is seen.
@@ -34,6 +34,7 @@ pub(crate) struct Inputs<'a> {
     /// Containers that some action is already under way for.
     pub busy: &'a HashSet<String>,
     pub backoffs: &'a Backoffs,
+    pub rules: Rules,
     pub now: Timestamp,
 }
 
@@ -140,7 +141,9 @@ pub(crate) fn plan(inputs: &Inputs<'_>) -> Plan {
                 matches!(reason, KillReason::SpecChanged | KillReason::Resize) || may_restart(container, pod);
             let message = if restarts { format!("{message}, will be restarted") } else { message };
             kill(inputs, &mut plan, status, reason, message);
-        } else if resize::actual(status).is_some_and(|now| now != resize::wanted(container)) {
+        } else if resize::actual(status)
+            .is_some_and(|now| now != resize::wanted(inputs.pod, container, inputs.rules))
+        {
             plan.resize.push(container.name.clone());
         }
     }
@@ -230,7 +233,9 @@ fn plan_init(inputs: &Inputs<'_>, plan: &mut Plan) -> bool {
                 }
                 if let Some((reason, message)) = unwanted(inputs, container, status, "Init container") {
                     kill(inputs, plan, status, reason, message);
-                } else if resize::actual(status).is_some_and(|now| now != resize::wanted(container)) {
+                } else if resize::actual(status)
+                    .is_some_and(|now| now != resize::wanted(inputs.pod, container, inputs.rules))
+                {
                     plan.resize.push(container.name.clone());
                 }
             }
@@ -288,7 +293,9 @@ fn unwanted(
         return Some((KillReason::SpecChanged, format!("{what} {name} definition changed")));
     }
     let now = resize::actual(status);
-    if now.is_some_and(|now| resize::restarts(container, now, resize::wanted(container))) {
+    if now.is_some_and(|now| {
+        resize::restarts(container, now, resize::wanted(inputs.pod, container, inputs.rules))
+    }) {
         return Some((KillReason::Resize, format!("{what} {name} resize requires restart")));
     }
     let probed = inputs.probes.get(&status.id).copied().unwrap_or_default();

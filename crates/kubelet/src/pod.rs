@@ -10,7 +10,6 @@ use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoffs;
 use crate::context::Shared;
@@ -102,8 +101,6 @@ pub(crate) struct Worker {
     freed: tokio::sync::watch::Receiver<u64>,
     removed: bool,
     stage: Stage,
-    /// Ends what only waits, once the pod ends.
-    ending: CancellationToken,
     sandboxes: Vec<String>,
     view: PodView,
     dirty: bool,
@@ -113,7 +110,8 @@ pub(crate) struct Worker {
     next_look: Instant,
     verdict: Option<Verdict>,
     refused: bool,
-    evicted: bool,
+    /// Seconds to end by itself of a pod that goes for the node's needs.
+    evicted: Option<i64>,
     /// The pod reached its end by itself.
     ended: bool,
     waiting: HashMap<String, Waiting>,
@@ -134,6 +132,8 @@ pub(crate) struct Worker {
     send_after: Option<Instant>,
     last_words: HashMap<String, String>,
     deleted: bool,
+    /// The pod is new to this node: it still has to be given what it needs.
+    arriving: bool,
     /// All containers are being restarted in place.
     restarting: Restarting,
     /// When the pod was first seen, until it has run.
@@ -155,7 +155,6 @@ impl Worker {
             inbox,
             removed: false,
             stage: Stage::Running,
-            ending: CancellationToken::new(),
             dirty: !sandboxes.is_empty(),
             sandboxes,
             view: PodView::default(),
@@ -164,7 +163,7 @@ impl Worker {
             next_look: Instant::now() + SAFETY_LOOK,
             verdict: None,
             refused: false,
-            evicted: false,
+            evicted: None,
             ended: false,
             waiting: HashMap::new(),
             backoffs,
@@ -182,6 +181,7 @@ impl Worker {
             send_after: None,
             last_words: HashMap::new(),
             deleted: false,
+            arriving: false,
             restarting: Restarting::No,
             seen: Some(std::time::Instant::now()),
             pod: allotted,
@@ -197,6 +197,12 @@ impl Worker {
         self
     }
 
+    /// The pod is new to this node.
+    pub(crate) fn arriving(mut self) -> Self {
+        self.arriving = true;
+        self
+    }
+
     /// The API does not have the pod: it only has to go.
     pub(crate) fn orphaned(mut self) -> Self {
         self.removed = true;
@@ -206,6 +212,12 @@ impl Worker {
     /// Runs until nothing of the pod is left.
     pub(crate) async fn run(mut self) {
         self.ask();
+        if self.arriving {
+            let context = self.context.clone();
+            if let Some(verdict) = context.pinning.admit(&context, &self.pod).await {
+                self = self.refused(verdict);
+            }
+        }
         loop {
             if self.dirty {
                 self.refresh().await;
@@ -221,6 +233,8 @@ impl Worker {
         let own = crate::metrics::labels(&[("pod_uid", podutil::uid(&self.pod))]);
         self.context.metrics.forget(crate::metrics::PROBES, &own);
         self.context.allocations.release(podutil::uid(&self.pod));
+        self.context.pinning.release(&self.pod);
+        self.context.devices.release(podutil::uid(&self.pod));
     }
 
     async fn wait(&mut self) {
@@ -269,9 +283,9 @@ impl Worker {
             }
             self.mirror = copy;
         }
-        if let Some(verdict) = news.evict.filter(|_| self.stage == Stage::Running) {
+        if let Some((verdict, grace)) = news.evict.filter(|_| self.stage == Stage::Running) {
             self.verdict = Some(verdict);
-            self.evicted = true;
+            self.evicted = Some(grace);
         }
         self.removed |= news.removed;
         self.dirty |= news.runtime;
@@ -337,7 +351,6 @@ impl Worker {
         {
             self.ended |= terminal;
             self.stage = Stage::Terminating;
-            self.ending.cancel();
             // Nothing more is to start; what a cut-off start leaves behind goes with the sandbox.
             for (name, task) in self.starting.drain() {
                 task.abort();
@@ -382,6 +395,7 @@ impl Worker {
             probes: &self.probed,
             busy: &self.busy,
             backoffs: &self.backoffs,
+            rules: self.context.rules,
             now,
         });
         if let Some((name, since)) = plan.reset {
@@ -401,7 +415,6 @@ impl Worker {
             } else if plan.create_sandbox.is_none() && !self.view.any_running() {
                 self.ended = true;
                 self.stage = Stage::Terminating;
-                self.ending.cancel();
             } else if plan.create_sandbox.is_none() && !self.busy.contains(POD) {
                 // Only sidecars are left.
                 self.stop_all(spec(&self.pod).termination_grace_period_seconds.unwrap_or(30));
@@ -455,10 +468,9 @@ impl Worker {
             return;
         }
         let (context, pod, ips) = (self.context.clone(), self.pod.clone(), self.view.ips());
-        let ending = self.ending.clone();
         self.spawn(VOLUMES, async move {
             let begun = std::time::Instant::now();
-            let result = crate::volumes::setup(&context, &pod, &ips, &ending).await;
+            let result = crate::volumes::setup(&context, &pod, &ips).await;
             let status = if result.is_ok() { "success" } else { "fail-unknown" };
             let pairs = [("migrated", "false"), ("operation_name", "volume_mount"), ("status", status)];
             context.metrics.took(crate::metrics::STORAGE_OPERATIONS, &pairs, begun.elapsed());
@@ -545,7 +557,9 @@ impl Worker {
         let wanted = spec(&self.pod).termination_grace_period_seconds.unwrap_or(30);
         let grace = if podutil::deleting(&self.pod) {
             self.pod.metadata.deletion_grace_period_seconds.unwrap_or(wanted)
-        } else if self.evicted || self.removed && !static_pods::is_static(&self.pod) {
+        } else if let Some(grace) = self.evicted {
+            grace
+        } else if self.removed && !static_pods::is_static(&self.pod) {
             1
         } else {
             wanted
@@ -590,6 +604,8 @@ impl Worker {
         }
         self.mounted = None;
         self.context.allocations.release(podutil::uid(&self.pod));
+        self.context.pinning.release(&self.pod);
+        self.context.devices.release(podutil::uid(&self.pod));
         self.spawn(CLEAN, async move { Done::Clean(api::clean(&context, &pod).await) });
     }
 }

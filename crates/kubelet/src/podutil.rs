@@ -175,7 +175,10 @@ pub(crate) fn qos_class(pod: &Pod) -> &str {
     let spec = spec(pod);
     let everyone = spec.containers.iter().chain(spec.init_containers.iter().flatten());
     let (mut any, mut guaranteed) = (false, true);
-    for resources in everyone.map(|container| container.resources.as_ref()) {
+    // What the pod asks for itself decides alone.
+    let own = spec.resources.as_ref().filter(|own| own.requests.is_some() || own.limits.is_some());
+    let of_containers = everyone.map(|container| container.resources.as_ref()).filter(|_| own.is_none());
+    for resources in of_containers.chain(own.map(Some)) {
         let get = |list: fn(&ResourceRequirements) -> &Option<BTreeMap<String, Quantity>>, name: &str| {
             quantity::milli_amount(resources.and_then(|resources| list(resources).as_ref()), name)
                 .filter(|amount| *amount > 0)
@@ -191,6 +194,16 @@ pub(crate) fn qos_class(pod: &Pod) -> &str {
         (true, true) => "Guaranteed",
         (true, false) => "Burstable",
     }
+}
+
+/// Processors that a container of a Guaranteed pod asks for as a whole; none if it asks for a part of one.
+pub(crate) fn whole_cpus(pod: &Pod, container: &Container) -> usize {
+    let requests = container.resources.as_ref().and_then(|resources| resources.requests.as_ref());
+    let milli = quantity::milli_amount(requests, "cpu").unwrap_or(0);
+    if qos_class(pod) != "Guaranteed" || milli % 1000 != 0 {
+        return 0;
+    }
+    usize::try_from(milli / 1000).unwrap_or(0)
 }
 
 /// The API's time has whole seconds.

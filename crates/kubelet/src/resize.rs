@@ -6,7 +6,8 @@ use k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use crate::cgroups::{self, CPU_PERIOD};
-use crate::podutil::{init_containers, is_sidecar, spec};
+use crate::configuration::Configuration;
+use crate::podutil::{self, init_containers, is_sidecar, spec};
 use crate::quantity;
 use crate::runtime::PodView;
 
@@ -19,17 +20,44 @@ pub(crate) struct Values {
     pub memory: i64,
 }
 
-/// What a container shall have.
-pub(crate) fn wanted(container: &Container) -> Values {
+/// What of the node's configuration bears on containers' values.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Rules {
+    /// No CPU limit is enforced.
+    pub no_quota: bool,
+    /// Containers of Guaranteed pods that ask for whole processors have their own ones, which a quota would only slow down.
+    pub static_cpus: bool,
+}
+
+impl Rules {
+    pub(crate) fn of(settings: &Configuration) -> Self {
+        Rules { no_quota: !settings.cpu_cfs_quota, static_cpus: settings.cpu_manager_policy == "static" }
+    }
+
+    fn unlimited(self, pod: &Pod, container: &Container) -> bool {
+        self.no_quota || self.static_cpus && podutil::whole_cpus(pod, container) > 0
+    }
+
+    /// Whether the pod's own cgroup has no quota: one of a container within it would hold for the others too.
+    pub(crate) fn unlimited_pod(self, pod: &Pod) -> bool {
+        resizable(pod).any(|container| self.unlimited(pod, container))
+    }
+}
+
+/// What a container shall have; where it says nothing of its limits, those of the pod hold.
+pub(crate) fn wanted(pod: &Pod, container: &Container, rules: Rules) -> Values {
     let resources = container.resources.as_ref();
     let requests = resources.and_then(|resources| resources.requests.as_ref());
     let limits = resources.and_then(|resources| resources.limits.as_ref());
-    let limit = quantity::milli_amount(limits, "cpu").filter(|limit| *limit > 0);
-    let request = quantity::milli_amount(requests, "cpu").or(limit).unwrap_or(0);
+    let of_pod = spec(pod).resources.as_ref().and_then(|own| own.limits.as_ref());
+    let own = quantity::milli_amount(limits, "cpu");
+    let limit = own.or_else(|| quantity::milli_amount(of_pod, "cpu")).filter(|limit| *limit > 0);
+    let request = quantity::milli_amount(requests, "cpu").or(own).unwrap_or(0);
+    let memory = quantity::amount(limits, "memory").or_else(|| quantity::amount(of_pod, "memory"));
     Values {
         shares: cgroups::shares(request),
-        quota: limit.map_or(0, cgroups::quota),
-        memory: quantity::amount(limits, "memory").unwrap_or(0),
+        quota: limit.filter(|_| !rules.unlimited(pod, container)).map_or(0, cgroups::quota),
+        memory: memory.unwrap_or(0),
     }
 }
 
@@ -52,10 +80,10 @@ pub(crate) fn resizable(pod: &Pod) -> impl Iterator<Item = &Container> {
 }
 
 /// Whether any running container has other resources than it has been allotted.
-pub(crate) fn in_progress(pod: &Pod, view: &PodView) -> bool {
+pub(crate) fn in_progress(pod: &Pod, view: &PodView, rules: Rules) -> bool {
     resizable(pod).any(|container| {
         let found = view.container(&container.name).and_then(actual);
-        found.is_some_and(|found| found != wanted(container))
+        found.is_some_and(|found| found != wanted(pod, container, rules))
     })
 }
 
@@ -86,10 +114,15 @@ pub(crate) fn update(from: Values, to: Values) -> LinuxContainerResources {
 }
 
 /// The resources as the container's status shows them: what is in force, in the spec's words where that is the same.
-pub(crate) fn shown(container: &Container, status: &ContainerStatus) -> Option<ResourceRequirements> {
+pub(crate) fn shown(
+    pod: &Pod,
+    container: &Container,
+    status: &ContainerStatus,
+    rules: Rules,
+) -> Option<ResourceRequirements> {
     let mut shown = container.resources.clone();
     let Some(found) = actual(status) else { return shown };
-    let wanted = wanted(container);
+    let wanted = wanted(pod, container, rules);
     if found == wanted {
         return shown;
     }
@@ -150,27 +183,52 @@ mod tests {
         }
     }
 
+    fn plain(container: &Container) -> Values {
+        wanted(&Pod::default(), container, Rules::default())
+    }
+
+    #[test]
+    fn some_have_no_quota() {
+        let pod = |cpu: &str| -> Pod {
+            let list = json!({"cpu": cpu, "memory": "1Gi"});
+            let resources = json!({"requests": list, "limits": list});
+            let text = json!({"spec": {"containers": [{"name": "a", "resources": resources}]}});
+            serde_json::from_value(text).expect("a pod")
+        };
+        let quota = |cpu: &str, rules| wanted(&pod(cpu), &spec(&pod(cpu)).containers[0], rules).quota;
+        let pinned = Rules { static_cpus: true, ..Rules::default() };
+        assert_eq!((quota("2", pinned), quota("1500m", pinned)), (0, 150_000));
+        assert_eq!(quota("1500m", Rules { no_quota: true, ..Rules::default() }), 0);
+        let own = json!({"spec": {"resources": {"limits": {"cpu": "1", "memory": "1Gi"}}, "containers": [{"name": "a"}]}});
+        let own: Pod = serde_json::from_value(own).expect("a pod");
+        let found = wanted(&own, &spec(&own).containers[0], Rules::default());
+        assert_eq!(found, Values { shares: 2, quota: 100_000, memory: 1 << 30 });
+    }
+
     #[test]
     fn what_is_in_force_is_shown() {
         let small =
             container(json!({"requests": {"cpu": "0.1"}, "limits": {"cpu": "200m", "memory": "64Mi"}}));
         let large =
             container(json!({"requests": {"cpu": "250m"}, "limits": {"cpu": "500m", "memory": "128Mi"}}));
-        let status = running(wanted(&small));
-        assert_eq!(shown(&small, &status), small.resources);
+        let status = running(plain(&small));
+        assert_eq!(shown(&Pod::default(), &small, &status, Rules::default()), small.resources);
         let during = json!({"requests": {"cpu": "100m"}, "limits": {"cpu": "200m", "memory": "67108864"}});
-        assert_eq!(serde_json::to_value(shown(&large, &status)).expect("json"), during);
+        assert_eq!(
+            serde_json::to_value(shown(&Pod::default(), &large, &status, Rules::default())).expect("json"),
+            during
+        );
     }
 
     #[test]
     fn only_changes_are_sent_and_only_their_policies_count() {
-        let from = wanted(&container(json!({"requests": {"cpu": "100m"}, "limits": {"memory": "64Mi"}})));
+        let from = plain(&container(json!({"requests": {"cpu": "100m"}, "limits": {"memory": "64Mi"}})));
         let to = container(json!({"requests": {"cpu": "200m"}, "limits": {"memory": "64Mi"}}));
-        let change = update(from, wanted(&to));
+        let change = update(from, plain(&to));
         assert_eq!((change.cpu_shares, change.cpu_quota, change.memory_limit_in_bytes), (204, 0, 0));
-        assert!(!restarts(&to, from, wanted(&to)));
+        assert!(!restarts(&to, from, plain(&to)));
         let none = container(json!({"requests": {"cpu": "100m"}}));
-        assert_eq!(update(from, wanted(&none)).memory_limit_in_bytes, -1);
-        assert!(restarts(&none, from, wanted(&none)));
+        assert_eq!(update(from, plain(&none)).memory_limit_in_bytes, -1);
+        assert!(restarts(&none, from, plain(&none)));
     }
 }

@@ -12,6 +12,7 @@ use crate::context::Context;
 use crate::podutil::{self, host_network, init_containers, is_sidecar, spec};
 use crate::runtime::{POD_NAME, POD_NAMESPACE, POD_UID};
 use crate::security;
+use crate::sysctls;
 
 /// The directory of a pod's logs.
 pub(crate) fn log_dir(pod: &Pod) -> String {
@@ -58,7 +59,7 @@ pub(crate) fn kernel_name(context: &Context, pod: &Pod) -> Result<String, String
 }
 
 /// Which namespaces the pod and its containers share; `pid` differs for ephemeral containers only.
-pub(crate) fn namespaces(pod: &Pod) -> NamespaceOption {
+pub(crate) fn namespaces(context: &Context, pod: &Pod) -> NamespaceOption {
     let spec = spec(pod);
     let node_or = |node: Option<bool>, other: NamespaceMode| {
         (if node == Some(true) { NamespaceMode::Node } else { other }) as i32
@@ -73,7 +74,7 @@ pub(crate) fn namespaces(pod: &Pod) -> NamespaceOption {
         pid: node_or(spec.host_pid, pid),
         ipc: node_or(spec.host_ipc, NamespaceMode::Pod),
         target_id: String::new(),
-        userns_options: None,
+        userns_options: context.users.of(pod),
     }
 }
 
@@ -103,7 +104,7 @@ pub(crate) fn config(context: &Context, pod: &Pod, attempt: u32) -> PodSandboxCo
         annotations: metadata.annotations.clone().unwrap_or_default().into_iter().collect(),
         linux: Some(LinuxPodSandboxConfig {
             cgroup_parent,
-            security_context: Some(security_context(pod)),
+            security_context: Some(security_context(context, pod)),
             sysctls: sysctls(pod),
             overhead: None,
             resources: None,
@@ -112,7 +113,7 @@ pub(crate) fn config(context: &Context, pod: &Pod, attempt: u32) -> PodSandboxCo
     }
 }
 
-fn security_context(pod: &Pod) -> LinuxSandboxSecurityContext {
+fn security_context(context: &Context, pod: &Pod) -> LinuxSandboxSecurityContext {
     let security = spec(pod).security_context.as_ref();
     let int = |value: Option<i64>| value.map(|value| Int64Value { value });
     let everyone = init_containers(pod).iter().chain(&spec(pod).containers);
@@ -120,20 +121,20 @@ fn security_context(pod: &Pod) -> LinuxSandboxSecurityContext {
         .filter_map(|container| container.security_context.as_ref())
         .any(|security| security.privileged == Some(true));
     LinuxSandboxSecurityContext {
-        namespace_options: Some(namespaces(pod)),
+        namespace_options: Some(namespaces(context, pod)),
         run_as_user: int(security.and_then(|security| security.run_as_user)),
         run_as_group: int(security.and_then(|security| security.run_as_group)),
         supplemental_groups: security::groups(pod),
         supplemental_groups_policy: security::groups_policy(pod),
         privileged,
-        seccomp: Some(security::seccomp(pod, None)),
+        seccomp: Some(security::seccomp(&context.config, pod, None)),
         ..LinuxSandboxSecurityContext::default()
     }
 }
 
 fn sysctls(pod: &Pod) -> HashMap<String, String> {
     let listed = spec(pod).security_context.as_ref().and_then(|security| security.sysctls.as_ref());
-    listed.into_iter().flatten().map(|sysctl| (sysctl.name.replace('/', "."), sysctl.value.clone())).collect()
+    listed.into_iter().flatten().map(|sysctl| (sysctls::normal(&sysctl.name), sysctl.value.clone())).collect()
 }
 
 fn port_mappings(pod: &Pod) -> Vec<PortMapping> {

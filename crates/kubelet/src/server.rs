@@ -312,26 +312,8 @@ impl Server {
             ["metrics", "probes"] if reads => Ok(answer(StatusCode::OK, text, metrics::probes(self))),
             ["logs", ..] if reads => node_logs::serve(&call).await,
             ["configz"] if reads => {
-                let config = &self.context.config;
-                let content = serde_json::json!({"kubeletconfig": {
-                    "kind": "KubeletConfiguration",
-                    "apiVersion": "kubelet.config.k8s.io/v1beta1",
-                    "clusterDomain": config.cluster_domain,
-                    "clusterDNS": config.cluster_dns,
-                    "maxPods": config.max_pods,
-                    "staticPodPath": config.static_pod_dir,
-                    "staticPodURL": config.manifest_url.as_ref().map(|from| &from.url),
-                    "serializeImagePulls": config.max_parallel_image_pulls == 1,
-                    "maxParallelImagePulls": config.max_parallel_image_pulls,
-                    "serverTLSBootstrap": config.server_tls_bootstrap,
-                    "cgroupRoot": config.cgroup_root,
-                    "containerRuntimeEndpoint": config.runtime_endpoint,
-                    "nodeStatusReportFrequency": format!("{}s", config.status_interval.as_secs()),
-                    "crashLoopBackOff": {
-                        "maxContainerRestartPeriod": format!("{}s", config.max_restart_period.as_secs()),
-                    },
-                    "port": config.bind.port(),
-                }});
+                let shown = self.context.config.in_force().shown();
+                let content = serde_json::json!({"kubeletconfig": shown});
                 Ok(answer(StatusCode::OK, json, content.to_string()))
             }
             _ => Err(Refusal::not_found("404 page not found")),

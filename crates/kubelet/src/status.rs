@@ -12,10 +12,12 @@ use k8s_openapi::api::core::v1::{
 };
 
 use crate::allocation::Pending;
+use crate::claims::ClaimManager;
+use crate::devices::Devices;
 use crate::plan::Probed;
 use crate::pod::Restarting;
 use crate::podutil::{self, init_containers, is_sidecar, spec};
-use crate::resize;
+use crate::resize::{self, Rules};
 use crate::runtime::{self, PodView};
 
 mod conditions;
@@ -64,6 +66,9 @@ pub(crate) struct Inputs<'a> {
     /// The verdict came before anything of the pod existed.
     pub refused: bool,
     pub resize: &'a Resize,
+    pub rules: Rules,
+    /// Whose health is shown.
+    pub devices: Option<(&'a Devices, &'a ClaimManager)>,
     /// All containers are being restarted in place.
     pub restarting: Restarting,
     pub now: Timestamp,
@@ -195,7 +200,7 @@ fn containers(
             });
             match instances.next() {
                 Some(newest) => {
-                    status = convert(inputs.pod, container, newest, old);
+                    status = convert(inputs, container, newest, old);
                     status.last_state = match instances.next() {
                         Some(before) => Some(state(before)),
                         None => old.and_then(|old| old.last_state.clone()),
@@ -299,7 +304,7 @@ fn container_id(container: &CriStatus) -> String {
 }
 
 fn convert(
-    pod: &Pod,
+    inputs: &Inputs<'_>,
     spec: &Container,
     container: &CriStatus,
     old: Option<&ContainerStatus>,
@@ -329,7 +334,6 @@ fn convert(
             image.user_specified_image.clone()
         }
     });
-    let _ = pod;
     ContainerStatus {
         name: spec.name.clone(),
         image: image
@@ -345,7 +349,15 @@ fn convert(
         state: Some(state),
         user,
         volume_mounts: mounts(spec),
-        resources: resize::shown(spec, container),
+        resources: resize::shown(inputs.pod, spec, container, inputs.rules),
+        allocated_resources_status: inputs
+            .devices
+            .map(|(devices, claims)| {
+                let mut health = devices.health(podutil::uid(inputs.pod), &spec.name);
+                health.extend(claims.health(inputs.pod, spec));
+                health
+            })
+            .filter(|list| !list.is_empty()),
         allocated_resources: spec.resources.as_ref().and_then(|resources| resources.requests.clone()),
         ..ContainerStatus::default()
     }

@@ -2,13 +2,13 @@
 //! namespaces). What a user can do, done.
 
 mod configuration;
-mod csi;
 mod faults;
 mod images;
 mod lifecycle;
 mod machine;
 mod network;
 mod node_api;
+mod resources;
 mod static_pods;
 mod storage;
 mod workloads;

@@ -73,7 +73,9 @@ pub(super) fn measure(root: &Path, logs: &Path, pod: &Pod, stats: Option<&PodSan
         let layer = container.writable_layer.as_ref();
         let value = |value: Option<&cri::v1::UInt64Value>| value.map_or(0, |value| value.value);
         let (log_size, log_inodes) = disk_use(&logs.join(&name));
-        let disk = value(layer.and_then(|layer| layer.used_bytes.as_ref())) + log_size;
+        let layer_size = value(layer.and_then(|layer| layer.used_bytes.as_ref()));
+        let disk = layer_size + log_size;
+        used.layers += layer_size;
         used.inodes += value(layer.and_then(|layer| layer.inodes_used.as_ref())) + log_inodes;
         let memory = container.memory.as_ref().and_then(|memory| memory.working_set_bytes.as_ref());
         used.disk += disk;

@@ -1,28 +1,34 @@
 //! Rotation by size: a full log is put aside, the runtime opens a new one, and old ones beyond the limit go.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use cri::v1::{ContainerState, ContainerStatusRequest, ReopenContainerLogRequest};
 use tokio_util::sync::CancellationToken;
 
 use crate::context::Shared;
+use crate::quantity;
 
-const MAX_SIZE: u64 = 10 << 20;
-/// The current file and the ones put aside.
-const MAX_FILES: usize = 5;
-/// Sizes are a matter of time, so they are looked at now and then.
-const INTERVAL: Duration = Duration::from_secs(10);
+/// When a log is full (bytes), and how many files of it there are: the current one and those put aside.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    size: u64,
+    files: usize,
+}
 
 /// Rotates the logs of all containers until shutdown.
 pub(crate) async fn run(context: Shared, shutdown: CancellationToken) {
+    let settings = &context.config.settings;
+    let size = quantity::value(&settings.container_log_max_size).and_then(|size| u64::try_from(size).ok());
+    let files = usize::try_from(settings.container_log_max_files).unwrap_or(usize::MAX);
+    let limits = Limits { size: size.unwrap_or(10 << 20), files };
     loop {
         tokio::select! {
-            () = tokio::time::sleep(INTERVAL) => {}
+            // Sizes are a matter of time, so they are looked at now and then.
+            () = tokio::time::sleep(settings.container_log_monitor_interval.0) => {}
             () = shutdown.cancelled() => return,
         }
-        for path in full_logs(&context.config.pod_logs_dir) {
-            if let Err(error) = rotate(&context, &path).await {
+        for path in full_logs(&context.config.pod_logs_dir, limits.size) {
+            if let Err(error) = rotate(&context, &path, limits.files).await {
                 tracing::warn!(%error, path = %path.display(), "cannot rotate a container's log");
             }
         }
@@ -30,7 +36,7 @@ pub(crate) async fn run(context: Shared, shutdown: CancellationToken) {
 }
 
 /// `<pod>/<container>/<attempt>.log` files over the limit.
-fn full_logs(root: &Path) -> Vec<PathBuf> {
+fn full_logs(root: &Path, size: u64) -> Vec<PathBuf> {
     let list = |dir: &Path| -> Vec<PathBuf> {
         std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
     };
@@ -38,13 +44,13 @@ fn full_logs(root: &Path) -> Vec<PathBuf> {
     containers
         .flat_map(|container| list(&container))
         .filter(|path| path.extension().is_some_and(|extension| extension == "log"))
-        .filter(|path| std::fs::metadata(path).is_ok_and(|data| data.len() >= MAX_SIZE))
+        .filter(|path| std::fs::metadata(path).is_ok_and(|data| data.len() >= size))
         .collect()
 }
 
-async fn rotate(context: &Shared, path: &Path) -> std::io::Result<()> {
+async fn rotate(context: &Shared, path: &Path, files: usize) -> std::io::Result<()> {
     let Some(id) = owner(context, path).await else { return Ok(()) };
-    for old in surplus(path) {
+    for old in surplus(path, files) {
         tokio::fs::remove_file(old).await?;
     }
     let aside = aside(path);
@@ -64,7 +70,7 @@ fn aside(path: &Path) -> PathBuf {
 }
 
 /// Files put aside earlier that leave no room for one more, the oldest first.
-fn surplus(path: &Path) -> Vec<PathBuf> {
+fn surplus(path: &Path, files: usize) -> Vec<PathBuf> {
     let prefix = format!("{}.", path.display());
     let entries = path.parent().and_then(|dir| std::fs::read_dir(dir).ok());
     let mut old: Vec<PathBuf> = entries
@@ -75,7 +81,7 @@ fn surplus(path: &Path) -> Vec<PathBuf> {
         .filter(|found| found.to_string_lossy().starts_with(&prefix))
         .collect();
     old.sort();
-    let surplus = (old.len() + 2).saturating_sub(MAX_FILES);
+    let surplus = (old.len() + 2).saturating_sub(files);
     old.truncate(surplus);
     old
 }
@@ -106,8 +112,10 @@ mod tests {
         for stamp in ["1", "2", "3", "4", "5"] {
             std::fs::write(format!("{}.{stamp}", log.display()), "").expect("written");
         }
-        let names: Vec<_> =
-            surplus(&log).iter().filter_map(|path| path.extension()?.to_str().map(str::to_owned)).collect();
+        let names: Vec<_> = surplus(&log, 5)
+            .iter()
+            .filter_map(|path| path.extension()?.to_str().map(str::to_owned))
+            .collect();
         assert_eq!(names, ["1", "2"]);
     }
 }

@@ -15,18 +15,19 @@ use tokio::sync::watch;
 use crate::context::Shared;
 
 const NAMESPACE: &str = "kube-node-lease";
-const SECONDS: i32 = 40;
-const RENEWAL: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_millis(500);
 
 /// Renews the Lease for ever.
 pub(super) async fn run(context: Shared, node: watch::Receiver<Option<Arc<Node>>>) {
     let leases: Api<Lease> = Api::namespaced(context.config.client.clone(), NAMESPACE);
     let name = &context.config.node_name;
+    let seconds = context.config.settings.node_lease_duration_seconds;
+    // A quarter, as upstream has it.
+    let renewal_every = Duration::from_secs(u64::try_from(seconds).unwrap_or(40)) / 4;
     loop {
         let now = MicroTime(Timestamp::now());
         let renewal =
-            json!({"spec": {"renewTime": now, "holderIdentity": name, "leaseDurationSeconds": SECONDS}});
+            json!({"spec": {"renewTime": now, "holderIdentity": name, "leaseDurationSeconds": seconds}});
         let result = match leases.patch(name, &PatchParams::default(), &Patch::Merge(&renewal)).await {
             Err(kube::Error::Api(answer)) if answer.code == 404 => {
                 let uid = node.borrow().as_ref().and_then(|node| node.metadata.uid.clone());
@@ -47,7 +48,7 @@ pub(super) async fn run(context: Shared, node: watch::Receiver<Option<Arc<Node>>
                     },
                     spec: Some(LeaseSpec {
                         holder_identity: Some(name.clone()),
-                        lease_duration_seconds: Some(SECONDS),
+                        lease_duration_seconds: Some(seconds),
                         renew_time: Some(now),
                         ..LeaseSpec::default()
                     }),
@@ -57,7 +58,7 @@ pub(super) async fn run(context: Shared, node: watch::Receiver<Option<Arc<Node>>
             other => other.map(|_| ()),
         };
         let pause = match result {
-            Ok(()) => RENEWAL,
+            Ok(()) => renewal_every,
             Err(error) => {
                 tracing::debug!(%error, "cannot renew the node's lease");
                 RETRY

@@ -3,8 +3,8 @@
 use cri::v1::{ListImagesRequest, StatusRequest, VersionRequest};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
-    ContainerImage, DaemonEndpoint, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeFeatures,
-    NodeRuntimeHandler, NodeRuntimeHandlerFeatures, NodeStatus, NodeSystemInfo,
+    ContainerImage, DaemonEndpoint, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeStatus,
+    NodeSystemInfo,
 };
 
 use super::capacity;
@@ -14,12 +14,12 @@ use crate::podutil;
 
 /// The Kubernetes version this kubelet behaves as.
 pub(crate) const VERSION: &str = "v1.36.2";
-const MAX_IMAGES: usize = 50;
 
 /// The status as it is now; conditions that did not change keep the times of `before`.
 pub(super) async fn make(context: &Context, before: &NodeStatus) -> NodeStatus {
     let config = &context.config;
-    let (capacity, allocatable) = capacity::of(config);
+    let (mut capacity, mut allocatable) = capacity::of(config);
+    context.devices.add_to(&mut capacity, &mut allocatable);
     let addresses = config.node_ips.iter().map(|ip| ("InternalIP", ip.to_string()));
     let addresses = addresses.chain([("Hostname", config.node_name.clone())]);
     let mut status = NodeStatus {
@@ -41,20 +41,7 @@ pub(super) async fn make(context: &Context, before: &NodeStatus) -> NodeStatus {
         ..NodeStatus::default()
     };
     status.conditions = Some(conditions(context, before).await);
-    if let Ok(answer) = context.cri.runtime().status(StatusRequest { verbose: false }).await {
-        let answer = answer.into_inner();
-        let handlers = answer.runtime_handlers.into_iter().map(|handler| NodeRuntimeHandler {
-            name: Some(handler.name),
-            features: handler.features.map(|features| NodeRuntimeHandlerFeatures {
-                recursive_read_only_mounts: Some(features.recursive_read_only_mounts),
-                user_namespaces: Some(features.user_namespaces),
-            }),
-        });
-        status.runtime_handlers = Some(handlers.collect());
-        status.features = answer.features.map(|features| NodeFeatures {
-            supplemental_groups_policy: Some(features.supplemental_groups_policy),
-        });
-    }
+    (status.runtime_handlers, status.features) = context.features.shown();
     status
 }
 
@@ -149,8 +136,15 @@ async fn conditions(context: &Context, before: &NodeStatus) -> Vec<NodeCondition
 
 /// Why pods cannot run here, if so.
 async fn problem(context: &Context) -> Option<String> {
+    if *context.going_down.borrow() {
+        return Some("node is shutting down".to_owned());
+    }
     let status = match context.cri.runtime().status(StatusRequest { verbose: false }).await {
-        Ok(response) => response.into_inner().status.unwrap_or_default(),
+        Ok(response) => {
+            let response = response.into_inner();
+            context.features.note(&response);
+            response.status.unwrap_or_default()
+        }
         Err(status) => return Some(format!("container runtime is down: {}", status.message())),
     };
     for condition in &status.conditions {
@@ -172,11 +166,14 @@ async fn problem(context: &Context) -> Option<String> {
 
 async fn images(context: &Context) -> Vec<ContainerImage> {
     let response = context.cri.images().list_images(ListImagesRequest { filter: None }).await;
+    // A negative number stands for all.
+    let most = context.config.settings.node_status_max_images;
+    let most = usize::try_from(most).unwrap_or(usize::MAX);
     let mut images = response.map(|response| response.into_inner().images).unwrap_or_default();
     images.sort_by(|a, b| b.size.cmp(&a.size).then_with(|| a.id.cmp(&b.id)));
     images
         .into_iter()
-        .take(MAX_IMAGES)
+        .take(most)
         .map(|image| ContainerImage {
             names: Some(image.repo_digests.into_iter().chain(image.repo_tags).take(5).collect()),
             size_bytes: i64::try_from(image.size).ok(),

@@ -47,6 +47,7 @@ fn check(pod: &Pod, view: &PodView, probes: &[(&str, Probed)], expected: &[&str]
         probes: &probes,
         busy: &HashSet::new(),
         backoffs: &Backoffs::default(),
+        rules: crate::resize::Rules::default(),
         now: Timestamp::from_second(NOW).expect("in range"),
     };
     let plan = plan(&inputs);
@@ -133,6 +134,7 @@ fn a_crashed_container_waits_for_its_backoff() {
         probes: &HashMap::new(),
         busy: &HashSet::new(),
         backoffs: &backoffs,
+        rules: crate::resize::Rules::default(),
         now,
     };
     let wait = Wait { remaining: Duration::from_secs(10), delay: Duration::from_secs(10) };

@@ -30,7 +30,7 @@ pub(super) struct News {
     pub(super) runtime: bool,
     /// The copy in the API, of a static pod.
     pub(super) mirror: Option<Option<Arc<Pod>>>,
-    pub(super) evict: Option<Verdict>,
+    pub(super) evict: Option<(Verdict, i64)>,
 }
 
 impl Inbox {
@@ -39,9 +39,9 @@ impl Inbox {
         self.notify.notify_one();
     }
 
-    /// The pod fails for the node's needs, with no time to end by itself.
-    pub(crate) fn evict(&self, verdict: Verdict) {
-        self.news.lock().evict = Some(verdict);
+    /// The pod fails for the node's needs, with `grace` seconds to end by itself.
+    pub(crate) fn evict(&self, verdict: Verdict, grace: i64) {
+        self.news.lock().evict = Some((verdict, grace));
         self.notify.notify_one();
     }
 

@@ -30,6 +30,8 @@ impl Worker {
             verdict: self.verdict.as_ref(),
             refused: self.refused,
             resize: &self.resize,
+            rules: self.context.rules,
+            devices: Some((&self.context.devices, &self.context.claims)),
             restarting: self.restarting,
             now,
         });

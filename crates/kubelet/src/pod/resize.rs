@@ -30,7 +30,8 @@ impl Worker {
             self.pod = wish;
             return;
         }
-        let (allotted, outcome) = self.context.allocations.ask(&wish, &self.context.allocatable);
+        let (allotted, outcome) =
+            self.context.allocations.ask(&wish, &self.context.allocatable, self.fixed());
         self.pod = Arc::new(allotted);
         let pending = match outcome {
             Outcome::Pending(pending) => Some(pending),
@@ -54,6 +55,20 @@ impl Worker {
         self.resize.pending = pending;
     }
 
+    /// Why the pod's resources cannot be changed, if so: what it has of its own would have to be given anew.
+    fn fixed(&self) -> Option<&'static str> {
+        let settings = &self.context.config.settings;
+        if podutil::qos_class(&self.pod) != "Guaranteed" {
+            None
+        } else if settings.cpu_manager_policy == "static" {
+            Some("Resize is infeasible for Guaranteed Pods alongside CPU Manager static policy")
+        } else if settings.memory_manager_policy == "Static" {
+            Some("Resize is infeasible for Guaranteed Pods alongside Memory Manager static policy")
+        } else {
+            None
+        }
+    }
+
     pub(super) fn carry_out_resize(&mut self, names: &[String]) {
         if self.blocked(RESIZE) {
             return;
@@ -61,7 +76,10 @@ impl Worker {
         let change = |name: &String| {
             let (container, _) = podutil::container(&self.pod, name)?;
             let found = self.view.container(name)?;
-            let (from, to) = (crate::resize::actual(found)?, crate::resize::wanted(&container));
+            let (from, to) = (
+                crate::resize::actual(found)?,
+                crate::resize::wanted(&self.pod, &container, self.context.rules),
+            );
             Some(Change { id: found.id.clone(), name: name.clone(), from, to })
         };
         let changes: Vec<_> = names.iter().filter_map(change).collect();

@@ -8,21 +8,20 @@ use cri::v1::{
     StopContainerRequest,
 };
 use k8s_openapi::api::core::v1::{Container, Pod};
-use k8s_openapi::api::node::v1::RuntimeClass;
-use kube::Api;
 use tonic::Status;
 
 use super::kill;
 use crate::container::Recipe;
 use crate::context::{Context, Shared};
 use crate::events;
+use crate::features;
 use crate::images;
 use crate::metrics::{
     SANDBOX_DURATION, SANDBOX_ERRORS, STARTED_CONTAINERS, STARTED_CONTAINERS_ERRORS, STARTED_PODS,
     STARTED_PODS_ERRORS,
 };
 use crate::plan::Start;
-use crate::podutil::{Kind, spec};
+use crate::podutil::{self, Kind, spec};
 use crate::sandbox;
 use crate::status::Waiting;
 use crate::volumes::Mounted;
@@ -40,15 +39,22 @@ fn failed(reason: &str, message: impl Into<String>) -> StartError {
 
 /// Runs the pod's sandbox; gives its id.
 pub(super) async fn sandbox(context: &Context, pod: &Pod, attempt: u32) -> Result<String, String> {
+    let runtime_handler = features::handler(context, pod).await?;
+    features::check(context, pod, &runtime_handler).await?;
+    context.users.give(pod).map_err(|error| error.to_string())?;
     if let Some(cgroups) = &context.cgroups {
         cgroups.ensure(pod).map_err(|error| format!("cannot make the pod's cgroup: {error}"))?;
+    }
+    if let Err(error) = context.claims.prepare(pod).await {
+        let message = format!("Failed to prepare dynamic resources: {error}");
+        context.recorder.warning(events::pod(pod), "FailedPrepareDynamicResources", message.clone());
+        return Err(message);
     }
     sandbox::kernel_name(context, pod)?;
     let config = sandbox::config(context, pod, attempt);
     tokio::fs::create_dir_all(&config.log_directory)
         .await
         .map_err(|error| format!("cannot create {}: {error}", config.log_directory))?;
-    let runtime_handler = handler(context, pod).await?;
     let metrics = &context.metrics;
     let handler = [("runtime_handler", runtime_handler.as_str())];
     let begun = std::time::Instant::now();
@@ -61,17 +67,6 @@ pub(super) async fn sandbox(context: &Context, pod: &Pod, attempt: u32) -> Resul
         metrics.count(STARTED_PODS_ERRORS, &[("code", &format!("{:?}", status.code()))]);
     }
     response.map(|response| response.into_inner().pod_sandbox_id).map_err(text)
-}
-
-/// The handler of the pod's RuntimeClass; none without one.
-async fn handler(context: &Context, pod: &Pod) -> Result<String, String> {
-    let Some(name) = spec(pod).runtime_class_name.as_deref().filter(|name| !name.is_empty()) else {
-        return Ok(String::new());
-    };
-    let classes: Api<RuntimeClass> = Api::all(context.config.client.clone());
-    let class =
-        classes.get(name).await.map_err(|error| format!("failed to get RuntimeClass {name:?}: {error}"))?;
-    Ok(class.handler)
 }
 
 fn text(status: Status) -> String {
@@ -118,6 +113,8 @@ impl Order {
             context.recorder.warning(object(), "Failed", format!("Error: {message}"));
             failed(reason, message)
         };
+        let prepared = context.devices.before_start(podutil::uid(pod), &container.name).await;
+        prepared.map_err(|error| fail("PreStartContainerError", error.to_string()))?;
         let config =
             recipe.config().await.map_err(|error| fail("CreateContainerConfigError", error.to_string()))?;
         let request = CreateContainerRequest {

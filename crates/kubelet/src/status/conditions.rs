@@ -74,7 +74,10 @@ pub(super) fn of(
     for (name, made) in made {
         conditions.push(finish(inputs, name, made));
     }
-    if let Some(verdict) = inputs.verdict.filter(|verdict| verdict.reason == "Evicted" && !inputs.refused) {
+    if let Some(verdict) = inputs.verdict.filter(|verdict| {
+        // What the node needs, and not what the pod did.
+        matches!(verdict.reason.as_str(), "Evicted" | "Terminated") && !inputs.refused
+    }) {
         conditions.retain(|condition| condition.type_ != "DisruptionTarget");
         let message = verdict.message.clone();
         let made = Made { status: true, reason: Some("TerminationByKubelet"), message };
@@ -84,7 +87,7 @@ pub(super) fn of(
         let made = Made { status: true, reason: Some(pending.reason), message: pending.message.clone() };
         conditions.push(finish(inputs, "PodResizePending", made));
     }
-    if !inputs.terminal && resize::in_progress(inputs.pod, inputs.view) {
+    if !inputs.terminal && resize::in_progress(inputs.pod, inputs.view, inputs.rules) {
         let error = inputs.resize.error.clone();
         let reason = error.as_ref().map(|_| "Error");
         let made = Made { status: true, reason, message: error.unwrap_or_default() };

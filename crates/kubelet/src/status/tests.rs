@@ -61,6 +61,8 @@ impl Case {
             gone: false,
             verdict: None,
             refused: false,
+            rules: crate::resize::Rules::default(),
+            devices: None,
             now: Timestamp::from_second(1000).expect("in range"),
         })
     }
