@@ -174,9 +174,8 @@ impl Configuration {
             Ok(set) => set,
             Err(error) => return bad("reservedSystemCPUs", error.to_string()),
         };
-        if !reserved.is_empty()
-            && !(self.system_reserved_cgroup.is_empty() && self.kube_reserved_cgroup.is_empty())
-        {
+        let groups = [&self.system_reserved_cgroup, &self.kube_reserved_cgroup];
+        if !reserved.is_empty() && groups.iter().any(|group| !group.is_empty()) {
             let text = "cannot be used with systemReservedCgroup or kubeReservedCgroup";
             return bad("reservedSystemCPUs", text);
         }

@@ -321,7 +321,7 @@ mod tests {
         records.end("r.test/a:1", Some(("ref", &Proof::Account(account.clone()))));
         assert!(!records.must_pull("r.test/a:2", "ref", &[], Some(&account)), "tags do not matter");
         assert!(
-            records.must_pull("r.test/b:1", "ref", &[mine.clone()], None),
+            records.must_pull("r.test/b:1", "ref", std::slice::from_ref(&mine), None),
             "another name is another right"
         );
         records.end("r.test/a:1", Some(("ref", &Proof::Anyone)));

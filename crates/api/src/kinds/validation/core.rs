@@ -532,12 +532,65 @@ pub(crate) fn runtime_class_update(new: &Value, old: &Value) -> Vec<FieldError> 
 pub(crate) fn service_reference(errors: &mut Errors, service: &Value, path: &Path<'_>) {
     required(errors, service, path, "name");
     required(errors, service, path, "namespace");
-    let target = service.text("path");
-    if service.has("path") && !target.starts_with('/') {
-        errors.invalid(&path.child("path"), target, "must start with a '/'");
-    }
     let port = service.int("port").unwrap_or(443);
-    for message in names::port_number(port) {
-        errors.invalid(&path.child("port"), port, message);
+    let wrong = names::port_number(port);
+    if !wrong.is_empty() {
+        errors.invalid(&path.child("port"), port, format!("port is not valid: {}", wrong.join(", ")));
+    }
+    service_path(errors, service.text("path"), &path.child("path"));
+}
+
+/// The path of a webhook behind a Service: none, or segments that are subdomains.
+fn service_path(errors: &mut Errors, target: &str, path: &Path<'_>) {
+    if matches!(target, "" | "/") {
+        return;
+    }
+    if target == "//" {
+        return errors.invalid(path, target, "segment[0] may not be empty");
+    }
+    if !target.starts_with('/') {
+        errors.invalid(path, target, "must start with a '/'");
+    }
+    let mut characters = target.chars();
+    characters.next();
+    let rest = characters.as_str();
+    for (index, step) in rest.strip_suffix('/').unwrap_or(rest).split('/').enumerate() {
+        if step.is_empty() {
+            errors.invalid(path, target, format!("segment[{index}] may not be empty"));
+            continue;
+        }
+        for message in names::dns1123_subdomain(step) {
+            errors.invalid(path, target, format!("segment[{index}]: {message}"));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_path_of_a_webhook_is_made_of_subdomains() {
+        let cases = [
+            ("", ""),
+            ("/", ""),
+            ("/a/b.c/", ""),
+            ("//", "segment[0] may not be empty"),
+            ("/a//b", "segment[1] may not be empty"),
+            ("/A", "segment[0]: a lowercase RFC 1123 subdomain"),
+            ("a", "must start with a '/'"),
+        ];
+        for (path, expected) in cases {
+            let mut errors = Errors::new();
+            let service = json!({"name": "n", "namespace": "s", "path": path});
+            service_reference(&mut errors, &service, &Path::new("service"));
+            let found = errors.0.first().map(|error| error.detail.clone()).unwrap_or_default();
+            assert!(
+                found.starts_with(expected) && found.is_empty() == expected.is_empty(),
+                "{path}: {found}"
+            );
+        }
     }
 }
