@@ -71,6 +71,9 @@ pub struct Up {
     /// The kubelet's port; 10250 unless the node's settings name one
     #[arg(long)]
     pub kubelet_port: Option<u16>,
+    /// Where CSI drivers and other plug-ins look for the kubelet's files; made a link into the data folder
+    #[arg(long, default_value = "/var/lib/kubelet")]
+    pub kubelet_root: PathBuf,
     /// The node's name; the host name unless given
     #[arg(long)]
     pub node_name: Option<String>,
@@ -275,6 +278,9 @@ pub struct Kubelet {
     /// The port of the kubelet's own API; 10250 unless the settings name one
     #[arg(long)]
     pub port: Option<u16>,
+    /// Where CSI drivers and other plug-ins look for the kubelet's files; made a link into the data folder
+    #[arg(long, default_value = "/var/lib/kubelet")]
+    pub kubelet_root: PathBuf,
     /// PEM file of the authority that signs the API server's client certificate
     #[arg(long)]
     pub client_ca_file: Option<PathBuf>,

@@ -5,6 +5,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::args::Down;
+use crate::kubelet_root;
 use crate::lock;
 use crate::paths::Paths;
 
@@ -22,6 +23,7 @@ pub async fn run(args: Down) -> anyhow::Result<()> {
     runtime::teardown(&crate::parts::runtime_config(paths.data(), paths.runtime_socket())).await?;
     network::teardown().context("removing links and rules")?;
     kubelet::teardown(&paths.kubelet(), "/").context("removing pod volumes")?;
+    kubelet_root::remove(&paths)?;
     provisioner::unmount_all(&paths.volumes()).context("unmounting the node's volumes")?;
     if args.purge {
         std::fs::remove_dir_all(paths.data())

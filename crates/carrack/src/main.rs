@@ -17,6 +17,7 @@ mod down;
 mod flags;
 mod image;
 mod kubeconfig;
+mod kubelet_root;
 mod lock;
 mod memory;
 mod node;

@@ -18,7 +18,7 @@ use tracing_subscriber::EnvFilter;
 use crate::args;
 use crate::paths::Paths;
 use crate::up::spawn;
-use crate::{accounts, lock, node};
+use crate::{accounts, kubelet_root, lock, node};
 
 /// Where cluster DNS is asked.
 pub const CLUSTER_DNS: [&str; 2] = ["10.96.0.10", "fd00:10:96::a"];
@@ -60,6 +60,8 @@ pub struct Node {
     pub name: String,
     pub addresses: Vec<IpAddr>,
     pub kubelet_port: Option<u16>,
+    /// Where the kubelet's files are to be found.
+    pub kubelet_root: PathBuf,
     /// A folder of static pods.
     pub static_pod_dir: Option<PathBuf>,
     pub settings: kubelet::Configuration,
@@ -111,7 +113,7 @@ pub fn spawn_node(
     let serving = pki.issue_kubelet_server(&node.name, &node.addresses)?;
     let client = clients.user(&format!("system:node:{}", node.name), &["system:nodes"]);
     let mut config = kubelet::KubeletConfig::new(&node.name, client);
-    config.root_dir = paths.kubelet();
+    config.root_dir = kubelet_root::ensure(&node.kubelet_root, paths)?;
     config.pod_logs_dir = paths.pod_logs();
     config.node_ips = node.addresses.clone();
     config.cluster_dns = cluster_dns();
@@ -293,7 +295,7 @@ pub async fn kubelet(args: args::Kubelet) -> anyhow::Result<()> {
     let serving = given(args.tls_cert_file, &settings.tls_cert_file)
         .zip(given(args.tls_private_key_file, &settings.tls_private_key_file));
     let mut config = kubelet::KubeletConfig::new(name, client);
-    config.root_dir = paths.kubelet();
+    config.root_dir = kubelet_root::ensure(&args.kubelet_root, &paths)?;
     config.pod_logs_dir = paths.pod_logs();
     config.apply(settings);
     if let Some(endpoint) = args.container_runtime_endpoint {

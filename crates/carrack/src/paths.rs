@@ -55,6 +55,10 @@ impl Paths {
     pub fn kubelet(&self) -> PathBuf {
         self.0.join("kubelet")
     }
+    /// Holds where the kubelet's folder is known to drivers, if that is a link that we made.
+    pub fn kubelet_link(&self) -> PathBuf {
+        self.0.join("run/kubelet-link")
+    }
     /// The node's own volumes.
     pub fn volumes(&self) -> PathBuf {
         self.0.join("volumes")

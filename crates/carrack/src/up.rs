@@ -120,6 +120,7 @@ async fn start(
         name: name.clone(),
         addresses,
         kubelet_port: args.kubelet_port,
+        kubelet_root: args.kubelet_root.clone(),
         static_pod_dir: args.pod_manifest_path.clone(),
         settings,
         going_down: parts::machine_going_down()?,

@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+use crate::durable;
 use crate::podutil::{self, init_containers, is_sidecar, spec};
 use crate::quantity;
 use crate::volumes::pod_dir;
@@ -176,9 +177,7 @@ impl Allocations {
         let dir = pod_dir(&self.root, uid);
         let write = || {
             std::fs::create_dir_all(&dir)?;
-            let aside = dir.join(format!("{FILE}.new"));
-            std::fs::write(&aside, serde_json::to_vec(allotted)?)?;
-            std::fs::rename(aside, dir.join(FILE))
+            durable::write(&dir.join(FILE), &serde_json::to_vec(allotted)?)
         };
         if let Err(error) = write() {
             tracing::warn!(%error, uid, "cannot keep the record of a pod's allotment");

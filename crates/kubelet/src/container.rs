@@ -8,7 +8,7 @@ use cri::v1::{
     CdiDevice, ContainerConfig, ContainerMetadata, Device, Image, ImageSpec, KeyValue, LinuxContainerConfig,
     Mount, MountPropagation, Signal,
 };
-use k8s_openapi::api::core::v1::{Container, Pod, VolumeMount};
+use k8s_openapi::api::core::v1::{Container, Pod, VolumeDevice, VolumeMount};
 
 use crate::context::Context;
 use crate::downward::Addresses;
@@ -129,7 +129,7 @@ impl Recipe<'_> {
                 .chain(variables)
                 .map(|(key, value)| KeyValue { key, value: value.into_bytes().into() })
                 .collect(),
-            devices: devices.collect(),
+            devices: devices.chain(self.devices()?).collect(),
             cdi_devices: equipment
                 .cdi
                 .into_iter()
@@ -154,6 +154,20 @@ impl Recipe<'_> {
             stop_signal: stop.and_then(Signal::from_str_name).map_or(0, |signal| signal as i32),
             ..ContainerConfig::default()
         })
+    }
+
+    /// The block volumes of the container.
+    fn devices(&self) -> Result<Vec<Device>, ConfigError> {
+        let one = |device: &VolumeDevice| {
+            let missing = || ConfigError::NoVolume(device.name.clone(), self.container.name.clone());
+            let (path, read_only) = self.mounted.devices.get(&device.name).ok_or_else(missing)?;
+            Ok(Device {
+                container_path: device.device_path.clone(),
+                host_path: path.to_string_lossy().into_owned(),
+                permissions: if *read_only { "mr" } else { "mrw" }.to_owned(),
+            })
+        };
+        self.container.volume_devices.iter().flatten().map(one).collect()
     }
 
     fn mounts(&self, expand: impl Fn(&str) -> String) -> Result<(Vec<Mount>, String), ConfigError> {
@@ -190,7 +204,7 @@ impl Recipe<'_> {
         } else {
             format!("/{}", mount.mount_path)
         };
-        let read_only = mount.read_only == Some(true);
+        let read_only = mount.read_only == Some(true) || self.mounted.read_only.contains(&mount.name);
         let sub = match (&mount.sub_path_expr, &mount.sub_path) {
             (Some(text), _) if !text.is_empty() => expand(text),
             (_, Some(text)) => text.clone(),
@@ -216,11 +230,10 @@ impl Recipe<'_> {
                 return Err(VolumeError::Path(sub).into());
             }
             let base = pod_dir(&self.context.config.root_dir, podutil::uid(self.pod));
-            let target: PathBuf = base
-                .join("volume-subpaths")
-                .join(&mount.name)
-                .join(&self.container.name)
-                .join(format!("{index}-{}", self.attempt));
+            let own = base.join("volume-subpaths").join(&mount.name).join(&self.container.name);
+            // Containers have their own copies of mounts, so those of earlier attempts are of no more use.
+            mounts::forget_attempts(&own, index)?;
+            let target: PathBuf = own.join(format!("{index}-{}", self.attempt));
             mounts::bind_sub_path(volume, Path::new(&sub), &target)?;
             target
         };

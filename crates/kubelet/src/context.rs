@@ -9,6 +9,7 @@ use crate::KubeletConfig;
 use crate::allocation::Allocations;
 use crate::cgroups::Cgroups;
 use crate::claims::ClaimManager;
+use crate::csi::Csi;
 use crate::devices::Devices;
 use crate::dns::Resolver;
 use crate::events::Recorder;
@@ -33,6 +34,9 @@ pub(crate) struct Context {
     pub objects: Objects,
     pub services: Services,
     pub tokens: Tokens,
+    pub csi: Arc<Csi>,
+    /// Held by whoever looks for what nobody owns.
+    pub housekeeping: tokio::sync::Mutex<()>,
     pub images: Images,
     /// What the node is short of.
     pub pressures: Pressures,

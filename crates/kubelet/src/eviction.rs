@@ -152,7 +152,7 @@ async fn machine(context: &Shared) -> Machine {
 async fn relieve(context: &Shared, pods: &Pods, watch: &Watch, threshold: &Threshold, apart: bool) {
     let pressure = threshold.signal.pressure();
     if matches!(pressure, Pressure::Disk | Pressure::Inodes) {
-        if let Err(status) = gc::reclaim(context).await {
+        if let Err(status) = gc::reclaim(context, pods).await {
             tracing::warn!(status = status.message(), "cannot free disk");
         }
         if watch.satisfied(threshold, &machine(context).await.signals) {

@@ -15,12 +15,13 @@ use crate::context::Shared;
 use crate::manager::Pods;
 use crate::metrics::IMAGES_COLLECTED;
 use crate::node::capacity;
+use crate::podutil;
 use crate::runtime::{CONTAINER_NAME, POD_UID};
 
 const INTERVAL: Duration = Duration::from_secs(60);
 
 /// Collects garbage until shutdown.
-pub(crate) async fn run(context: Shared, _pods: Pods, shutdown: CancellationToken) {
+pub(crate) async fn run(context: Shared, pods: Pods, shutdown: CancellationToken) {
     let mut unused_since: HashMap<String, Instant> = HashMap::new();
     loop {
         tokio::select! {
@@ -30,7 +31,7 @@ pub(crate) async fn run(context: Shared, _pods: Pods, shutdown: CancellationToke
         if let Err(status) = containers(&context).await {
             tracing::warn!(status = status.message(), "cannot remove ended containers");
         }
-        if let Err(status) = images(&context, &mut unused_since).await {
+        if let Err(status) = images(&context, &pods, &mut unused_since).await {
             tracing::warn!(status = status.message(), "cannot remove unused images");
         }
     }
@@ -72,10 +73,14 @@ pub(crate) async fn image_place(context: &Shared) -> Option<PathBuf> {
 
 /// Removes images that nobody has used for too long, and, once the disk is fuller than the high threshold, unused ones until
 /// it is emptier than the low one.
-async fn images(context: &Shared, unused_since: &mut HashMap<String, Instant>) -> Result<(), Status> {
+async fn images(
+    context: &Shared,
+    pods: &Pods,
+    unused_since: &mut HashMap<String, Instant>,
+) -> Result<(), Status> {
     let settings = &context.config.settings;
     let place = image_place(context).await.unwrap_or_else(|| context.config.root_dir.clone());
-    let mut unused = unused(context).await?;
+    let mut unused = unused(context, pods).await?;
     let now = Instant::now();
     unused_since.retain(|id, _| unused.iter().any(|image| image.id == *id));
     for image in &unused {
@@ -105,7 +110,8 @@ async fn images(context: &Shared, unused_since: &mut HashMap<String, Instant>) -
 }
 
 /// Images that no container uses and that are not pinned.
-async fn unused(context: &Shared) -> Result<Vec<Image>, Status> {
+async fn unused(context: &Shared, pods: &Pods) -> Result<Vec<Image>, Status> {
+    let mounted = mounted(context, pods).await?;
     let listed =
         context.cri.images().list_images(ListImagesRequest { filter: None }).await?.into_inner().images;
     let used: HashSet<String> = context
@@ -123,15 +129,29 @@ async fn unused(context: &Shared) -> Result<Vec<Image>, Status> {
         .collect();
     let unused = listed.into_iter().filter(|image| {
         let names = std::iter::once(&image.id).chain(&image.repo_digests).chain(&image.repo_tags);
-        !image.pinned && !names.into_iter().any(|name| used.contains(name))
+        !image.pinned && !mounted.contains(&image.id) && !names.into_iter().any(|name| used.contains(name))
     });
     Ok(unused.collect())
 }
 
+/// Ids of the images behind the image volumes of this node's pods.
+async fn mounted(context: &Shared, pods: &Pods) -> Result<HashSet<String>, Status> {
+    let mut names = HashSet::new();
+    for pod in pods.list() {
+        let volumes = podutil::spec(&pod).volumes.iter().flatten();
+        names.extend(volumes.filter_map(|volume| volume.image.as_ref()?.reference.clone()));
+    }
+    let mut ids = HashSet::new();
+    for name in names {
+        ids.extend(crate::images::find(&context.cri, &name).await?.map(|image| image.id));
+    }
+    Ok(ids)
+}
+
 /// Removes ended containers and every image that nobody uses: the disk is needed.
-pub(crate) async fn reclaim(context: &Shared) -> Result<(), Status> {
+pub(crate) async fn reclaim(context: &Shared, pods: &Pods) -> Result<(), Status> {
     containers(context).await?;
-    for image in unused(context).await? {
+    for image in unused(context, pods).await? {
         let spec = ImageSpec { image: image.id, ..ImageSpec::default() };
         context.cri.images().remove_image(RemoveImageRequest { image: Some(spec) }).await?;
     }

@@ -13,9 +13,11 @@ mod config;
 pub mod configuration;
 mod container;
 mod context;
+mod csi;
 mod devices;
 mod dns;
 mod downward;
+mod durable;
 mod env;
 mod env_file;
 mod error;
@@ -80,6 +82,11 @@ pub async fn run(config: KubeletConfig, shutdown: CancellationToken) -> Result<(
     }
     let pods_dir = config.root_dir.join("pods");
     std::fs::create_dir_all(&pods_dir).doing(|| format!("cannot create {}", pods_dir.display()))?;
+    let plugins_dir = config.root_dir.join("plugins_registry");
+    std::fs::create_dir_all(&plugins_dir).doing(|| format!("cannot create {}", plugins_dir.display()))?;
+    if let Err(error) = volumes::mounts::share(&config.root_dir) {
+        tracing::warn!(%error, "volumes of CSI drivers will not reach their pods");
+    }
     let logs_dir = &config.pod_logs_dir;
     std::fs::create_dir_all(logs_dir).doing(|| format!("cannot create {}", logs_dir.display()))?;
     let cgroups = if config.manage_cgroups {
@@ -94,6 +101,8 @@ pub async fn run(config: KubeletConfig, shutdown: CancellationToken) -> Result<(
     let client = config.client.clone();
     let metrics = metrics::Metrics::default();
     let images = images::Images::open(&config)?;
+    let (seen, node) = watch::channel(None);
+    let csi = csi::Csi::start(&config, node.clone(), &stop);
     let context = Arc::new(context::Context {
         cri: runtime::Cri::new(channel, metrics.clone()),
         metrics,
@@ -103,6 +112,8 @@ pub async fn run(config: KubeletConfig, shutdown: CancellationToken) -> Result<(
         tokens: tokens::Tokens::new(client.clone()),
         claims: claims::ClaimManager::new(client, &config.root_dir),
         images,
+        csi,
+        housekeeping: tokio::sync::Mutex::default(),
         pressures: eviction::Pressures::default(),
         allocations: allocation::Allocations::new(&config.root_dir),
         cgroups,
@@ -125,7 +136,8 @@ pub async fn run(config: KubeletConfig, shutdown: CancellationToken) -> Result<(
     });
     context.images.settle(&context.cri).await;
     let pods = manager::Pods::new();
-    let (seen, node) = watch::channel(None);
+    let handlers: registration::Handlers =
+        Arc::new(vec![Arc::new(csi::Registrar(context.csi.clone())) as Arc<dyn registration::Handler>]);
     let mut tasks = tokio::task::JoinSet::new();
     if context.config.server_tls_bootstrap {
         tasks.spawn(certificates::serve(
@@ -137,6 +149,7 @@ pub async fn run(config: KubeletConfig, shutdown: CancellationToken) -> Result<(
             stop.clone(),
         ));
     }
+    tasks.spawn(registration::run(plugins_dir, handlers, stop.clone()));
     tasks.spawn(node::run(context.clone(), seen, stop.clone()));
     tasks.spawn(server::serve(context.clone(), pods.clone(), listener, stop.clone()));
     tasks.spawn(logs::run_rotation(context.clone(), stop.clone()));

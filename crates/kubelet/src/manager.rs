@@ -376,7 +376,7 @@ impl Manager {
 
     /// Takes away directories and cgroups of pods that have no worker.
     fn housekeeping(&self) {
-        let root = self.context.config.root_dir.clone();
+        let context = self.context.clone();
         let owned: std::collections::HashSet<String> = self.pods.entries.lock().keys().cloned().collect();
         if self.listed {
             self.context.pinning.retain(|uid| owned.contains(uid));
@@ -394,15 +394,18 @@ impl Manager {
         }
         self.balance();
         let cgroups = self.context.cgroups.clone();
-        tokio::task::spawn_blocking(move || {
-            for entry in std::fs::read_dir(root.join("pods")).into_iter().flatten().flatten() {
+        tokio::spawn(async move {
+            let Ok(_alone) = context.housekeeping.try_lock() else { return };
+            let root = context.config.root_dir.join("pods");
+            for entry in std::fs::read_dir(root).into_iter().flatten().flatten() {
                 let uid = entry.file_name().to_string_lossy().into_owned();
                 if !owned.contains(&uid)
-                    && let Err(error) = volumes::teardown(&root, &uid)
+                    && let Err(error) = volumes::teardown(&context, &uid).await
                 {
                     tracing::warn!(%error, uid, "cannot remove the directory of a pod that is gone");
                 }
             }
+            context.csi.sweep().await;
             if let Some(cgroups) = cgroups {
                 for (uid, path) in cgroups.pods().into_iter().filter(|(uid, _)| !owned.contains(uid)) {
                     if let Err(error) = cgroups.remove_path(&path) {

@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoffs;
 use crate::context::Shared;
@@ -101,6 +102,8 @@ pub(crate) struct Worker {
     freed: tokio::sync::watch::Receiver<u64>,
     removed: bool,
     stage: Stage,
+    /// Ends what only waits, once the pod ends.
+    ending: CancellationToken,
     sandboxes: Vec<String>,
     view: PodView,
     dirty: bool,
@@ -155,6 +158,7 @@ impl Worker {
             inbox,
             removed: false,
             stage: Stage::Running,
+            ending: CancellationToken::new(),
             dirty: !sandboxes.is_empty(),
             sandboxes,
             view: PodView::default(),
@@ -351,6 +355,7 @@ impl Worker {
         {
             self.ended |= terminal;
             self.stage = Stage::Terminating;
+            self.ending.cancel();
             // Nothing more is to start; what a cut-off start leaves behind goes with the sandbox.
             for (name, task) in self.starting.drain() {
                 task.abort();
@@ -415,6 +420,7 @@ impl Worker {
             } else if plan.create_sandbox.is_none() && !self.view.any_running() {
                 self.ended = true;
                 self.stage = Stage::Terminating;
+                self.ending.cancel();
             } else if plan.create_sandbox.is_none() && !self.busy.contains(POD) {
                 // Only sidecars are left.
                 self.stop_all(spec(&self.pod).termination_grace_period_seconds.unwrap_or(30));
@@ -468,9 +474,10 @@ impl Worker {
             return;
         }
         let (context, pod, ips) = (self.context.clone(), self.pod.clone(), self.view.ips());
+        let ending = self.ending.clone();
         self.spawn(VOLUMES, async move {
             let begun = std::time::Instant::now();
-            let result = crate::volumes::setup(&context, &pod, &ips).await;
+            let result = crate::volumes::setup(&context, &pod, &ips, &ending).await;
             let status = if result.is_ok() { "success" } else { "fail-unknown" };
             let pairs = [("migrated", "false"), ("operation_name", "volume_mount"), ("status", status)];
             context.metrics.took(crate::metrics::STORAGE_OPERATIONS, &pairs, begun.elapsed());

@@ -17,6 +17,7 @@ use crate::podutil::{self, spec};
 pub(crate) struct Token {
     pub text: String,
     pub renew_at: Timestamp,
+    pub expires_at: Timestamp,
 }
 
 type Key = (String, Option<String>, i64);
@@ -82,6 +83,7 @@ impl Tokens {
         let token = Token {
             text: status.token.unwrap_or_default(),
             renew_at: now + SignedDuration::from_secs(life.as_secs() * 4 / 5),
+            expires_at: now + SignedDuration::from_secs(life.as_secs()),
         };
         self.cache.lock().insert(key, token.clone());
         Ok(token)

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use informer::{Change, Factory, Key};
 use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod};
-use k8s_openapi::api::storage::v1::StorageClass;
+use k8s_openapi::api::storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass, VolumeAttachment};
 use scheduling::PodInfo;
 use tokio::time::Instant;
 
@@ -17,6 +17,10 @@ pub(crate) async fn connect(core: &Arc<Core>, informers: &Factory) {
     let claims = informers.informer::<PersistentVolumeClaim>();
     let volumes = informers.informer::<PersistentVolume>();
     let classes = informers.informer::<StorageClass>();
+    let csi_nodes = informers.informer::<CSINode>();
+    let drivers = informers.informer::<CSIDriver>();
+    let capacities = informers.informer::<CSIStorageCapacity>();
+    let attachments = informers.informer::<VolumeAttachment>();
 
     let to = core.clone();
     namespaces.on_change(move |change| {
@@ -36,12 +40,25 @@ pub(crate) async fn connect(core: &Arc<Core>, informers: &Factory) {
     claims.synced().await;
     volumes.synced().await;
     classes.synced().await;
+    csi_nodes.synced().await;
+    drivers.synced().await;
+    capacities.synced().await;
+    attachments.synced().await;
     let to = core.clone();
     claims.on_change(move |change| to.volume_changed(matches!(change, Change::Deleted(_))));
     let to = core.clone();
     volumes.on_change(move |change| to.volume_changed(matches!(change, Change::Deleted(_))));
     let to = core.clone();
     classes.on_change(move |change| to.volume_changed(matches!(change, Change::Deleted(_))));
+    let to = core.clone();
+    csi_nodes.on_change(move |change| to.volume_changed(matches!(change, Change::Deleted(_))));
+    let to = core.clone();
+    drivers.on_change(move |change| to.volume_changed(matches!(change, Change::Deleted(_))));
+    let to = core.clone();
+    capacities.on_change(move |change| to.volume_changed(matches!(change, Change::Deleted(_))));
+    let to = core.clone();
+    // Only one that goes makes room.
+    attachments.on_change(move |change| to.volume_changed(matches!(change, Change::Applied { .. })));
     let to = core.clone();
     core.pods.on_change(move |change| to.pod_changed(change));
     core.pods.synced().await;

@@ -1,12 +1,13 @@
 //! The filters, in the reference's order: the first that refuses gives a node's reason.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Taint;
 
 use crate::interpod::AffinityState;
 use crate::resources::Resources;
-use crate::selector::{node_affinity, node_selector, tolerates, untolerated};
+use crate::selector::{node_affinity, tolerates, untolerated};
 use crate::snapshot::{NodeInfo, PodInfo, Snapshot};
 use crate::spread::SpreadState;
 use crate::{Refusal, VolumeNeeds};
@@ -15,6 +16,8 @@ use crate::{Refusal, VolumeNeeds};
 pub(crate) struct Prepared<'a> {
     pod: &'a PodInfo,
     volumes: &'a VolumeNeeds,
+    /// Pods that use claims which only this one may use, by node.
+    claim_users: HashMap<String, usize>,
     spread: SpreadState,
     affinity: AffinityState,
 }
@@ -24,6 +27,7 @@ impl<'a> Prepared<'a> {
         Self {
             pod,
             volumes,
+            claim_users: volumes.users(snapshot, pod.namespace(), pod.uid()),
             spread: SpreadState::new(snapshot, pod),
             affinity: AffinityState::new(snapshot, pod),
         }
@@ -88,9 +92,9 @@ impl<'a> Prepared<'a> {
             return Err(Refusal::resolvable("node(s) didn't have free ports for the requested pod ports"));
         }
         fits(&self.pod.request, info)?;
-        if !self.volumes.bound.iter().all(|selector| node_selector(selector, node)) {
-            return Err(Refusal::lasting("node(s) didn't match PersistentVolume's node affinity"));
-        }
+        self.volumes.check_exclusive(info, &self.claim_users, self.pod.namespace(), self.pod.uid())?;
+        self.volumes.check_count(info)?;
+        self.volumes.check_reach(node)?;
         self.spread.check(self.pod, info)?;
         self.affinity.check(self.pod, info)
     }

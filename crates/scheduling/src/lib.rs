@@ -11,6 +11,7 @@ mod score;
 pub mod selector;
 mod snapshot;
 mod spread;
+mod volumes;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -19,6 +20,7 @@ use std::sync::Arc;
 pub use filter::insufficient;
 pub use preempt::{Budget, Preemption, preempt};
 pub use snapshot::{HostPort, NodeInfo, PodInfo, Snapshot, host_ports};
+pub use volumes::{Counted, Delayed, Handle, Provisioned, VolumeNeeds};
 
 use filter::Prepared;
 
@@ -39,15 +41,6 @@ impl Refusal {
     pub(crate) fn lasting(reason: &str) -> Self {
         Self { reasons: vec![reason.to_owned()], resolvable: false }
     }
-}
-
-/// What the state of a pod's volumes allows, worked out by the caller from claims and volumes.
-#[derive(Clone, Debug, Default)]
-pub struct VolumeNeeds {
-    /// No node can do, for this reason.
-    pub impossible: Option<String>,
-    /// A node must satisfy one of the selectors of each bound volume.
-    pub bound: Vec<k8s_openapi::api::core::v1::NodeSelector>,
 }
 
 /// Why a pod has no place.

@@ -138,16 +138,10 @@ impl Machine {
 
     /// The same with further flags.
     pub fn start_with(&mut self, flags: &[&str]) {
-        self.start_in(flags, &[]);
-    }
-
-    /// The same with further variables in its environment.
-    pub fn start_in(&mut self, flags: &[&str], env: &[(&str, &str)]) {
         let data = self.data_dir();
         let data = data.to_string_lossy();
         let own = ["up", "--data-dir", &data, "--node-name", "node-1"];
         let mut command = self.command(CARRACK, &[&own, flags].concat());
-        command.envs(env.iter().copied());
         let mut child = command.stderr(Stdio::piped()).stdin(Stdio::null()).spawn().expect("nsenter starts");
         let mut said = String::new();
         let lines = BufReader::new(child.stderr.take().expect("piped"));
@@ -171,16 +165,6 @@ impl Machine {
         // nsenter forks for the pid namespace.
         let children = std::fs::read_to_string(format!("/proc/{server}/task/{server}/children"));
         children.expect("it runs").trim().parse().expect("nsenter has one child")
-    }
-
-    /// Whether the control plane has ended by itself.
-    pub fn has_ended(&mut self) -> bool {
-        let ended =
-            self.server.as_mut().is_some_and(|server| server.try_wait().expect("our child").is_some());
-        if ended {
-            self.server = None;
-        }
-        ended
     }
 
     /// Ends the control plane as Ctrl-C does, or at once.

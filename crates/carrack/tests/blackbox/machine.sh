@@ -22,6 +22,10 @@ inside() {
     mount --make-rprivate /
     mount -t proc proc /proc
     mount -t tmpfs -o mode=755 tmpfs /run
+    # What a node puts into /var/lib is its own.
+    mkdir -p /run/var-lib/upper /run/var-lib/work
+    mount -t overlay -o lowerdir=/var/lib,upperdir=/run/var-lib/upper,workdir=/run/var-lib/work overlay /var/lib
+    rm -rf /var/lib/kubelet
     hierarchies=$(ls "$groups")
     mount -t tmpfs -o mode=755 tmpfs "$groups"
     for hierarchy in $hierarchies; do

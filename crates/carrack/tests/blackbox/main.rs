@@ -2,6 +2,7 @@
 //! namespaces). What a user can do, done.
 
 mod configuration;
+mod csi;
 mod faults;
 mod images;
 mod lifecycle;

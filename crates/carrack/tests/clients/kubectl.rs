@@ -273,7 +273,8 @@ fn workloads(s: &Session) {
     s.ok("get pods -o wide", &["Pending", "NOMINATED NODE"]);
     s.ok("get pod p -o yaml", &["restartPolicy: Never"]);
     s.ok("describe pod p", &["Status:", "Tolerations"]);
-    s.ok("get pods,svc --sort-by=.metadata.name", &["pod/p", "service/web"]);
+    s.ok("get pods --sort-by=.metadata.name", &["p "]);
+    s.ok("get pods,svc", &["pod/p", "service/web"]);
     s.ok("get all", &["pod/p", "deployment.apps/web"]);
     s.ok("get pods -A", &["session"]);
     s.fails("wait pod/p --for=condition=Ready --timeout=1s", &["timed out"]);

@@ -195,10 +195,16 @@ impl Controller {
         let wanted = if node.is_some() { self.wanted(name) } else { BTreeMap::new() };
         let mut attached = BTreeSet::new();
         let mut surplus = Vec::new();
+        let mut lost = Vec::new();
         for attachment in self.attachments.list().into_iter().filter(|one| one.spec.node_name == name) {
             let volume = attachment.spec.source.persistent_volume_name.clone().unwrap_or_default();
             let Some(one) = self.volumes.get(&Key::new("", volume)).and_then(|volume| Use::of(&volume))
             else {
+                // Its volume was deleted while it was attached.
+                let leaving = attachment.metadata.deletion_timestamp.is_some();
+                if !leaving && is_made_here(&attachment) && !is_reported(node.as_deref(), &attachment) {
+                    lost.push(attachment);
+                }
                 continue;
             };
             // Those that others make are theirs.
@@ -210,13 +216,15 @@ impl Controller {
             if wanted.contains_key(&one) && !leaving {
                 if is {
                     attached.insert(one.unique_name());
+                } else if let Some(pod) = wanted.get(&one) {
+                    self.tell_failure(&attachment, &one, pod);
                 }
             } else if !leaving {
                 surplus.push((attachment, one));
             }
         }
         let mut again = None;
-        let mut going = Vec::new();
+        let mut going = lost;
         for (attachment, one) in surplus {
             match node.as_ref().and_then(|node| held_until(node, &one)) {
                 Some(at) => {
@@ -231,7 +239,7 @@ impl Controller {
             }
         }
         if let Some(node) = &node {
-            self.report(node, &attached).await?;
+            self.report(node, &attached, &wanted).await?;
         }
         let api = Api::<VolumeAttachment>::all(self.client.clone());
         for attachment in going {
@@ -250,10 +258,14 @@ impl Controller {
             return Ok(());
         }
         if self.is_elsewhere(one, node) {
-            let message = format!(
-                "Multi-Attach error for volume {:?} Volume is already exclusively attached to one node and can't be attached to another",
-                one.volume
-            );
+            let users = self.users_elsewhere(one, node);
+            let why = if users.is_empty() {
+                "Volume is already exclusively attached to one node and can't be attached to another"
+                    .to_owned()
+            } else {
+                format!("Volume is already used by pod(s) {}", users.join(", "))
+            };
+            let message = format!("Multi-Attach error for volume {:?} {why}", one.volume);
             self.recorder.event(reference(pod), EventType::Warning, "FailedAttachVolume", message);
             return Ok(());
         }
@@ -272,8 +284,35 @@ impl Controller {
         }
     }
 
-    /// Tells the kubelet what is attached.
-    async fn report(&self, node: &Node, attached: &BTreeSet<String>) -> Result<()> {
+    /// Passes on why the driver does not attach a volume.
+    fn tell_failure(&self, attachment: &VolumeAttachment, one: &Use, pod: &Pod) {
+        let error = attachment.status.as_ref().and_then(|status| status.attach_error.as_ref());
+        if let Some(message) = error.and_then(|error| error.message.as_ref()) {
+            let message = format!("AttachVolume.Attach failed for volume {:?} : {message}", one.volume);
+            self.recorder.event(reference(pod), EventType::Warning, "FailedAttachVolume", message);
+        }
+    }
+
+    /// Pods on other nodes that use the volume.
+    fn users_elsewhere(&self, one: &Use, node: &str) -> Vec<String> {
+        let volume = self.volumes.get(&Key::new("", one.volume.clone()));
+        let to = volume.and_then(|volume| volume.spec.as_ref()?.claim_ref.clone()).unwrap_or_default();
+        let pods = self.pods.in_namespace(to.namespace.as_deref().unwrap_or_default());
+        let uses = |pod: &Pod| {
+            let on = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()).unwrap_or_default();
+            let mut claims = volumes_of(pod).filter_map(|one| claim_name(pod, one));
+            !on.is_empty() && on != node && claims.any(|claim| Some(claim) == to.name)
+        };
+        pods.iter().filter(|pod| uses(pod)).filter_map(|pod| pod.metadata.name.clone()).collect()
+    }
+
+    /// Tells the kubelet what is attached, and the pods what they waited for.
+    async fn report(
+        &self,
+        node: &Node,
+        attached: &BTreeSet<String>,
+        wanted: &BTreeMap<Use, Arc<Pod>>,
+    ) -> Result<()> {
         let listed = node.status.as_ref().and_then(|status| status.volumes_attached.as_ref());
         let now: BTreeSet<String> = listed.into_iter().flatten().map(|one| one.name.clone()).collect();
         if now == *attached {
@@ -283,8 +322,40 @@ impl Controller {
         let patch = Patch::Merge(json!({"status": {"volumesAttached": list}}));
         let name = node.metadata.name.as_deref().unwrap_or_default();
         let api = Api::<Node>::all(self.client.clone());
-        found(api.patch_status(name, &PatchParams::default(), &patch).await).map(drop)
+        found(api.patch_status(name, &PatchParams::default(), &patch).await)?;
+        for (one, pod) in wanted {
+            if attached.contains(&one.unique_name()) && !now.contains(&one.unique_name()) {
+                let message = format!("AttachVolume.Attach succeeded for volume {:?} ", one.volume);
+                self.recorder.event(
+                    reference(pod.as_ref()),
+                    EventType::Normal,
+                    "SuccessfulAttachVolume",
+                    message,
+                );
+            }
+        }
+        Ok(())
     }
+}
+
+/// Whether the attachment's name is one that this controller gives.
+fn is_made_here(attachment: &VolumeAttachment) -> bool {
+    let name = attachment.metadata.name.as_deref().unwrap_or_default();
+    name.strip_prefix("csi-")
+        .is_some_and(|hash| hash.len() == 64 && hash.bytes().all(|b| b.is_ascii_hexdigit()))
+}
+
+/// Whether the node says that it uses what is attached.
+fn is_reported(node: Option<&Node>, attachment: &VolumeAttachment) -> bool {
+    let driver = &attachment.spec.attacher;
+    let in_use = node.and_then(|node| node.status.as_ref()?.volumes_in_use.as_ref());
+    in_use.into_iter().flatten().any(|name| {
+        let handle = name.strip_prefix("kubernetes.io/csi/").and_then(|name| name.split_once('^'));
+        handle.filter(|(of, _)| of == driver).is_some_and(|(_, handle)| {
+            let one = Use { volume: String::new(), driver: driver.clone(), handle: handle.to_owned() };
+            attachment.metadata.name.as_deref() == Some(&one.attachment(&attachment.spec.node_name))
+        })
+    })
 }
 
 /// While the node says that it uses the volume it is left; when the node is not well, only until the time inside. `None`:
@@ -321,6 +392,22 @@ mod tests {
         let name = one().attachment("node");
         assert!(name.starts_with("csi-") && name.len() == 68, "{name}");
         assert_eq!(one().unique_name(), "kubernetes.io/csi/csi.example.com^h");
+    }
+
+    #[test]
+    fn an_attachment_without_its_volume_goes_once_the_node_lets_go() {
+        let attachment: VolumeAttachment = serde_json::from_value(json!({
+            "metadata": {"name": one().attachment("node")},
+            "spec": {"attacher": "csi.example.com", "nodeName": "node", "source": {"persistentVolumeName": "pv"}},
+        }))
+        .expect("an attachment");
+        let node = |in_use: serde_json::Value| -> Node {
+            serde_json::from_value(json!({"status": {"volumesInUse": in_use}})).expect("a node")
+        };
+        assert!(is_made_here(&attachment));
+        assert!(is_reported(Some(&node(json!([one().unique_name()]))), &attachment));
+        assert!(!is_reported(Some(&node(json!(["kubernetes.io/csi/csi.example.com^other"]))), &attachment));
+        assert!(!is_reported(None, &attachment));
     }
 
     #[test]

@@ -89,7 +89,7 @@ pub(super) async fn delete(context: &Context, pod: &Pod) -> Result<(), kube::Err
 /// Takes volumes and the cgroup away. Can be tried again.
 pub(super) async fn clean(context: &Context, pod: &Pod) -> Result<(), String> {
     context.claims.unprepare(uid(pod)).await.map_err(|error| error.to_string())?;
-    volumes::teardown(&context.config.root_dir, uid(pod)).map_err(|error| error.to_string())?;
+    volumes::teardown(context, uid(pod)).await.map_err(|error| error.to_string())?;
     if let Some(cgroups) = &context.cgroups {
         cgroups.remove(pod).map_err(|error| format!("cannot remove the pod's cgroup: {error}"))?;
     }

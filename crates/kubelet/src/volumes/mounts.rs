@@ -21,6 +21,17 @@ pub(crate) fn tmpfs(dir: &Path, size: Option<i64>) -> Result<(), VolumeError> {
         .map_err(|error| io(format!("cannot mount tmpfs at {}", dir.display()))(error.into()))
 }
 
+/// Mounts huge pages of so many bytes each at `dir`, unless something is mounted there already.
+pub(crate) fn huge_pages(dir: &Path, page: i64) -> Result<(), VolumeError> {
+    if is_mount_point(dir)? {
+        return Ok(());
+    }
+    let options = format!("pagesize={page}");
+    mount(Some("hugetlbfs"), dir, Some("hugetlbfs"), MsFlags::empty(), Some(options.as_str())).map_err(
+        |error| io(format!("cannot mount huge pages of {page} bytes at {}", dir.display()))(error.into()),
+    )
+}
+
 fn is_mount_point(dir: &Path) -> Result<bool, VolumeError> {
     use std::os::unix::fs::MetadataExt;
     let device = |path: &Path| {
@@ -30,15 +41,30 @@ fn is_mount_point(dir: &Path) -> Result<bool, VolumeError> {
     Ok(device(dir)? != device(parent)?)
 }
 
+/// All mount points, in the order of the kernel's table.
+fn all() -> std::io::Result<Vec<PathBuf>> {
+    let table = std::fs::read("/proc/self/mountinfo")?;
+    let lines = table.split(|byte| *byte == b'\n');
+    Ok(lines.filter_map(|line| line.split(|byte| *byte == b' ').nth(4)).map(unescape).collect())
+}
+
+/// Whether something is mounted at `path`, be it of the same file system as its folder. Where that cannot be told, it counts as
+/// mounted, so that nothing behind it is ever removed.
+pub(crate) fn is_mounted(path: &Path) -> bool {
+    // The table has no symlinks; the last part itself is looked at as it is.
+    let real = path.parent().and_then(|parent| std::fs::canonicalize(parent).ok());
+    let Some(real) = real.zip(path.file_name()).map(|(parent, name)| parent.join(name)) else { return false };
+    all().map_or(true, |points| points.contains(&real))
+}
+
 /// Mount points at or below `dir`, the deepest last.
 pub(crate) fn below(dir: &Path) -> Result<Vec<PathBuf>, VolumeError> {
-    let table = std::fs::read("/proc/self/mountinfo").map_err(io("cannot read /proc/self/mountinfo"))?;
-    let mut found: Vec<PathBuf> = table
-        .split(|byte| *byte == b'\n')
-        .filter_map(|line| line.split(|byte| *byte == b' ').nth(4))
-        .map(unescape)
-        .filter(|path| path.starts_with(dir))
-        .collect();
+    let dir = match std::fs::canonicalize(dir) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        real => real.map_err(io(format!("cannot read {}", dir.display())))?,
+    };
+    let all = all().map_err(io("cannot read /proc/self/mountinfo"))?;
+    let mut found: Vec<PathBuf> = all.into_iter().filter(|path| path.starts_with(&dir)).collect();
     found.sort_by_key(|path| path.components().count());
     Ok(found)
 }
@@ -54,6 +80,74 @@ fn unescape(field: &[u8]) -> PathBuf {
         at += if code.is_some() { 4 } else { 1 };
     }
     PathBuf::from(std::ffi::OsStr::from_bytes(&out))
+}
+
+/// Binds `source` at `dir` with the mount options of a PersistentVolume, unless something is mounted there already.
+pub(crate) fn bind(source: &Path, dir: &Path, options: &[String]) -> Result<(), VolumeError> {
+    let mut flags = MsFlags::empty();
+    for option in options {
+        flags |= match option.as_str() {
+            "ro" => MsFlags::MS_RDONLY,
+            "noatime" => MsFlags::MS_NOATIME,
+            "nodiratime" => MsFlags::MS_NODIRATIME,
+            "relatime" => MsFlags::MS_RELATIME,
+            "strictatime" => MsFlags::MS_STRICTATIME,
+            "noexec" => MsFlags::MS_NOEXEC,
+            "nosuid" => MsFlags::MS_NOSUID,
+            "nodev" => MsFlags::MS_NODEV,
+            "rw" | "bind" | "defaults" => MsFlags::empty(),
+            other => return Err(VolumeError::MountOption(other.to_owned())),
+        };
+    }
+    super::make_dir(dir)?;
+    if is_mounted(dir) {
+        return Ok(());
+    }
+    let failed = || format!("cannot bind {} at {}", source.display(), dir.display());
+    mount(Some(source), dir, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+        .map_err(|error| io(failed())(error.into()))?;
+    let remount = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | flags;
+    mount(None::<&str>, dir, None::<&str>, remount, None::<&str>).map_err(|error| {
+        // Half a mount would be taken for a whole one the next time.
+        let _ = umount2(dir, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
+        io(failed())(error.into())
+    })
+}
+
+/// Makes the mount that `dir` lies on shared, by a mount of its own if need be, so that mounts that pods make below it (those of
+/// CSI drivers) are seen on the node.
+pub(crate) fn share(dir: &Path) -> Result<(), VolumeError> {
+    let failed = || format!("cannot share the mounts below {}", dir.display());
+    let set = |target: &Path| {
+        mount(None::<&str>, target, None::<&str>, MsFlags::MS_SHARED, None::<&str>)
+            .map_err(|error| io(failed())(error.into()))
+    };
+    let real = std::fs::canonicalize(dir).map_err(io(failed()))?;
+    let table = std::fs::read_to_string("/proc/self/mountinfo").map_err(io(failed()))?;
+    if is_shared(&table, &real) {
+        return Ok(());
+    }
+    if !is_mounted(&real) {
+        // Mounts of pods that are there already would be covered, and then be in the way for ever.
+        if !below(&real)?.is_empty() {
+            return Err(VolumeError::StillMounted(real));
+        }
+        mount(Some(&real), &real, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)
+            .map_err(|error| io(failed())(error.into()))?;
+    }
+    set(&real)
+}
+
+/// Whether the mount that `path` lies on, by the kernel's table, passes on what is mounted below it.
+fn is_shared(table: &str, path: &Path) -> bool {
+    let mounts = table.lines().filter_map(|line| {
+        let (fields, _) = line.split_once(" - ")?;
+        let point = unescape(fields.split(' ').nth(4)?.as_bytes());
+        Some((point, fields.split(' ').skip(6).any(|field| field.starts_with("shared:"))))
+    });
+    // The last of those at the deepest point lies on top.
+    let over = mounts.filter(|(point, _)| path.starts_with(point));
+    over.max_by_key(|(point, _)| point.components().count()).is_some_and(|(_, shared)| shared)
 }
 
 /// Unmounts everything at or below `dir`, the deepest first.
@@ -137,6 +231,22 @@ pub(crate) fn bind_sub_path(volume: &Path, sub: &Path, target: &Path) -> Result<
         .map_err(|error| io(failed())(error.into()))
 }
 
+/// Takes away what was bound in `dir` for a container's mount of that number, whose attempts are named `number-attempt`.
+pub(crate) fn forget_attempts(dir: &Path, number: usize) -> Result<(), VolumeError> {
+    let prefix = format!("{number}-");
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        if !entry.file_name().to_string_lossy().starts_with(&prefix) {
+            continue;
+        }
+        let path = entry.path();
+        unmount_below(&path)?;
+        let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        // Only what was made to be mounted upon: a folder that is not empty stays.
+        let _ = if is_dir { std::fs::remove_dir(&path) } else { std::fs::remove_file(&path) };
+    }
+    Ok(())
+}
+
 /// Makes missing directories one by one, each opened beneath the volume.
 fn create_beneath(volume: &Path, sub: &Path) -> std::io::Result<()> {
     let mut done = PathBuf::new();
@@ -164,6 +274,15 @@ mod tests {
     fn mountinfo_paths_are_unescaped() {
         assert_eq!(unescape(br"/a\040b\134c"), PathBuf::from("/a b\\c"));
         assert_eq!(unescape(br"/a\9"), PathBuf::from("/a\\9"));
+    }
+
+    #[test]
+    fn the_mount_on_top_decides_whether_it_is_shared() {
+        let table = "1 0 8:1 / / rw shared:1 - ext4 /dev/a rw\n2 1 8:2 / /data rw - ext4 /dev/b rw\n\
+            3 2 8:2 /k /data/k rw shared:7 - ext4 /dev/b rw\n";
+        let check = |path: &str| is_shared(table, Path::new(path));
+        assert!(check("/var/lib") && check("/data/k/pods") && check("/database"));
+        assert!(!check("/data") && !check("/data/other"));
     }
 
     #[test]

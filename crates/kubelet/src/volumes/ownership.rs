@@ -1,6 +1,6 @@
 //! `fsGroup`: the group that owns a volume's files.
 
-use std::os::unix::fs::{PermissionsExt, lchown};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, lchown};
 use std::path::Path;
 
 use super::{VolumeError, io};
@@ -29,6 +29,27 @@ pub(super) fn apply_to_root(dir: &Path, group: Option<i64>) -> Result<(), Volume
     one(dir, group, true)
 }
 
+/// Gives a PersistentVolume's files to the group; with the policy `OnRootMismatch` only if its top folder is not the
+/// group's yet.
+pub(crate) fn apply_to_volume(
+    dir: &Path,
+    group: Option<i64>,
+    policy: Option<&str>,
+) -> Result<(), VolumeError> {
+    let Some(group) = group.and_then(|group| u32::try_from(group).ok()) else { return Ok(()) };
+    if policy == Some("OnRootMismatch") && is_given(dir, group) {
+        return Ok(());
+    }
+    give(dir, group, false)
+}
+
+fn is_given(dir: &Path, group: u32) -> bool {
+    const WANTED: u32 = SETGID | 0o770;
+    std::fs::metadata(dir).is_ok_and(|data| {
+        data.is_dir() && data.gid() == group && data.permissions().mode() & WANTED == WANTED
+    })
+}
+
 fn one(path: &Path, group: u32, read_only: bool) -> Result<(), VolumeError> {
     let failed = || format!("cannot give {} to group {group}", path.display());
     let data = std::fs::symlink_metadata(path).map_err(io(failed()))?;
@@ -43,13 +64,36 @@ fn one(path: &Path, group: u32, read_only: bool) -> Result<(), VolumeError> {
     set_mode(path, mode)
 }
 
+/// What lies deepest comes first: once the top is given, all is.
 fn give(path: &Path, group: u32, read_only: bool) -> Result<(), VolumeError> {
-    one(path, group, read_only)?;
     if std::fs::symlink_metadata(path).is_ok_and(|data| data.is_dir()) {
         let entries = std::fs::read_dir(path).map_err(io(format!("cannot read {}", path.display())))?;
         for entry in entries.flatten() {
             give(&entry.path(), group, read_only)?;
         }
     }
-    Ok(())
+    one(path, group, read_only)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_volume_is_given_once_if_that_is_the_policy() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let file = dir.path().join("sub/f");
+        std::fs::create_dir(dir.path().join("sub")).expect("made");
+        std::fs::write(&file, "").expect("written");
+        let group = |path: &Path| std::fs::metadata(path).expect("there").gid();
+        let policy = Some("OnRootMismatch");
+        apply_to_volume(dir.path(), Some(1234), policy).expect("given");
+        assert_eq!((group(dir.path()), group(&file)), (1234, 1234));
+        assert!(is_given(dir.path(), 1234) && !is_given(dir.path(), 1235));
+        std::os::unix::fs::chown(&file, None, Some(5)).expect("taken");
+        apply_to_volume(dir.path(), Some(1234), policy).expect("left");
+        assert_eq!(group(&file), 5);
+        apply_to_volume(dir.path(), Some(1234), None).expect("given");
+        assert_eq!(group(&file), 1234);
+    }
 }

@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::{
 };
 
 use super::atomic::File;
-use super::{Mounted, VolumeError};
+use super::{CLAIM_LOOK, Mounted, VolumeError, trust};
 use crate::context::Context;
 use crate::downward::{self, Addresses};
 use crate::objects::{self, Kind, ObjectError};
@@ -78,6 +78,15 @@ pub(super) async fn collect(
             }
             if let Some(token) = &part.service_account_token {
                 collector.token(token, mode).await?;
+            }
+            if let Some(bundle) = &part.cluster_trust_bundle {
+                let content = trust::bundles(context, bundle).await?;
+                let file = File { content, mode: mode as u32 & 0o777, owner: None };
+                collector.files.insert(bundle.path.clone(), file);
+                collector.mounted.renew(Timestamp::now() + CLAIM_LOOK);
+            }
+            if part.pod_certificate.is_some() {
+                return Err(VolumeError::PodCertificate);
             }
         }
     }
@@ -152,7 +161,7 @@ impl Collector<'_> {
             .await
             .map_err(VolumeError::Token)?;
         let renew = token.renew_at.min(Timestamp::now() + SignedDuration::from_hours(24));
-        self.mounted.renew_at = Some(self.mounted.renew_at.map_or(renew, |at| at.min(renew)));
+        self.mounted.renew(renew);
         let fs_group = spec(self.pod).security_context.as_ref().and_then(|security| security.fs_group);
         let owner = common_user(self.pod);
         // A token is as private as the users of the pod's containers allow.

@@ -122,15 +122,19 @@ impl Node {
         make_dir(&bundle.join("rootfs"), 0o711)?;
         let mut layers = image.layers.clone();
         let mut image_mounts = Vec::new();
-        for (number, volume) in config.mounts.iter().filter_map(|m| m.image.as_ref()).enumerate() {
+        let images = config.mounts.iter().filter_map(|m| Some((m.image.as_ref()?, &m.image_sub_path)));
+        for (number, (volume, sub_path)) in images.enumerate() {
             let found = self
                 .images
                 .get(&volume.image)
                 .ok_or_else(|| Error::NotFound { kind: "image", id: volume.image.clone() })?;
             layers.extend(found.layers.iter().cloned());
             let at = bundle.join(format!("image-{number}"));
-            image_mounts
-                .push(ImageMount { lower: found.layers.clone(), at: at.to_string_lossy().into_owned() });
+            image_mounts.push(ImageMount {
+                lower: found.layers.clone(),
+                at: at.to_string_lossy().into_owned(),
+                sub_path: sub_path.clone(),
+            });
         }
         for mount in config.mounts.iter().filter(|m| m.image.is_none() && !m.host_path.is_empty()) {
             if !Path::new(&mount.host_path).exists() {
@@ -187,7 +191,7 @@ impl Node {
             env: edits.env,
             mounts: edits.mounts,
             hooks: serde_json::json!(edits.hooks),
-            image_volumes: image_mounts.iter().map(|m| PathBuf::from(&m.at)).collect(),
+            image_volumes: image_mounts.iter().map(|m| PathBuf::from(m.source())).collect(),
         };
         let mut bundle_config = spec::build(&input)?;
         let map = user_map(&namespaces(&pod.config))?;
@@ -238,6 +242,7 @@ impl Node {
                 seccomp: self.seccomp(&context, capabilities)?,
                 no_new_privileges: context.no_new_privs,
                 propagation: spec::propagation(&config),
+                late_dev: spec::late_dev(&config),
             },
             user: map,
             stage,

@@ -15,7 +15,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
 use super::finish::{Finisher, report};
-use super::protocol::StartPlan;
+use super::protocol::{ImageMount, StartPlan};
 use super::{sys, userns};
 
 /// What becomes the container's standard streams.
@@ -65,6 +65,9 @@ fn start(dir: &str, plan: &StartPlan, stdio: Stdio, out: i32) -> Result<(), Stri
     for image in &plan.image_mounts {
         mount_read_only(&plan.layers, &image.lower, &image.at)
             .map_err(|e| format!("mount image volume: {e}"))?;
+        if !image.sub_path.is_empty() {
+            bind_part(image).map_err(|e| format!("subPath {:?} of image volume: {e}", image.sub_path))?;
+        }
     }
     if !plan.cgroup_view.is_empty() {
         show_cgroups(plan).map_err(|e| format!("mount cgroups: {e}"))?;
@@ -190,6 +193,18 @@ fn mount_read_only(layers: &str, lower: &[String], at: &str) -> io::Result<()> {
     Ok(mounted?)
 }
 
+/// Binds a part of a mounted image. The kernel resolves it within the image, whose symlinks lead nowhere else.
+fn bind_part(image: &ImageMount) -> io::Result<()> {
+    let part = open_in(&std::fs::File::open(&image.at)?, &image.sub_path, 0)?;
+    let (from, to) = (format!("/proc/self/fd/{}", part.as_raw_fd()), image.source());
+    if std::fs::metadata(&from)?.is_dir() {
+        std::fs::create_dir_all(&to)?;
+    } else {
+        std::fs::write(&to, "")?;
+    }
+    Ok(mount(Some(from.as_str()), to.as_str(), None::<&str>, MsFlags::MS_BIND, None::<&str>)?)
+}
+
 /// Done here at once, since libcontainer takes about a hundred system calls for each mount it is told of.
 fn show_cgroups(plan: &StartPlan) -> io::Result<()> {
     let view = format!("{}/cgroup", plan.bundle);
@@ -223,17 +238,17 @@ fn process(bundle: &str) -> Result<(u32, u32, String), String> {
 fn make_beneath(rootfs: &str, path: &str, owner: (u32, u32)) -> io::Result<()> {
     let root = std::fs::File::open(rootfs)?;
     let mut done = String::from(".");
-    let mut parent = open_in(&root, &done)?;
+    let mut parent = open_in(&root, &done, libc::O_DIRECTORY)?;
     for part in path.split('/').filter(|p| !p.is_empty() && *p != ".") {
         done = format!("{done}/{part}");
-        parent = match open_in(&root, &done) {
+        parent = match open_in(&root, &done, libc::O_DIRECTORY) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 let name = CString::new(part).map_err(io::Error::other)?;
                 // SAFETY: the name ends with NUL and lives through the call.
                 if unsafe { libc::mkdirat(parent.as_raw_fd(), name.as_ptr(), 0o755) } < 0 {
                     return Err(io::Error::last_os_error());
                 }
-                let made = open_in(&root, &done)?;
+                let made = open_in(&root, &done, libc::O_DIRECTORY)?;
                 // SAFETY: the descriptor is open and the empty name ends with NUL.
                 let owned = unsafe {
                     let flags = libc::AT_EMPTY_PATH;
@@ -250,13 +265,13 @@ fn make_beneath(rootfs: &str, path: &str, owner: (u32, u32)) -> io::Result<()> {
     Ok(())
 }
 
-fn open_in(root: &std::fs::File, path: &str) -> io::Result<OwnedFd> {
+fn open_in(root: &std::fs::File, path: &str, flags: i32) -> io::Result<OwnedFd> {
     let path = CString::new(path).map_err(io::Error::other)?;
     // SAFETY: open_how is plain data for which zero is a valid start; name and struct live through the call; the new
     // descriptor is owned by the caller.
     unsafe {
         let mut how: libc::open_how = std::mem::zeroed();
-        how.flags = (libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC) as u64;
+        how.flags = (libc::O_PATH | libc::O_CLOEXEC | flags) as u64;
         how.resolve = libc::RESOLVE_IN_ROOT | libc::RESOLVE_NO_MAGICLINKS;
         let size = size_of::<libc::open_how>();
         let fd = libc::syscall(libc::SYS_openat2, root.as_raw_fd(), path.as_ptr(), &how, size);

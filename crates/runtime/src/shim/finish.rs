@@ -6,8 +6,9 @@
 use std::collections::HashMap;
 use std::ffi::CString;
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
 
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
 use oci_spec::runtime::Spec;
@@ -37,6 +38,11 @@ impl Executor for Finisher {
     }
 
     fn validate(&self, _: &Spec) -> Result<(), ExecutorValidationError> {
+        if let Some((from, above)) = &self.plan.late_dev {
+            cover_dev(from, above).map_err(|e| {
+                ExecutorValidationError::ArgValidationError(format!("the volume for /dev: {e}"))
+            })?;
+        }
         for (path, kind) in &self.plan.propagation {
             propagate(path, kind).map_err(|e| {
                 ExecutorValidationError::ArgValidationError(format!("propagation of {path}: {e}"))
@@ -230,6 +236,27 @@ pub fn raise_capabilities() -> io::Result<()> {
     // SAFETY: header and data have the kernel's layout for version 3 and live through the call.
     if unsafe { libc::syscall(libc::SYS_capset, &header, data.as_ptr()) } < 0 {
         return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Puts the volume that waits at `from` over `/dev`, and the mounts at `above` over it again.
+fn cover_dev(from: &str, above: &[String]) -> io::Result<()> {
+    use nix::mount::{MntFlags, MsFlags, mount, umount2};
+    let open = |path: &String| {
+        std::fs::OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_CLOEXEC).open(path)
+    };
+    let kept: Vec<_> = above.iter().filter_map(|path| Some((path, open(path).ok()?))).collect();
+    let bind = MsFlags::MS_BIND | MsFlags::MS_REC;
+    mount(Some(from), "/dev", None::<&str>, bind, None::<&str>)?;
+    umount2(from, MntFlags::MNT_DETACH)?;
+    // A root that is only to be read keeps the empty folder.
+    let _ = std::fs::remove_dir(from);
+    for (path, file) in kept {
+        let source = format!("/proc/self/fd/{}", file.as_raw_fd());
+        if std::path::Path::new(path).exists() {
+            mount(Some(source.as_str()), path.as_str(), None::<&str>, bind, None::<&str>)?;
+        }
     }
     Ok(())
 }

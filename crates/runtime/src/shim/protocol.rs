@@ -127,6 +127,16 @@ pub struct ImageMount {
     pub lower: Vec<String>,
     /// Where it is mounted for the bundle to bind from.
     pub at: String,
+    /// The part of the image that is wanted; the bundle binds it from [`Self::source`].
+    #[serde(default)]
+    pub sub_path: String,
+}
+
+impl ImageMount {
+    /// Where the bundle binds from.
+    pub fn source(&self) -> String {
+        if self.sub_path.is_empty() { self.at.clone() } else { format!("{}.part", self.at) }
+    }
 }
 
 /// The last steps before `execve`, which libcontainer does not do as CRI wants them.
@@ -142,6 +152,9 @@ pub struct Finish {
     pub no_new_privileges: bool,
     /// Propagation of mount points in the container: path and `private`, `slave` or `shared`.
     pub propagation: Vec<(String, String)>,
+    /// A volume for `/dev`: where it waits, and the mounts below `/dev` that stay visible above it.
+    #[serde(default)]
+    pub late_dev: Option<(String, Vec<String>)>,
 }
 
 /// A process to add to a running container.

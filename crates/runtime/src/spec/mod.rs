@@ -234,6 +234,11 @@ pub fn build(input: &Input<'_>) -> Result<Value, Error> {
     Ok(config)
 }
 
+/// A volume for `/dev`, for the shim to put in place: where it waits, and what stays visible above it.
+pub fn late_dev(config: &ContainerConfig) -> Option<(String, Vec<String>)> {
+    mounts::late_dev(config)
+}
+
 /// Propagation of the container's mounts, for the shim to set: path and kind.
 pub fn propagation(config: &ContainerConfig) -> Vec<(String, String)> {
     mounts::propagation(config)

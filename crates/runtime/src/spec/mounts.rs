@@ -49,16 +49,17 @@ pub(super) fn build(input: &Input<'_>, context: &LinuxContainerSecurityContext) 
             return Err(Error::Mount("it has no path in the container".into()));
         }
         let source = match &wanted.image {
-            Some(_) => {
-                let base = volumes.next().ok_or_else(|| Error::Mount("its image is not there".into()))?;
-                base.join(wanted.image_sub_path.trim_start_matches('/'))
-            }
+            Some(_) => volumes.next().ok_or_else(|| Error::Mount("its image is not there".into()))?.clone(),
             None if wanted.host_path.is_empty() => {
                 return Err(Error::Mount(format!("{} has no path on the host", wanted.container_path)));
             }
             None => wanted.host_path.clone().into(),
         };
-        let at = clean(&wanted.container_path);
+        let mut at = clean(&wanted.container_path);
+        if at == "/dev" {
+            // The devices are made in a /dev of the container's own, never in somebody else's.
+            at = LATE_DEV.to_owned();
+        }
         // A volume over one of the mounts above takes its place.
         mounts.retain(|m| m["destination"] != at.as_str());
         let mut options = vec!["rbind"];
@@ -75,6 +76,18 @@ pub(super) fn build(input: &Input<'_>, context: &LinuxContainerSecurityContext) 
     asked.sort_by_key(|m| m["destination"].as_str().map_or(0, |d| Path::new(d).components().count()));
     mounts.extend(asked);
     Ok(mounts)
+}
+
+/// Where a volume for `/dev` waits until the container's own `/dev` is set up; then it takes its place.
+const LATE_DEV: &str = "/.dev-volume";
+
+/// If the container has a volume for `/dev`: where that waits, and what is below `/dev` that stays visible above it.
+pub(super) fn late_dev(config: &ContainerConfig) -> Option<(String, Vec<String>)> {
+    let all: Vec<String> = config.mounts.iter().map(|mount| clean(&mount.container_path)).collect();
+    let below = all.iter().filter(|at| at.starts_with("/dev/")).cloned();
+    let own = ["/dev/pts", "/dev/mqueue", "/dev/shm"].map(str::to_owned);
+    let own = own.into_iter().filter(|at| !all.contains(at));
+    all.iter().any(|at| at == "/dev").then(|| (LATE_DEV.to_owned(), own.chain(below).collect()))
 }
 
 fn mount(at: &str, kind: &str, source: &str, options: &[&str]) -> Value {

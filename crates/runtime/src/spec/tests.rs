@@ -75,6 +75,20 @@ fn volumes_come_in_order_of_depth_and_replace_defaults() {
 }
 
 #[test]
+fn a_volume_for_dev_waits_until_the_devices_are_made() {
+    let mount = |at: &str| Mount { container_path: at.into(), host_path: "/dev".into(), ..Mount::default() };
+    let config =
+        ContainerConfig { mounts: vec![mount("/dev/"), mount("/dev/x")], ..ContainerConfig::default() };
+    let spec = spec_of(&config).unwrap();
+    let own = spec["mounts"].as_array().unwrap().iter().find(|m| m["destination"] == "/dev").unwrap();
+    assert_eq!(own["type"], "tmpfs");
+    let (waits, above) = late_dev(&config).unwrap();
+    assert!(spec["mounts"].as_array().unwrap().iter().any(|m| m["destination"] == waits.as_str()));
+    assert_eq!(above, ["/dev/pts", "/dev/mqueue", "/dev/shm", "/dev/x"]);
+    assert_eq!(late_dev(&ContainerConfig::default()), None);
+}
+
+#[test]
 fn propagation_is_that_of_each_mount() {
     let mount = |at: &str, propagation: i32| Mount {
         container_path: at.into(),

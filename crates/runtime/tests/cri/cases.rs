@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use super::calls::*;
 use super::crashes::*;
 use super::harness::{Test, secure};
+use super::images::*;
 use super::pack::pack;
 use super::registry::Registry;
 use super::sessions::streams_reach_a_client;
@@ -60,6 +61,9 @@ cases![
     a_kill_between_any_two_steps_is_mended,
     a_kill_leaves_containers_to_be_removed,
     a_kill_during_an_import_is_mended,
+    mirrors_and_policies_are_heeded,
+    artifacts_are_mounted_as_volumes,
+    devices_and_hooks_are_added,
 ];
 
 async fn a_container_lives_and_ends(mut test: Test) {

@@ -33,7 +33,10 @@ pub fn config(root: &Path) -> RuntimeConfig {
         };
     }
     config.seccomp_dir = root.join("seccomp");
+    config.registry.config_dir = root.join("certs.d");
+    config.registry.policy = root.join("policy.json");
     config.cdi_dirs = vec![root.join("cdi")];
+    config.hooks_dirs = vec![root.join("hooks")];
     config
 }
 

@@ -8,6 +8,7 @@ mod calls;
 mod cases;
 mod crashes;
 mod harness;
+mod images;
 mod pack;
 mod registry;
 mod sessions;
