@@ -1,6 +1,6 @@
 //! What the runtime is told when it is started.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 
@@ -40,13 +40,13 @@ impl RuntimeConfig {
     pub fn new(root: impl Into<PathBuf>, state_dir: impl Into<PathBuf>) -> Self {
         let (root, state_dir) = (root.into(), state_dir.into());
         Self {
+            shim_cgroup: shim_cgroup(&root),
             socket: state_dir.join("runtime.sock"),
             root,
             state_dir,
             network: NetworkMode::None,
             registry: RegistryConfig::default(),
             cgroup_parent: "/carrack".into(),
-            shim_cgroup: "/carrack-shims".into(),
             toolbox_applets: Vec::new(),
             cdi_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
             hooks_dirs: vec![
@@ -57,6 +57,18 @@ impl RuntimeConfig {
             seccomp_dir: PathBuf::from("/var/lib/kubelet/seccomp"),
         }
     }
+}
+
+/// A cgroup for the shims of the runtime with this folder alone: another on the same machine must not take them for its own
+/// lost ones.
+fn shim_cgroup(root: &Path) -> String {
+    /// In characters; a name of a cgroup may have 255 bytes.
+    const LONGEST: usize = 50;
+    let root = std::path::absolute(root).unwrap_or_else(|_| root.to_owned());
+    let name: Vec<char> = root.to_string_lossy().trim_matches('/').chars().collect();
+    let name = &name[name.len().saturating_sub(LONGEST)..];
+    let name: String = name.iter().map(|c| if *c == '/' { '-' } else { *c }).collect();
+    format!("/carrack-shims-{name}")
 }
 
 /// How pods get addresses.

@@ -425,6 +425,7 @@ impl Node {
         if let Err(error) = sandbox.shim.ask(&kill).await {
             tracing::warn!(container = container.id, %error, "the shim cannot kill; the cgroup is killed instead");
             self.cgroups.kill(&record.cgroup);
+            self.lost_container(&container.id, &container.sandbox);
         }
         match tokio::time::timeout(KILL_WAIT, changes.wait_for(ended)).await {
             Ok(_) => Ok(()),

@@ -157,18 +157,23 @@ impl Node {
 
     /// The shim is gone: whatever it held is ended.
     pub(super) async fn lost(self: &Arc<Self>, sandbox: &Arc<Sandbox>) {
+        self.end_containers(sandbox);
+        if let Err(error) = self.take_down(sandbox).await {
+            tracing::warn!(sandbox = sandbox.id, %error, "cannot clean up after a sandbox");
+        }
+    }
+
+    fn end_containers(&self, sandbox: &Sandbox) {
         for container in self.containers_of(&sandbox.id) {
             if container.phase() == Phase::Running {
                 self.cgroups.kill(&container.record.borrow().cgroup);
                 self.lost_container(&container.id, &sandbox.id);
             }
         }
-        if let Err(error) = self.take_down(sandbox).await {
-            tracing::warn!(sandbox = sandbox.id, %error, "cannot clean up after a sandbox");
-        }
     }
 
-    fn lost_container(&self, id: &str, sandbox: &str) {
+    /// Notes the end of a container that no shim can tell of any more.
+    pub(super) fn lost_container(&self, id: &str, sandbox: &str) {
         let saved = std::fs::read(self.shim_dir(sandbox).join(format!("exit-{id}")));
         let exit = saved.ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
         self.ended(id, &exit.unwrap_or(Exit { code: LOST, at: now(), oom: false }));
@@ -244,8 +249,10 @@ async fn watch_shim(node: std::sync::Weak<Node>, sandbox: Arc<Sandbox>, mut subs
         match event {
             Ok(Event::Exit { id, exit }) => node.ended(&id, &exit),
             Err(_) => {
+                // Nothing else will tell of its containers. Who is busy with the sandbox may wait for their ends.
+                node.end_containers(&sandbox);
                 // Stopping a sandbox ends its shim too; only an end that nobody asked for is a loss.
-                let Ok(_busy) = sandbox.busy.try_lock() else { return };
+                let _busy = sandbox.busy.lock().await;
                 if sandbox.record.lock().ready {
                     tracing::warn!(sandbox = sandbox.id, "the shim has gone; its containers are ended");
                     node.lost(&sandbox).await;
