@@ -308,7 +308,7 @@ fn custom(s: &Session) {
     s.until("explain ship.spec", &["how many masts"]);
     s.ok("scale ships/a --replicas=2", &["scaled"]);
     s.ok("patch ship a --type=merge -p '{\"spec\":{\"sails\":[\"three\"]}}'", &["patched"]);
-    s.ok("edit ship a -o json", &["edited"]);
+    s.ok("edit ship a -o json", &["\"four\""]);
     s.ok("get ship.v1.fleet.example.com/a -o yaml", &["masts: 2", "four"]);
     s.check("apply --server-side -f -", &SHIP.replace("a}", "b}"), true, &["serverside-applied"]);
     s.ok("describe ship b", &["Masts"]);
@@ -317,13 +317,13 @@ fn custom(s: &Session) {
 
 fn nodes(s: &Session) {
     s.fails("cordon none", &["not found"]);
-    s.apply("apiVersion: v1\nkind: Node\nmetadata: {name: n}\n", "created");
-    s.ok("cordon n", &["cordoned"]);
-    s.ok("uncordon n", &["uncordoned"]);
-    s.ok("taint node n k=v:NoSchedule", &["tainted"]);
-    s.ok("taint node n k-", &["untainted"]);
-    s.ok("drain n --ignore-daemonsets --timeout=20s", &["n drained"]);
-    s.ok("describe node n", &["Taints"]);
+    s.apply("apiVersion: v1\nkind: Node\nmetadata: {name: nd}\n", "created");
+    s.ok("cordon nd", &["cordoned"]);
+    s.ok("uncordon nd", &["uncordoned"]);
+    s.ok("taint node nd k=v:NoSchedule", &["tainted"]);
+    s.ok("taint node nd k-", &["untainted"]);
+    s.ok("drain nd --ignore-daemonsets --timeout=20s", &["nd drained"]);
+    s.ok("describe node nd", &["Taints"]);
     s.ok("get nodes", &["SchedulingDisabled"]);
-    s.ok("delete node n", &["deleted"]);
+    s.ok("delete node nd", &["deleted"]);
 }
