@@ -17,6 +17,8 @@ type Key = (String, String, String, String);
 pub(crate) struct FakeCluster {
     objects: Mutex<BTreeMap<Key, (u64, Arc<Value>)>>,
     revision: Mutex<u64>,
+    /// Written, but in no cache until somebody asks for the newest state.
+    on_the_way: Mutex<Vec<(String, String, Value)>>,
 }
 
 impl FakeCluster {
@@ -36,6 +38,11 @@ impl FakeCluster {
         *revision += 1;
         self.objects.lock().insert(key, (*revision, Arc::clone(&object)));
         object
+    }
+
+    /// Puts an object that is seen only once somebody has asked for the newest state.
+    pub(crate) fn put_late(&self, group: &str, resource: &str, object: Value) {
+        self.on_the_way.lock().push((group.to_owned(), resource.to_owned(), object));
     }
 
     pub(crate) fn remove(&self, group: &str, resource: &str, namespace: &str, name: &str) {
@@ -78,6 +85,9 @@ impl Cluster for FakeCluster {
     }
 
     fn fresh<'a>(&'a self, _: &'a str, _: &'a str) -> BoxFuture<'a, ()> {
+        for (group, resource, object) in std::mem::take(&mut *self.on_the_way.lock()) {
+            self.put(&group, &resource, object);
+        }
         ready(()).boxed()
     }
 

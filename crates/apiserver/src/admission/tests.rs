@@ -491,6 +491,17 @@ fn ingress_classes_and_topology_labels_are_copied() {
 }
 
 #[test]
+fn a_quota_holds_from_the_moment_it_has_limits() {
+    let w = world();
+    let quota =
+        |status: Value| json!({"metadata": {"name": "q", "namespace": "ns"}, "spec": {}, "status": status});
+    w.cluster.put("", "resourcequotas", quota(json!({})));
+    w.cluster.put_late("", "resourcequotas", quota(json!({"hard": {"pods": "1"}, "used": {"pods": "1"}})));
+    let refused = w.create("/pods", pod(json!({}))).expect_err("one is used up");
+    assert!(refused.message().contains("exceeded quota: q"), "{}", refused.message());
+}
+
+#[test]
 fn quotas_are_charged_and_hold() {
     let w = world();
     let quota = |name: &str, hard: Value, used: Value, spec: Value| {

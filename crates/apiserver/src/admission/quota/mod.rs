@@ -54,10 +54,9 @@ pub(super) fn validate<'a>(
         let lock = scene.locks.of(namespace);
         let _guard = lock.lock().await;
         let mut result = Ok(());
-        for attempt in 0..TRIES {
-            if attempt > 0 {
-                scene.cluster.fresh("", "resourcequotas").await;
-            }
+        for _ in 0..TRIES {
+            // What was charged a moment ago must be seen, and a quota that has just been given its limits.
+            scene.cluster.fresh("", "resourcequotas").await;
             let quotas = scene.cluster.list("", "resourcequotas", Some(namespace)).items;
             let charged = check(&scene, charge, &quotas, object, old)?;
             if scene.request.dry_run {
