@@ -15,6 +15,7 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::api::resource::v1::ResourceClaim;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Client;
 use kube::api::{Api, PostParams};
 use serde::Serialize;
@@ -55,7 +56,7 @@ pub(crate) async fn run(context: Context) {
     this.services.synced().await;
     this.claims.synced().await;
     this.devices.synced().await;
-    let to = this.queue.clone();
+    let (to, tally) = (this.queue.clone(), this.tally.clone());
     this.quotas.on_change(move |change| {
         // Charges by admission change what is used alone, and come before their object is in any cache.
         if let Change::Applied { old: Some(old), new } = change {
@@ -65,14 +66,16 @@ pub(crate) async fn run(context: Context) {
                 return;
             }
         }
+        let gone = matches!(change, Change::Deleted(_));
+        note_limits(&tally, change.latest(), gone);
         to.add(namespace_key(&change.latest().metadata.namespace));
     });
-    replenish(&this.queue, &this.pods, |old, new| {
+    replenish(&this, &this.pods, |old, new| {
         (old.spec != new.spec && unbound(old) != unbound(new)) || is_terminal(old) != is_terminal(new)
     });
-    replenish(&this.queue, &this.services, |old, new| old.spec != new.spec);
-    replenish(&this.queue, &this.claims, |old, new| old.spec != new.spec || old.status != new.status);
-    replenish(&this.queue, &this.devices, |old, new| old.spec != new.spec);
+    replenish(&this, &this.services, |old, new| old.spec != new.spec);
+    replenish(&this, &this.claims, |old, new| old.spec != new.spec || old.status != new.status);
+    replenish(&this, &this.devices, |old, new| old.spec != new.spec);
     let queue = this.queue.clone();
     let sync = move |key: Key| {
         let this = this.clone();
@@ -92,20 +95,35 @@ fn unbound(pod: &Pod) -> Option<PodSpec> {
     Some(spec)
 }
 
+/// Notes since when a quota's limits have been enforced.
+fn note_limits(tally: &Tally, quota: &ResourceQuota, gone: bool) {
+    let meta = &quota.metadata;
+    let (Some(namespace), Some(name)) = (&meta.namespace, &meta.name) else { return };
+    let revision = meta.resource_version.as_deref().and_then(|version| version.parse().ok());
+    match revision {
+        Some(revision) if !gone => tally.limited(namespace, name, revision),
+        _ => tally.unlimited(namespace, name),
+    }
+}
+
 /// Looks at the namespace again when one of the kind goes or changes what it uses. What comes was counted by admission, and
 /// may be counted there before it is in any cache: counting anew at that moment would forget another that is on its way,
-/// and let one too many in.
+/// and let one too many in. Only what is older than the quota, but was not yet known here, is counted after all.
 fn replenish<K: Object>(
-    queue: &Arc<Queue<Key>>,
+    this: &Controller,
     informer: &Informer<K>,
     differs: impl Fn(&K, &K) -> bool + Send + Sync + 'static,
 ) {
-    let to = queue.clone();
+    let (to, tally) = (this.queue.clone(), this.tally.clone());
     informer.on_change(move |change| match change {
-        Change::Applied { old: None, .. } => {}
+        Change::Applied { old: None, new } if !is_late(&tally, new.meta()) => {}
         Change::Applied { old: Some(old), new } if !differs(old, new) => {}
         _ => to.add(namespace_key(&change.latest().meta().namespace)),
     });
+}
+
+fn is_late(tally: &Tally, meta: &ObjectMeta) -> bool {
+    tally.is_late(meta.namespace.as_deref().unwrap_or_default(), meta.resource_version.as_deref())
 }
 
 /// Adds what these objects use of the quota.

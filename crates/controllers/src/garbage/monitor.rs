@@ -162,7 +162,7 @@ async fn follow_with(
                             known.remove(uid);
                             collector.remove(uid);
                         }
-                        note_end(collector, kind, &object);
+                        note_count(collector, kind, &object);
                         collector.note_kind(kind);
                     }
                 }
@@ -186,13 +186,18 @@ async fn follow_with(
 fn apply(collector: &Collector, kind: &Arc<Kind>, known: &mut HashSet<String>, object: &Meta) {
     let look = collector.graph.lock().apply(kind, &object.metadata);
     look.into_iter().for_each(|uid| collector.queue.add(uid));
-    known.extend(object.metadata.uid.clone());
+    let meta = &object.metadata;
+    let new = meta.uid.as_ref().is_some_and(|uid| known.insert(uid.clone()));
+    let namespace = meta.namespace.as_deref().unwrap_or_default();
+    if new && collector.tally.is_late(namespace, meta.resource_version.as_deref()) {
+        note_count(collector, kind, object);
+    }
     collector.note_kind(kind);
 }
 
-/// Tells who counts that one fewer is there; admission counts what comes. What uses more than its number is followed by them
-/// themselves.
-fn note_end(collector: &Collector, kind: &Kind, object: &Meta) {
+/// Tells who counts that one fewer is there, or one that admission did not count. What uses more than its number is followed
+/// by them themselves.
+fn note_count(collector: &Collector, kind: &Kind, object: &Meta) {
     let counted = Charge::of(&kind.resource.group, &kind.resource.plural) == Charge::Count;
     if let Some(namespace) = object.metadata.namespace.as_ref().filter(|_| counted) {
         collector.changed.add(Key::new("", namespace.clone()));
