@@ -5,6 +5,7 @@
 mod cache;
 mod events;
 mod factory;
+mod follow;
 mod lease;
 mod meters;
 mod queue;
@@ -12,6 +13,7 @@ mod queue;
 pub use cache::{Change, Informer, Key, Object};
 pub use events::{EventType, Recorder, reference};
 pub use factory::Factory;
+pub use follow::follow;
 pub use lease::{LeaderElection, while_leading};
 pub use meters::{CountRequests, Counted};
 pub use queue::Queue;

@@ -10,7 +10,7 @@ use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Api;
-use kube::runtime::{WatchStreamExt, watcher};
+use kube::runtime::watcher;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -135,10 +135,8 @@ pub(crate) async fn run(
         listed: false,
     };
     let api: Api<Pod> = Api::all(context.config.client.clone());
-    let config = watcher::Config::default()
-        .fields(&format!("spec.nodeName={}", context.config.node_name))
-        .streaming_lists();
-    let mut stream = watcher(api, config).default_backoff().boxed();
+    let config = watcher::Config::default().fields(&format!("spec.nodeName={}", context.config.node_name));
+    let mut stream = informer::follow(api, config).boxed();
     let mut listed: Vec<Arc<Pod>> = Vec::new();
     let (found, mut statics) = watch::channel(StaticPods::default());
     if let Some(dir) = context.config.static_pod_dir.clone() {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Service;
-use kube::runtime::{WatchStreamExt, watcher};
+use kube::runtime::watcher;
 use kube::{Api, Client};
 use parking_lot::RwLock;
 use tokio::sync::watch;
@@ -40,8 +40,8 @@ impl Services {
         let services = Services { entries: Arc::default(), synced };
         let entries = services.entries.clone();
         tokio::spawn(async move {
-            let config = watcher::Config::default().streaming_lists();
-            let mut events = watcher(Api::<Service>::all(client), config).default_backoff().boxed();
+            let mut events =
+                informer::follow(Api::<Service>::all(client), watcher::Config::default()).boxed();
             let mut fresh = BTreeMap::new();
             loop {
                 let event = tokio::select! {

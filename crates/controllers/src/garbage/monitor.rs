@@ -9,7 +9,7 @@ use futures::{StreamExt, pin_mut};
 use informer::Key;
 use kube::Api;
 use kube::api::{DynamicObject, PartialObjectMeta};
-use kube::runtime::watcher::{self, Event, InitialListStrategy};
+use kube::runtime::watcher::{self, Event};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -17,7 +17,6 @@ use super::Collector;
 use crate::kit::discovery::{Kind, kinds};
 
 const FIRST_RETRY: Duration = Duration::from_millis(50);
-const LAST_RETRY: Duration = Duration::from_secs(30);
 /// A change of kinds is often followed by another at once.
 const SETTLE: Duration = Duration::from_millis(100);
 
@@ -100,14 +99,43 @@ async fn follow(
 ) {
     let api = Api::<Meta>::all_with(collector.client.clone(), &kind.resource);
     let mut known = HashSet::new();
-    for strategy in [InitialListStrategy::StreamingList, InitialListStrategy::ListWatch] {
-        let config = watcher::Config {
-            page_size: (strategy == InitialListStrategy::ListWatch).then_some(500),
-            initial_list_strategy: strategy,
-            ..watcher::Config::default()
+    let mut listed = HashSet::new();
+    let events = informer::follow(api, watcher::Config::default());
+    pin_mut!(events);
+    loop {
+        let event = tokio::select! {
+            event = events.next() => event,
+            () = stop.cancelled() => break,
         };
-        if !follow_with(&collector, &kind, &api, config, &synced, &mut known, &stop).await {
-            break;
+        match event {
+            Some(Ok(Event::Init)) => listed.clear(),
+            Some(Ok(Event::InitApply(object))) => {
+                listed.extend(object.metadata.uid.clone());
+                apply(&collector, &kind, &mut known, &object);
+            }
+            Some(Ok(Event::InitDone)) => {
+                for uid in known.difference(&listed).cloned().collect::<Vec<_>>() {
+                    known.remove(&uid);
+                    collector.remove(&uid);
+                }
+                collector.tally.know(&kind);
+                if !synced.send_replace(true) {
+                    collector.changed.add(Key::default());
+                }
+            }
+            Some(Ok(Event::Apply(object))) => apply(&collector, &kind, &mut known, &object),
+            Some(Ok(Event::Delete(object))) => {
+                if let Some(uid) = &object.metadata.uid {
+                    known.remove(uid);
+                    collector.remove(uid);
+                }
+                note_count(&collector, &kind, &object);
+                collector.note_kind(&kind);
+            }
+            Some(Err(error)) => {
+                tracing::debug!(kind = kind.resource.plural, %error, "watch interrupted");
+            }
+            None => break,
         }
     }
     for uid in known {
@@ -115,72 +143,6 @@ async fn follow(
     }
     collector.tally.forget(&kind);
     collector.changed.add(Key::default());
-}
-
-/// Runs until stopped (false) or until the server turns out not to stream lists (true).
-async fn follow_with(
-    collector: &Collector,
-    kind: &Arc<Kind>,
-    api: &Api<Meta>,
-    config: watcher::Config,
-    synced: &watch::Sender<bool>,
-    known: &mut HashSet<String>,
-    stop: &CancellationToken,
-) -> bool {
-    let streaming = config.initial_list_strategy == InitialListStrategy::StreamingList;
-    let events = watcher::watcher(api.clone(), config);
-    pin_mut!(events);
-    let mut listed = HashSet::new();
-    let mut wait = FIRST_RETRY;
-    loop {
-        let event = tokio::select! {
-            event = events.next() => event,
-            () = stop.cancelled() => return false,
-        };
-        match event {
-            Some(Ok(event)) => {
-                wait = FIRST_RETRY;
-                match event {
-                    Event::Init => listed.clear(),
-                    Event::InitApply(object) => {
-                        listed.extend(object.metadata.uid.clone());
-                        apply(collector, kind, known, &object);
-                    }
-                    Event::InitDone => {
-                        for uid in known.difference(&listed).cloned().collect::<Vec<_>>() {
-                            known.remove(&uid);
-                            collector.remove(&uid);
-                        }
-                        collector.tally.know(kind);
-                        if !synced.send_replace(true) {
-                            collector.changed.add(Key::default());
-                        }
-                    }
-                    Event::Apply(object) => apply(collector, kind, known, &object),
-                    Event::Delete(object) => {
-                        if let Some(uid) = &object.metadata.uid {
-                            known.remove(uid);
-                            collector.remove(uid);
-                        }
-                        note_count(collector, kind, &object);
-                        collector.note_kind(kind);
-                    }
-                }
-            }
-            Some(Err(error)) => {
-                tracing::debug!(kind = kind.resource.plural, %error, "watch interrupted");
-                if streaming && !*synced.borrow() && is_refused(&error) {
-                    return true;
-                }
-                tokio::select! {
-                    () = tokio::time::sleep(wait) => {}
-                    () = stop.cancelled() => return false,
-                }
-                wait = (wait * 2).min(LAST_RETRY);
-            }
-            None => return false,
-        }
-    }
 }
 
 fn apply(collector: &Collector, kind: &Arc<Kind>, known: &mut HashSet<String>, object: &Meta) {
@@ -202,15 +164,6 @@ fn note_count(collector: &Collector, kind: &Kind, object: &Meta) {
     if let Some(namespace) = object.metadata.namespace.as_ref().filter(|_| counted) {
         collector.changed.add(Key::new("", namespace.clone()));
     }
-}
-
-fn is_refused(error: &watcher::Error) -> bool {
-    let status = match error {
-        watcher::Error::WatchStartFailed(kube::Error::Api(status)) => status,
-        watcher::Error::WatchError(status) => status,
-        _ => return false,
-    };
-    matches!(status.code, 400 | 406 | 422 | 500 | 501)
 }
 
 impl Collector {
