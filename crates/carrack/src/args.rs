@@ -132,10 +132,17 @@ pub struct Restore {
     pub file: PathBuf,
 }
 
+/// Where a runtime that runs alone is found.
+pub const RUNTIME_SOCKET: &str = "/run/carrack/runtime.sock";
+
 #[derive(clap::Args)]
 pub struct Image {
     #[command(flatten)]
     pub data: Data,
+    /// The socket of a runtime that runs alone; without it the cluster's own in the data folder is asked, and if there is none,
+    /// the one at /run/carrack/runtime.sock
+    #[arg(long)]
+    pub socket: Option<PathBuf>,
     #[command(subcommand)]
     pub command: ImageCommand,
 }
@@ -318,7 +325,7 @@ pub struct Runtime {
     #[command(flatten)]
     pub data: Data,
     /// The socket to serve CRI on
-    #[arg(long, default_value = "/run/carrack/runtime.sock")]
+    #[arg(long, default_value = RUNTIME_SOCKET)]
     pub socket: PathBuf,
 }
 

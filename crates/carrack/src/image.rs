@@ -11,14 +11,16 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tonic::transport::Channel;
 
-use crate::args::{Image, ImageCommand};
+use crate::args::{Image, ImageCommand, RUNTIME_SOCKET};
 use crate::paths::Paths;
 
 /// Bytes of an archive sent in one message.
 const CHUNK: usize = 256 << 10;
 
 pub async fn run(args: Image) -> anyhow::Result<()> {
-    let socket = Paths::existing(&args.data.data_dir).runtime_socket();
+    let own = Paths::existing(&args.data.data_dir).runtime_socket();
+    let alone = PathBuf::from(RUNTIME_SOCKET);
+    let socket = args.socket.unwrap_or(if !own.exists() && alone.exists() { alone } else { own });
     let channel = cri::connect(&socket.to_string_lossy()).await;
     let channel = channel.context("the container runtime does not run; start it with `carrack up`")?;
     match args.command {
