@@ -30,6 +30,7 @@ pub(crate) use validation::common::is_legacy_form;
 pub use validation::control::validate_approval;
 pub use validation::core::validate_finalize;
 pub use validation::definition::{Approval, approval_state, is_protected};
+pub use validation::devices::selector_env;
 pub use validation::pod::{validate_ephemeral_containers, validate_resize};
 
 /// The kinds that have rules of their own.

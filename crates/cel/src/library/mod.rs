@@ -9,7 +9,7 @@ mod standard;
 mod strings;
 mod times;
 mod urls;
-mod versions;
+pub(crate) mod versions;
 
 pub(crate) use self::named::find_all;
 use crate::error::EvalError;

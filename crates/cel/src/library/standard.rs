@@ -396,7 +396,7 @@ fn contained<'a>(args: &[Value<'a>]) -> Result<'a> {
     match &args[1] {
         Value::List(list) => contains(list, &args[0]).map(Value::Bool),
         Value::Map(map) => match Key::of(&args[0]) {
-            Ok(key) => Ok(Value::Bool(map.get(&key).transpose()?.is_some())),
+            Ok(key) => map.has(&key).map(Value::Bool),
             Err(_) => Ok(Value::Bool(false)),
         },
         _ => Err(EvalError::no_such_overload()),

@@ -13,11 +13,7 @@ use crate::value::{Object, Value};
 
 pub(super) const FUNCTIONS: &[Def] = &[
     Def("quantity", &["string_to_quantity: (string) -> kubernetes.Quantity"], |args| {
-        let given = text(args.first())?;
-        let amount = given.parse::<Quantity>().map_err(|why| EvalError::new(why.to_string()))?;
-        // Upstream keeps a number with a fraction as such, even if there is nothing in it.
-        let whole = !given.contains('.') && !given.ends_with(['n', 'u', 'm']) && amount.is_whole();
-        Ok(Value::object(Amount { amount, whole }))
+        quantity(text(args.first())?)
     }),
     Def("isQuantity", &["is_quantity_string: (string) -> bool"], |args| {
         Ok(Value::Bool(text(args.first())?.parse::<Quantity>().is_ok()))
@@ -251,6 +247,19 @@ fn identifiers(a: &str, b: &str) -> Ordering {
         (false, true) => Ordering::Greater,
         (false, false) => a.cmp(b),
     }
+}
+
+/// An amount as a value.
+pub(crate) fn quantity<'a>(given: &str) -> Result<'a> {
+    let amount = given.parse::<Quantity>().map_err(|why| EvalError::new(why.to_string()))?;
+    // Upstream keeps a number with a fraction as such, even if there is nothing in it.
+    let whole = !given.contains('.') && !given.ends_with(['n', 'u', 'm']) && amount.is_whole();
+    Ok(Value::object(Amount { amount, whole }))
+}
+
+/// A version as a value.
+pub(crate) fn version_of<'a>(given: &str) -> Result<'a> {
+    Version::parse(given).map(Value::object).map_err(EvalError::new)
 }
 
 fn semver(args: &[Value<'_>]) -> std::result::Result<std::result::Result<Version, String>, EvalError> {

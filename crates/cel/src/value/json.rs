@@ -126,7 +126,7 @@ pub(super) fn unwrap(value: &Value<'_>) -> Result<Json, EvalError> {
             Json::Array(list.iter().map(|one| unwrap(&one?)).collect::<Result<Vec<_>, _>>()?)
         }
         Value::Map(Map::Json(entries, _)) => Json::Object((*entries).clone()),
-        Value::Map(Map::Owned(entries)) => {
+        Value::Map(Map::Owned(entries) | Map::Defaulting(entries, _)) => {
             let entry = |(key, value): (&Key<'_>, &Value<'_>)| Ok((key.to_string(), unwrap(value)?));
             Json::Object(entries.iter().map(entry).collect::<Result<_, EvalError>>()?)
         }

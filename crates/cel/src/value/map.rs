@@ -14,6 +14,8 @@ use crate::error::EvalError;
 pub enum Map<'a> {
     Owned(Arc<IndexMap<Key<'a>, Value<'a>>>),
     Json(&'a serde_json::Map<String, serde_json::Value>, Option<&'a Decl>),
+    /// Entries, and what every other key leads to (`in` does not find those).
+    Defaulting(Arc<IndexMap<Key<'a>, Value<'a>>>, Arc<Value<'a>>),
 }
 
 /// A key; numbers are equal across their kinds.
@@ -113,7 +115,7 @@ impl<'a> Map<'a> {
     /// How many entries it has.
     pub fn len(&self) -> usize {
         match self {
-            Self::Owned(entries) => entries.len(),
+            Self::Owned(entries) | Self::Defaulting(entries, _) => entries.len(),
             Self::Json(entries, _) => entries.len(),
         }
     }
@@ -130,6 +132,7 @@ impl<'a> Map<'a> {
     pub fn get(&self, key: &Key<'a>) -> Option<Result<Value<'a>, EvalError>> {
         match self {
             Self::Owned(entries) => entries.get(key).cloned().map(Ok),
+            Self::Defaulting(entries, other) => Some(Ok(entries.get(key).unwrap_or(other).clone())),
             Self::Json(entries, None) => entries.get(key.text()?).map(|one| wrap(one, None)),
             Self::Json(entries, Some(decl)) => {
                 let Some(text) = key.text() else { return Some(Err(EvalError::no_such_overload())) };
@@ -140,10 +143,21 @@ impl<'a> Map<'a> {
         }
     }
 
+    /// Whether the key is one of the map's own.
+    ///
+    /// # Errors
+    /// If the map cannot have keys of its type.
+    pub(crate) fn has(&self, key: &Key<'a>) -> Result<bool, EvalError> {
+        match self {
+            Self::Defaulting(entries, _) => Ok(entries.contains_key(key)),
+            _ => Ok(self.get(key).transpose()?.is_some()),
+        }
+    }
+
     /// The value of a JSON name, whatever the name is in expressions.
     pub(crate) fn by_name(&self, name: &str) -> Option<Result<Value<'a>, EvalError>> {
         match self {
-            Self::Owned(entries) => {
+            Self::Owned(entries) | Self::Defaulting(entries, _) => {
                 entries.iter().find(|(key, _)| key.text() == Some(name)).map(|(_, value)| Ok(value.clone()))
             }
             Self::Json(entries, decl) => {
@@ -159,7 +173,7 @@ impl<'a> Map<'a> {
     /// The keys: insertion order, or JSON's.
     pub fn keys(&self) -> Vec<Key<'a>> {
         match self {
-            Self::Owned(entries) => entries.keys().cloned().collect(),
+            Self::Owned(entries) | Self::Defaulting(entries, _) => entries.keys().cloned().collect(),
             Self::Json(entries, None) => {
                 entries.keys().map(|name| Key::String(Text::Borrowed(name))).collect()
             }
@@ -179,7 +193,7 @@ impl<'a> Map<'a> {
     /// # Errors
     /// If the key is there already.
     pub(crate) fn insert(&mut self, key: Key<'a>, value: Value<'a>) -> Result<(), EvalError> {
-        if self.get(&key).is_some() {
+        if self.has(&key)? {
             return Err(EvalError::new(format!("insert failed: key {key} already exists")));
         }
         if !matches!(self, Self::Owned(_)) {

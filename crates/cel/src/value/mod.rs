@@ -128,6 +128,27 @@ impl<'a> Value<'a> {
         Self::Map(Map::Owned(Arc::new(entries.into_iter().collect())))
     }
 
+    /// A map of these entries in which every other key leads to `other`.
+    pub fn defaulting(entries: impl IntoIterator<Item = (Key<'a>, Value<'a>)>, other: Value<'a>) -> Self {
+        Self::Map(Map::Defaulting(Arc::new(entries.into_iter().collect()), Arc::new(other)))
+    }
+
+    /// An amount, as the function `quantity` makes it.
+    ///
+    /// # Errors
+    /// If the text is none.
+    pub fn quantity(text: &str) -> Result<Self, EvalError> {
+        crate::library::versions::quantity(text)
+    }
+
+    /// A semantic version, as the function `semver` makes it.
+    ///
+    /// # Errors
+    /// If the text is none.
+    pub fn semver(text: &str) -> Result<Self, EvalError> {
+        crate::library::versions::version_of(text)
+    }
+
     pub fn object(object: impl Object) -> Self {
         Self::Object(Arc::new(object))
     }

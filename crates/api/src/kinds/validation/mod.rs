@@ -10,7 +10,7 @@ pub(crate) mod core;
 mod cron;
 mod csi;
 pub mod definition;
-mod devices;
+pub mod devices;
 mod events;
 mod job_status;
 mod network;

@@ -9,5 +9,6 @@ mod status;
 mod tests;
 
 pub(crate) use claim::{claim, claim_template, class, same_spec};
+pub use selectors::selector_env;
 pub(crate) use slice::{slice, slice_update};
 pub(crate) use status::claim_status;

@@ -25,6 +25,11 @@ static SELECTORS: LazyLock<cel::Env> = LazyLock::new(|| {
     cel::Env::new().with_bind().with_data("device", device.into())
 });
 
+/// The environment of device selectors, in which whoever allocates compiles them.
+pub fn selector_env() -> &'static cel::Env {
+    &SELECTORS
+}
+
 pub(super) fn expression(errors: &mut Errors, text: &str, path: &Path<'_>) {
     if text.len() > MAX_EXPRESSION {
         errors.too_long(path, MAX_EXPRESSION);
