@@ -91,12 +91,20 @@ impl<'a> Prepared<'a> {
         {
             return Err(Refusal::resolvable("node(s) didn't have free ports for the requested pod ports"));
         }
-        fits(&self.pod.request, info)?;
+        match &self.volumes.devices {
+            Some(devices) if devices.has_resources() => {
+                let mut request = self.pod.request.clone();
+                request.scalar.retain(|name, _| !devices.is_delegated(name, info));
+                fits(&request, info)?;
+            }
+            _ => fits(&self.pod.request, info)?,
+        }
         self.volumes.check_exclusive(info, &self.claim_users, self.pod.namespace(), self.pod.uid())?;
         self.volumes.check_count(info)?;
         self.volumes.check_reach(node)?;
         self.spread.check(self.pod, info)?;
-        self.affinity.check(self.pod, info)
+        self.affinity.check(self.pod, info)?;
+        self.volumes.devices.as_ref().map_or(Ok(()), |devices| devices.check(info))
     }
 }
 

@@ -3,6 +3,7 @@
 //!
 //! Filters, scores, weights and words are those of the reference's default profile.
 
+pub mod devices;
 mod filter;
 mod interpod;
 mod preempt;
@@ -108,11 +109,15 @@ pub fn plan(
             }
         }
     }
+    // An error in a claim is told, also where a node could do without it.
+    if let Some(reason) = volumes.devices.as_ref().and_then(|devices| devices.fault()) {
+        return Err(Unschedulable::Impossible { nodes, reason });
+    }
     match feasible.as_slice() {
         [] => Err(Unschedulable::Refused { nodes, refusals }),
         [only] => Ok(only.name().to_owned()),
         _ => {
-            let scores = score::scores(snapshot, pod, &feasible);
+            let scores = score::scores(snapshot, pod, &feasible, volumes.devices.as_deref());
             let best = scores.iter().max().copied().unwrap_or_default();
             let equals: Vec<_> = feasible
                 .iter()

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::devices::DeviceNeeds;
 use crate::selector::{node_selector_term, untolerated};
 use crate::snapshot::{NodeInfo, PodInfo, Snapshot};
 use crate::{interpod, spread};
@@ -10,7 +11,12 @@ const MOST: i64 = 100;
 const MIB: i64 = 1024 * 1024;
 
 /// One total per node, in the same order.
-pub(crate) fn scores(snapshot: &Snapshot, pod: &PodInfo, nodes: &[&Arc<NodeInfo>]) -> Vec<i64> {
+pub(crate) fn scores(
+    snapshot: &Snapshot,
+    pod: &PodInfo,
+    nodes: &[&Arc<NodeInfo>],
+    devices: Option<&DeviceNeeds>,
+) -> Vec<i64> {
     let mut totals = vec![0; nodes.len()];
     let mut add = |weight: i64, scores: Vec<i64>| {
         for (total, score) in totals.iter_mut().zip(scores) {
@@ -26,6 +32,9 @@ pub(crate) fn scores(snapshot: &Snapshot, pod: &PodInfo, nodes: &[&Arc<NodeInfo>
     add(1, each(&|node| balanced(pod, node)));
     if let Some(scores) = spread::scores(snapshot, pod, nodes) {
         add(2, scores);
+    }
+    if let Some(devices) = devices {
+        add(2, by_most(each(&|node| devices.score(node.name())), false));
     }
     add(2, by_range(interpod::preferences(snapshot, pod, nodes)));
     let all = snapshot.nodes().count();

@@ -36,6 +36,8 @@ pub struct VolumeNeeds {
     pub exclusive: BTreeSet<String>,
     /// How many volumes of drivers fit on nodes; empty if the pod has none that count.
     pub counted: Counted,
+    /// Devices that it claims; they are looked for where all else is right.
+    pub devices: Option<std::sync::Arc<crate::devices::DeviceNeeds>>,
 }
 
 /// A claim that waits for its pod.
