@@ -22,7 +22,10 @@ const LONGEST: Duration = Duration::from_secs(60);
 #[path = "cluster/custom.rs"]
 mod custom;
 
-const CLUSTER_SCOPED: [&str; 9] = [
+#[path = "cluster/devices.rs"]
+mod devices;
+
+const CLUSTER_SCOPED: [&str; 11] = [
     "CustomResourceDefinition",
     "Node",
     "Namespace",
@@ -32,6 +35,8 @@ const CLUSTER_SCOPED: [&str; 9] = [
     "VolumeAttachment",
     "ServiceCIDR",
     "IPAddress",
+    "DeviceClass",
+    "ResourceSlice",
 ];
 
 pub struct Cluster {

@@ -19,6 +19,20 @@ impl Core {
             self.bind_failed(info, &error);
             return;
         }
+        let pending = || {
+            let message = format!("waiting for binding conditions for device on node {node}");
+            self.recorder.event(
+                reference(pod.as_ref()),
+                EventType::Normal,
+                "BindingConditionsPending",
+                message,
+            );
+        };
+        if let Err(error) = self.claims.bind(&self.client, pod, pending).await {
+            self.claims.undo(&self.client, pod).await;
+            self.bind_failed(info, &error);
+            return;
+        }
         let binding = Binding {
             metadata: ObjectMeta {
                 name: Some(name.clone()),
@@ -35,14 +49,22 @@ impl Core {
         let api = Api::<Pod>::namespaced(self.client.clone(), namespace);
         let with = PostParams::default();
         match api.create_subresource::<_, Value>("binding", &name, &with, &binding).await {
-            Ok(_) => self.recorder.event(
-                reference(pod.as_ref()),
-                EventType::Normal,
-                "Scheduled",
-                format!("Successfully assigned {namespace}/{name} to {node}"),
-            ),
-            Err(kube::Error::Api(status)) if status.code == 404 => self.unassume(info),
-            Err(error) => self.bind_failed(info, &error),
+            Ok(_) => {
+                self.claims.bound(pod);
+                self.recorder.event(
+                    reference(pod.as_ref()),
+                    EventType::Normal,
+                    "Scheduled",
+                    format!("Successfully assigned {namespace}/{name} to {node}"),
+                );
+            }
+            Err(error) => {
+                self.claims.undo(&self.client, pod).await;
+                match error {
+                    kube::Error::Api(status) if status.code == 404 => self.unassume(info),
+                    error => self.bind_failed(info, &error),
+                }
+            }
         }
     }
 

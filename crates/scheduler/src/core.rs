@@ -1,11 +1,12 @@
 //! The loop: take the next pod, plan, assume it placed, and bind without waiting for the answer.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use informer::{EventType, Factory, Informer, Key, Recorder, reference};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::resource::v1::ResourceClaim;
 use kube::Client;
 use parking_lot::Mutex;
 use scheduling::{Budget, PodInfo, Preemption, Snapshot, Unschedulable, plan, preempt};
@@ -13,6 +14,7 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::claims::Claims;
 use crate::queue::PodQueue;
 use crate::volumes::Volumes;
 
@@ -25,6 +27,8 @@ pub(crate) struct State {
     pub(crate) queue: PodQueue,
     /// The node that each placed or assumed pod is on, by UID.
     pub(crate) placed: HashMap<String, String>,
+    /// Pods that are not tried before their claims are made.
+    pub(crate) awaiting: BTreeSet<Key>,
 }
 
 /// One scheduler.
@@ -34,6 +38,7 @@ pub(crate) struct Core {
     pub(crate) recorder: Recorder,
     pub(crate) pods: Arc<Informer<Pod>>,
     pub(crate) volumes: Volumes,
+    pub(crate) claims: Claims,
     budgets: Arc<Informer<PodDisruptionBudget>>,
     pub(crate) state: Mutex<State>,
     pub(crate) wake: Notify,
@@ -42,7 +47,12 @@ pub(crate) struct Core {
 /// What came of one try.
 enum Outcome {
     Placed(String),
-    Refused { message: String, preemption: Option<Preemption> },
+    Refused {
+        message: String,
+        preemption: Option<Preemption>,
+        /// A claim in the way, whose devices are to be given back.
+        give_up: Option<Arc<ResourceClaim>>,
+    },
 }
 
 impl Core {
@@ -53,6 +63,7 @@ impl Core {
             recorder,
             pods: informers.informer(),
             volumes: Volumes::new(informers),
+            claims: Claims::new(informers),
             budgets: informers.informer(),
             state: Mutex::default(),
             wake: Notify::new(),
@@ -80,7 +91,7 @@ impl Core {
             tokio::spawn(async move {
                 match outcome {
                     Outcome::Placed(node) => core.bind(&info, &node).await,
-                    Outcome::Refused { message, preemption } => {
+                    Outcome::Refused { message, preemption, give_up } => {
                         core.recorder.event(
                             reference(pod.as_ref()),
                             EventType::Warning,
@@ -88,6 +99,9 @@ impl Core {
                             message.clone(),
                         );
                         core.report_refusal(&pod, &message, preemption.as_ref()).await;
+                        if let Some(claim) = give_up {
+                            core.claims.give_up(&core.client, &claim).await;
+                        }
                         if let Some(preemption) = preemption {
                             core.evict(&pod, &preemption).await;
                         }
@@ -125,10 +139,21 @@ impl Core {
     }
 
     fn attempt(&self, key: &Key, pod: &Arc<PodInfo>, choice: u64) -> Outcome {
-        let volumes = self.volumes.needs(&pod.pod);
+        let mut volumes = self.volumes.needs(&pod.pod);
+        let mut give_up = None;
+        match self.claims.needs(pod) {
+            Ok(needs) => volumes.devices = needs.map(Arc::new),
+            Err(why) => {
+                volumes.impossible.get_or_insert(why.reason);
+                give_up = why.stale;
+            }
+        }
         let mut state = self.state.lock();
         match plan(&state.snapshot, pod, &volumes, choice) {
             Ok(node) => {
+                if let Some(devices) = &volumes.devices {
+                    self.claims.assume(&pod.pod, devices, &node);
+                }
                 state.snapshot.set_pod(&node, pod.clone());
                 state.placed.insert(pod.uid().to_owned(), node.clone());
                 state.snapshot.withdraw(pod.uid());
@@ -154,7 +179,10 @@ impl Core {
                     }
                 };
                 state.queue.refused(key, Instant::now());
-                Outcome::Refused { message, preemption }
+                if let Some(devices) = &volumes.devices {
+                    give_up = self.claims.to_give_up(&pod.pod, devices);
+                }
+                Outcome::Refused { message, preemption, give_up }
             }
         }
     }
@@ -176,6 +204,7 @@ impl Core {
 
     /// Takes back an assumption that could not be made true.
     pub(crate) fn unassume(&self, pod: &PodInfo) {
+        self.claims.forget(pod.uid());
         let mut state = self.state.lock();
         if let Some(node) = state.placed.remove(pod.uid()) {
             state.snapshot.remove_pod(&node, pod.uid());

@@ -2,6 +2,7 @@
 //! `scheduling` for a place for each waiting pod, and binds. It knows nothing of the store or of HTTP.
 
 mod bind;
+mod claims;
 mod core;
 mod queue;
 mod volumes;

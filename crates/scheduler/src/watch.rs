@@ -4,10 +4,12 @@ use std::sync::Arc;
 
 use informer::{Change, Factory, Key};
 use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim, ResourceSlice};
 use k8s_openapi::api::storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass, VolumeAttachment};
 use scheduling::PodInfo;
 use tokio::time::Instant;
 
+use crate::claims::{allocation, claims_something, is_extended, may_want_devices, uses};
 use crate::core::{Core, is_terminal};
 
 /// Registers the handlers and waits until the caches are filled.
@@ -21,6 +23,9 @@ pub(crate) async fn connect(core: &Arc<Core>, informers: &Factory) {
     let drivers = informers.informer::<CSIDriver>();
     let capacities = informers.informer::<CSIStorageCapacity>();
     let attachments = informers.informer::<VolumeAttachment>();
+    let resource_claims = informers.informer::<ResourceClaim>();
+    let slices = informers.informer::<ResourceSlice>();
+    let device_classes = informers.informer::<DeviceClass>();
 
     let to = core.clone();
     namespaces.on_change(move |change| {
@@ -44,6 +49,9 @@ pub(crate) async fn connect(core: &Arc<Core>, informers: &Factory) {
     drivers.synced().await;
     capacities.synced().await;
     attachments.synced().await;
+    resource_claims.synced().await;
+    slices.synced().await;
+    device_classes.synced().await;
     let to = core.clone();
     claims.on_change(move |change| to.volume_changed(matches!(change, Change::Deleted(_))));
     let to = core.clone();
@@ -59,6 +67,12 @@ pub(crate) async fn connect(core: &Arc<Core>, informers: &Factory) {
     let to = core.clone();
     // Only one that goes makes room.
     attachments.on_change(move |change| to.volume_changed(matches!(change, Change::Applied { .. })));
+    let to = core.clone();
+    resource_claims.on_change(move |change| to.resource_claim_changed(change));
+    let to = core.clone();
+    slices.on_change(move |_| to.inventory_changed());
+    let to = core.clone();
+    device_classes.on_change(move |_| to.inventory_changed());
     let to = core.clone();
     core.pods.on_change(move |change| to.pod_changed(change));
     core.pods.synced().await;
@@ -95,6 +109,53 @@ impl Core {
         }
     }
 
+    /// What there is to claim changed.
+    fn inventory_changed(&self) {
+        self.claims.inventory_changed();
+        let wants = |key: &Key| self.pods.get(key).is_some_and(|pod| may_want_devices(&pod));
+        self.state.lock().queue.changed(Instant::now(), wants);
+        self.wake.notify_one();
+    }
+
+    /// A claim was made, or what is allocated to it or uses it changed.
+    fn resource_claim_changed(&self, change: &Change<'_, ResourceClaim>) {
+        self.claims.seen(change);
+        let claim = change.latest();
+        let (is_new, freed, same) = match change {
+            // One for extended resources kept its pod waiting.
+            Change::Deleted(last) => (false, allocation(last).is_some() || is_extended(last), true),
+            Change::Applied { old: None, .. } => (true, false, false),
+            Change::Applied { old: Some(old), new } => {
+                (false, allocation(old).is_some() && allocation(new).is_none(), old.status == new.status)
+            }
+        };
+        if same && !freed {
+            return;
+        }
+        let mut state = self.state.lock();
+        state.queue.changed(Instant::now(), |key| {
+            self.pods
+                .get(key)
+                .is_some_and(|pod| if freed { may_want_devices(&pod) } else { uses(&pod, claim) })
+        });
+        if is_new {
+            let namespace = claim.metadata.namespace.as_deref().unwrap_or_default();
+            let mine = state.awaiting.iter().filter(|key| key.namespace == namespace).cloned();
+            let ready: Vec<Key> = mine
+                .filter(|key| self.pods.get(key).is_none_or(|pod| !self.claims.are_awaited(&pod)))
+                .collect();
+            for key in ready {
+                state.awaiting.remove(&key);
+                if let Some(pod) = self.pods.get(&key).filter(|pod| self.wants(pod)) {
+                    let priority = pod.spec.as_ref().and_then(|spec| spec.priority).unwrap_or_default();
+                    state.queue.add(key, priority);
+                }
+            }
+        }
+        drop(state);
+        self.wake.notify_one();
+    }
+
     fn pod_changed(&self, change: &Change<'_, Pod>) {
         match change {
             Change::Deleted(last) => self.pod_gone(last),
@@ -115,6 +176,7 @@ impl Core {
         let mut state = self.state.lock();
         if !self.wants(new) {
             state.queue.remove(&key);
+            state.awaiting.remove(&key);
             if new.metadata.deletion_timestamp.is_some() {
                 state.snapshot.withdraw(new.metadata.uid.as_deref().unwrap_or_default());
             }
@@ -126,6 +188,14 @@ impl Core {
         let assumed = state.placed.contains_key(new.metadata.uid.as_deref().unwrap_or_default());
         if assumed || (unchanged && state.queue.contains(&key)) {
             return;
+        }
+        if claims_something(new) {
+            if self.claims.are_awaited(new) {
+                state.queue.remove(&key);
+                state.awaiting.insert(key);
+                return;
+            }
+            state.awaiting.remove(&key);
         }
         let nominated = new.status.as_ref().and_then(|status| status.nominated_node_name.as_deref());
         if let Some(node) = nominated.filter(|node| !node.is_empty()) {
@@ -176,6 +246,7 @@ impl Core {
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();
         let mut state = self.state.lock();
         state.queue.remove(&Key::of(pod));
+        state.awaiting.remove(&Key::of(pod));
         state.snapshot.withdraw(uid);
         if let Some(node) = state.placed.remove(uid) {
             state.snapshot.remove_pod(&node, uid);

@@ -42,6 +42,10 @@ fn recorded<'a>(pod: &'a Pod, name: &str) -> Option<Option<&'a str>> {
     statuses.iter().find(|one| one.name == name).map(|one| one.resource_claim_name.as_deref())
 }
 
+fn is_allocated(claim: &ResourceClaim) -> bool {
+    claim.status.as_ref().is_some_and(|status| status.allocation.is_some())
+}
+
 /// Whether the pod will not run, or no longer.
 fn is_done(pod: &Pod) -> bool {
     is_terminal(pod) || (pod.metadata.deletion_timestamp.is_some() && node_name(pod).is_empty())
@@ -91,10 +95,15 @@ pub(crate) async fn run(context: Context) {
             }
         }
         // A pod that was put on its node by hand waits for the allocation.
-        if claim.status.as_ref().is_some_and(|status| status.allocation.is_some())
-            && let Some((key, _)) = controller_key::<Pod>(&claim.metadata)
-        {
-            to.pod_queue.add(key);
+        if is_allocated(claim) {
+            match controller_key::<Pod>(&claim.metadata) {
+                Some((key, _)) => to.pod_queue.add(key),
+                None => {
+                    if !matches!(change, Change::Applied { old: Some(old), .. } if is_allocated(old)) {
+                        to.users_changed(claim);
+                    }
+                }
+            }
         }
     });
     let to = this.clone();
@@ -123,14 +132,29 @@ pub(crate) async fn run(context: Context) {
 }
 
 impl Controller {
+    /// Looks at the placed pods that name the claim.
+    fn users_changed(&self, claim: &ResourceClaim) {
+        for pod in self.pods.in_namespace(claim.metadata.namespace.as_deref().unwrap_or_default()) {
+            let names = |one: &PodResourceClaim| one.resource_claim_name == claim.metadata.name;
+            if !node_name(&pod).is_empty() && claims_of(&pod).iter().any(names) {
+                self.pod_queue.add(Key::of(pod.as_ref()));
+            }
+        }
+    }
+
     fn pod_changed(&self, change: &Change<'_, Pod>) {
         let pod = change.latest();
-        if claims_of(pod).is_empty() {
+        // The scheduler made one for its extended resources.
+        let extended =
+            pod.status.as_ref().is_some_and(|status| status.extended_resource_claim_status.is_some());
+        if claims_of(pod).is_empty() && !extended {
             return;
         }
         let gone = matches!(change, Change::Deleted(_)) || is_done(pod);
         if !gone {
-            self.pod_queue.add(Key::of(pod.as_ref()));
+            if !claims_of(pod).is_empty() {
+                self.pod_queue.add(Key::of(pod.as_ref()));
+            }
             return;
         }
         let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
