@@ -25,6 +25,7 @@ const FORBIDDEN: &[(&str, &[&str], &str)] = &[
     ),
     ("scheduling", &["tokio", "hyper", "kube", "store"], "scheduling is pure"),
     ("topology", &["tokio", "hyper", "kube", "k8s-openapi", "store"], "topology is pure"),
+    ("tls", &["tokio", "hyper", "kube"], "tls holds configurations and connects to nothing"),
     ("ruleset", &["tokio", "hyper", "kube", "rtnetlink"], "ruleset is pure"),
     ("store", &["api", "schema", "kube", "k8s-openapi", "hyper"], "the store knows nothing of Kubernetes"),
     (

@@ -3,6 +3,7 @@
 
 use std::sync::{Arc, LazyLock};
 
+use ::tls::AnyServer;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::pem::PemObject;
@@ -79,7 +80,7 @@ pub fn client(
 fn verifier(trust: Trust<'_>) -> Result<Arc<dyn ServerCertVerifier>, TlsSetupError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let (roots, own) = match trust {
-        Trust::Nobody => return Ok(Arc::new(AnyServer(provider))),
+        Trust::Nobody => return Ok(Arc::new(AnyServer::of(provider))),
         Trust::System => (SYSTEM.clone(), Vec::new()),
         Trust::Bundle(pem) => roots(pem)?,
     };
@@ -205,43 +206,4 @@ pub fn failure(error: &std::io::Error, name: &str) -> String {
         _ => return format!("tls: {error}"),
     };
     format!("tls: failed to verify certificate: {why}")
-}
-
-/// Accepts every server; for peers whose certificates nobody vouches for.
-#[derive(Debug)]
-struct AnyServer(Arc<rustls::crypto::CryptoProvider>);
-
-impl ServerCertVerifier for AnyServer {
-    fn verify_server_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, TlsError> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, TlsError> {
-        rustls::crypto::verify_tls12_signature(message, cert, dss, &self.0.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, TlsError> {
-        rustls::crypto::verify_tls13_signature(message, cert, dss, &self.0.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
 }

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -12,8 +12,7 @@ use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject};
+use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 
 use super::Error;
@@ -51,14 +50,6 @@ impl Default for RegistryConfig {
         }
     }
 }
-
-/// Where a Linux system keeps the certificates it trusts.
-const SYSTEM_CA_FILES: &[&str] = &[
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/cert.pem",
-    "/etc/ssl/ca-bundle.pem",
-];
 
 impl RegistryConfig {
     /// The scheme for a registry.
@@ -183,46 +174,21 @@ impl RegistryConfig {
         if plain && let Some(config) = SHARED.get() {
             return Ok(config.clone());
         }
+        let fail = |reason: String| Error::Registry { host: host.to_owned(), reason };
         let mut roots = rustls::RootCertStore::empty();
-        let system = SYSTEM_CA_FILES.iter().map(PathBuf::from).find(|p| p.is_file());
-        for file in system.iter().chain(&self.ca_files).chain(&trust.ca_files) {
-            let certificates = CertificateDer::pem_file_iter(file).map_err(|e| Error::Registry {
-                host: host.to_owned(),
-                reason: format!("certificate authorities in {}: {e}", file.display()),
-            })?;
-            roots.add_parsable_certificates(certificates.flatten());
+        for file in tls::system_file().iter().chain(&self.ca_files).chain(&trust.ca_files) {
+            tls::add_authorities(&mut roots, file).map_err(|e| fail(e.to_string()))?;
         }
         if roots.is_empty() && !trust.skip_verify {
-            return Err(Error::Registry {
-                host: host.to_owned(),
-                reason: "no certificate authorities on this machine: install ca-certificates, or configure a CA file \
-                         for the registry"
+            return Err(fail(
+                "no certificate authorities on this machine: install ca-certificates, or configure a CA file \
+                 for the registry"
                     .into(),
-            });
+            ));
         }
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = rustls::ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(|e| Error::Registry { host: host.to_owned(), reason: e.to_string() })?;
-        let config = if trust.skip_verify {
-            config.dangerous().with_custom_certificate_verifier(Arc::new(AcceptAny))
-        } else {
-            config.with_root_certificates(roots)
-        };
-        let config = match &trust.client {
-            None => config.with_no_client_auth(),
-            Some((certificate, key)) => {
-                let fail = |file: &Path, reason: String| Error::Registry {
-                    host: host.to_owned(),
-                    reason: format!("client certificate {}: {reason}", file.display()),
-                };
-                let chain = CertificateDer::pem_file_iter(certificate)
-                    .and_then(Iterator::collect)
-                    .map_err(|e| fail(certificate, e.to_string()))?;
-                let private = PrivateKeyDer::from_pem_file(key).map_err(|e| fail(key, e.to_string()))?;
-                config.with_client_auth_cert(chain, private).map_err(|e| fail(certificate, e.to_string()))?
-            }
-        };
+        let servers = if trust.skip_verify { tls::Servers::Any } else { tls::Servers::Of(Arc::new(roots)) };
+        let identity = trust.client.as_ref().map(|(chain, key)| (chain.as_path(), key.as_path()));
+        let config = tls::client(&servers, identity).map_err(|e| fail(e.to_string()))?;
         let config = Arc::new(config);
         if plain {
             let _ = SHARED.set(config.clone());
@@ -239,45 +205,6 @@ impl RegistryConfig {
             .map_err(|_| fail("reading it timed out".into()))?
             .map_err(|e| fail(e.to_string()))?;
         Ok(collected.to_bytes())
-    }
-}
-
-/// For registries whose certificates are not to be checked, as their configuration says.
-#[derive(Debug)]
-struct AcceptAny;
-
-impl ServerCertVerifier for AcceptAny {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &rustls::DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &rustls::DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
-        rustls::crypto::ring::default_provider().signature_verification_algorithms.supported_schemes()
     }
 }
 
