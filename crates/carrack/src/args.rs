@@ -265,6 +265,9 @@ pub struct Controllers {
     /// PEM file of its key
     #[arg(long)]
     pub cluster_signing_key_file: Option<PathBuf>,
+    /// How long signed certificates hold, unless a request asks for less
+    #[arg(long, default_value = "8760h", value_parser = apiserver::parse_duration)]
+    pub cluster_signing_duration: Duration,
     /// PEM file of the key that signs the tokens in Secrets; these stay empty without it
     #[arg(long)]
     pub service_account_private_key_file: Option<PathBuf>,

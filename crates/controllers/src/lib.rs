@@ -43,6 +43,8 @@ pub struct Config {
     pub root_ca: String,
     /// Signs the certificates of approved requests; none if something else signs.
     pub signing: Option<Arc<pki::Authority>>,
+    /// How long signed certificates hold at most; a year unless set.
+    pub signing_duration: Option<std::time::Duration>,
     /// Signs the tokens that are kept in Secrets.
     pub account_key: Option<Arc<pki::Key>>,
     /// The ranges from which each node gets its pod addresses, one per family; none if something else gives them.

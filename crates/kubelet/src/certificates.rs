@@ -35,6 +35,8 @@ const RETRY: Duration = Duration::from_secs(10);
 struct Pair {
     chain: String,
     key: String,
+    /// When it came here; its life may begin earlier, for clocks that are slow.
+    since: Timestamp,
 }
 
 impl Pair {
@@ -43,7 +45,9 @@ impl Pair {
         let text = std::fs::read_to_string(file).ok()?;
         let at = text.find("-----BEGIN PRIVATE KEY").or_else(|| text.find("-----BEGIN EC PRIVATE KEY"))?;
         let (chain, key) = text.split_at(at);
-        Some(Pair { chain: chain.to_owned(), key: key.to_owned() })
+        let written = std::fs::metadata(file).and_then(|data| data.modified()).ok();
+        let since = written.and_then(|time| Timestamp::try_from(time).ok()).unwrap_or(Timestamp::MIN);
+        Some(Pair { chain: chain.to_owned(), key: key.to_owned(), since })
     }
 
     fn write(&self, file: &Path) -> std::io::Result<()> {
@@ -60,9 +64,11 @@ impl Pair {
         std::fs::rename(partial, file)
     }
 
-    /// When it is to be renewed: between seven and nine tenths of its life, so that not all nodes come at once.
+    /// When it is to be renewed: between seven and nine tenths of its life here, so that not all nodes come at once.
     fn renew_at(&self) -> Option<Timestamp> {
         let (from, until) = tls::lifetime(&self.chain)?;
+        // Counted from a backdated beginning, the time for a short life would be past already.
+        let from = from.max(self.since).min(until);
         let life = until.duration_since(from).as_secs_f64();
         let part = rand::random_range(0.7..0.9);
         from.checked_add(jiff::SignedDuration::from_secs_f64(life * part)).ok()
@@ -121,12 +127,13 @@ async fn request(client: &Client, wish: &Wish<'_>) -> Result<Pair, String> {
     let chain = tokio::time::timeout(PATIENCE, issued)
         .await
         .map_err(|_| format!("request {name} was not approved within {} s", PATIENCE.as_secs()))??;
-    Ok(Pair { chain, key: key.to_pem() })
+    Ok(Pair { chain, key: key.to_pem(), since: Timestamp::now() })
 }
 
-async fn insist(client: &Client, wish: &Wish<'_>) -> Pair {
+/// Asks until there is a certificate, with the client of each moment.
+async fn insist(client: impl Fn() -> Client, wish: &Wish<'_>) -> Pair {
     loop {
-        match request(client, wish).await {
+        match request(&client(), wish).await {
             Ok(pair) => return pair,
             Err(error) => tracing::warn!(signer = wish.signer, error, "cannot get a certificate yet"),
         }
@@ -208,13 +215,13 @@ pub async fn join(join: Join, shutdown: CancellationToken) -> Result<Joined, Err
         pair.write(&file)
             .map_err(|source| Error::Io { what: format!("cannot write {}", file.display()), source })
     };
+    let bootstrap = Client::try_from(join.bootstrap.clone())?;
     let pair = match Pair::read(&file).filter(Pair::is_good) {
         Some(pair) => pair,
         None => {
-            let bootstrap = Client::try_from(join.bootstrap.clone())?;
             let wish = client_wish(&join.node_name);
             let pair = tokio::select! {
-                pair = insist(&bootstrap, &wish) => pair,
+                pair = insist(|| bootstrap.clone(), &wish) => pair,
                 () = shutdown.cancelled() => return Err(Error::Config("stopped before the node had a certificate".into())),
             };
             keep(&pair)?;
@@ -231,7 +238,10 @@ pub async fn join(join: Join, shutdown: CancellationToken) -> Result<Joined, Err
             let mut pair = pair;
             loop {
                 until(pair.renew_at().unwrap_or_else(|| Timestamp::now() + RETRY)).await;
-                pair = insist(&own, &client_wish(&node)).await;
+                // A certificate that ended while nothing could be reached opens no door any more.
+                let client = || if pair.is_good() { own.clone() } else { bootstrap.clone() };
+                let fresh = insist(client, &client_wish(&node)).await;
+                pair = fresh;
                 match client_with(&base, &pair) {
                     Ok(fresh) => *current.write() = fresh,
                     Err(error) => tracing::error!(%error, "the new client certificate cannot be used"),
@@ -275,7 +285,7 @@ pub(crate) async fn serve(
                             ..pki::AltNames::default()
                         },
                     };
-                    let fresh = insist(&client, &wish).await;
+                    let fresh = insist(|| client.clone(), &wish).await;
                     if let Err(error) = fresh.write(&file) {
                         tracing::error!(%error, path = %file.display(), "cannot keep the serving certificate");
                     }
@@ -299,19 +309,16 @@ pub(crate) async fn serve(
 mod tests {
     use super::*;
 
-    fn pair(hours: i64) -> Pair {
+    fn pair(seconds: i64) -> Pair {
         let now = std::time::SystemTime::now().into();
-        let authority = pki::Authority::generate("ca", hours_of(hours + 100), now).unwrap();
+        let life = time::Duration::seconds(seconds + 360_000);
+        let authority = pki::Authority::generate("ca", life, now).unwrap();
         let key = pki::Key::generate().unwrap();
         let pem =
             pki::Request::create(&key, "system:node:n", &["system:nodes".into()], &pki::AltNames::default());
         let request = pki::Request::from_pem(&pem.unwrap()).unwrap();
-        let chain = authority.sign(&request, &["digital signature", "client auth"], hours * 3600).unwrap();
-        Pair { chain, key: key.to_pem() }
-    }
-
-    fn hours_of(hours: i64) -> time::Duration {
-        time::Duration::hours(hours)
+        let chain = authority.sign(&request, &["digital signature", "client auth"], seconds).unwrap();
+        Pair { chain, key: key.to_pem(), since: Timestamp::now() }
     }
 
     #[test]
@@ -319,7 +326,7 @@ mod tests {
         use std::os::unix::fs::PermissionsExt;
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("pki/kubelet-client-current.pem");
-        let pair = pair(10);
+        let pair = pair(36_000);
         pair.write(&file).unwrap();
         assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
         let read = Pair::read(&file).unwrap();
@@ -331,12 +338,18 @@ mod tests {
 
     #[test]
     fn renewal_comes_before_the_end() {
-        let pair = pair(100);
-        let (from, end) = tls::lifetime(&pair.chain).unwrap();
-        let life = end.duration_since(from).as_secs_f64();
-        for _ in 0..20 {
-            let part = pair.renew_at().unwrap().duration_since(from).as_secs_f64() / life;
-            assert!((0.69..0.91).contains(&part), "{part}");
-        }
+        let check = |pair: &Pair, from: Timestamp| {
+            let (_, end) = tls::lifetime(&pair.chain).unwrap();
+            let life = end.duration_since(from).as_secs_f64();
+            for _ in 0..20 {
+                let part = pair.renew_at().unwrap().duration_since(from).as_secs_f64() / life;
+                assert!((0.69..0.91).contains(&part), "{part}");
+            }
+        };
+        let long = pair(100 * 3600);
+        check(&long, tls::lifetime(&long.chain).unwrap().0);
+        // Its life begins minutes before it was made.
+        let short = pair(60);
+        check(&short, short.since);
     }
 }

@@ -25,6 +25,8 @@ pub struct Machine {
     name: String,
     folder: tempfile::TempDir,
     server: Option<Child>,
+    /// Parts that run alone.
+    parts: Vec<Child>,
 }
 
 /// What a command answered.
@@ -67,7 +69,7 @@ impl Machine {
         let inner = std::fs::read_to_string(children).expect("the keeper lives");
         let inner = inner.trim().parse().expect("the keeper has one child");
         let folder = tempfile::Builder::new().prefix("carrack-").tempdir().expect("a temporary folder");
-        Machine { keeper, inner, name, folder, server: None }
+        Machine { keeper, inner, name, folder, server: None, parts: Vec::new() }
     }
 
     /// A machine with a running cluster.
@@ -159,6 +161,14 @@ impl Machine {
         self.server = Some(child);
     }
 
+    /// Starts one part of a cluster alone; what it says goes to a file of its name in the test's folder.
+    pub fn start_part(&mut self, name: &str, args: &[&str]) {
+        let log = std::fs::File::create(self.folder.path().join(format!("{name}.log"))).expect("a file");
+        let mut command = self.command(CARRACK, &[&[name], args].concat());
+        command.stdin(Stdio::null()).stdout(log.try_clone().expect("a file")).stderr(log);
+        self.parts.push(command.spawn().expect("nsenter starts"));
+    }
+
     /// The process of the control plane.
     pub fn server_pid(&self) -> i32 {
         let server = self.server.as_ref().expect("up was started").id();
@@ -173,11 +183,19 @@ impl Machine {
         self.server.take().expect("up was started").wait().expect("our child");
     }
 
-    /// What the cluster wrote into its log, the last part of it.
+    /// What the cluster, or each part of it that runs alone, wrote into its log, the last part of it.
     pub fn log(&self) -> String {
-        let text = std::fs::read_to_string(self.data_dir().join("log/carrack.log")).unwrap_or_default();
-        let lines: Vec<&str> = text.lines().collect();
-        lines[lines.len().saturating_sub(60)..].join("\n")
+        let entries = std::fs::read_dir(self.folder.path()).into_iter().flatten().flatten();
+        let own =
+            entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == "log"));
+        let mut said = String::new();
+        for file in std::iter::once(self.data_dir().join("log/carrack.log")).chain(own) {
+            let Ok(text) = std::fs::read_to_string(&file) else { continue };
+            let lines: Vec<&str> = text.lines().collect();
+            let last = lines[lines.len().saturating_sub(60)..].join("\n");
+            let _ = writeln!(said, "{}:\n{last}", file.display());
+        }
+        said
     }
 
     /// Asks until the answer is right.
@@ -233,6 +251,10 @@ impl Drop for Machine {
         // With its first process, all of the machine's processes end, and with them its mounts and networks.
         let _ = self.keeper.kill();
         let _ = self.keeper.wait();
+        for part in &mut self.parts {
+            let _ = part.kill();
+            let _ = part.wait();
+        }
         self.remove_cgroups();
     }
 }

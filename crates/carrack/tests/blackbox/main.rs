@@ -5,6 +5,7 @@ mod configuration;
 mod csi;
 mod faults;
 mod images;
+mod joining;
 mod lifecycle;
 mod machine;
 mod network;

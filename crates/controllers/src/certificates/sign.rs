@@ -17,19 +17,27 @@ use super::{
 use crate::kit::error::found;
 use crate::kit::{Context, Result};
 
-/// Certificates live no longer than this, and no shorter than ten minutes.
+/// Certificates live no longer than this unless another duration is configured.
 const LONGEST: i64 = 365 * 24 * 3600;
+/// What a request asks for is raised to this; the configured duration may be shorter.
 const SHORTEST: i64 = 600;
+
+/// The life of a certificate in seconds: what the request asks for, within bounds.
+fn seconds(asked: Option<i32>, longest: i64) -> i64 {
+    asked.map_or(longest, |asked| i64::from(asked).max(SHORTEST).min(longest))
+}
 
 /// Runs the controller; without an authority it does nothing.
 pub(crate) async fn run(context: Context) {
     let Some(authority) = context.config.signing.clone() else { return };
+    let longest = context.config.signing_duration.map(|duration| duration.as_secs());
+    let longest = longest.and_then(|seconds| i64::try_from(seconds).ok()).unwrap_or(LONGEST);
     let requests = context.informer::<CertificateSigningRequest>();
     let queue = Queue::new();
     let to = queue.clone();
     requests.on_change(move |change| to.add(Key::of(change.latest().as_ref())));
     let client = context.client.clone();
-    let sync = move |key: Key| sync(client.clone(), requests.clone(), authority.clone(), key);
+    let sync = move |key: Key| sync(client.clone(), requests.clone(), authority.clone(), longest, key);
     context.work("csrsigning", 4, queue, sync).await;
 }
 
@@ -49,6 +57,7 @@ async fn sync(
     client: Client,
     requests: Arc<Informer<CertificateSigningRequest>>,
     authority: Arc<pki::Authority>,
+    longest: i64,
     key: Key,
 ) -> Result<Option<Duration>> {
     let Some(csr) = requests.get(&key) else { return Ok(None) };
@@ -64,7 +73,7 @@ async fn sync(
             list.push(condition("Failed", "SignerValidationFailure", why));
         }
         Some(Ok(())) => {
-            let seconds = csr.spec.expiration_seconds.map_or(LONGEST, i64::from).clamp(SHORTEST, LONGEST);
+            let seconds = seconds(csr.spec.expiration_seconds, longest);
             let wanted: Vec<&str> = csr.spec.usages.iter().flatten().map(String::as_str).collect();
             match authority.sign(&asked, &wanted, seconds) {
                 Ok(pem) => status_mut(&mut signed).certificate = Some(ByteString(pem.into_bytes())),
@@ -89,6 +98,18 @@ mod tests {
         csr.spec.signer_name = signer.to_owned();
         csr.spec.usages = Some(usages.iter().map(|u| (*u).to_owned()).collect());
         csr
+    }
+
+    #[test]
+    fn certificates_live_within_bounds() {
+        let check =
+            |asked, longest, expect| assert_eq!(seconds(asked, longest), expect, "{asked:?} {longest}");
+        check(None, LONGEST, LONGEST);
+        check(Some(3600), LONGEST, 3600);
+        check(Some(i32::MAX), LONGEST, LONGEST);
+        check(Some(1), LONGEST, SHORTEST);
+        check(Some(3600), 60, 60);
+        check(None, 60, 60);
     }
 
     #[test]
