@@ -13,9 +13,11 @@ use crate::resize::Rules;
 
 mod limits;
 mod node;
+mod quota;
 
 use limits::PodLimits;
 pub(crate) use limits::page_size;
+pub(crate) use quota::Lifted;
 
 pub(crate) const CPU_PERIOD: i64 = 100_000;
 const MIN_SHARES: i64 = 2;
@@ -31,6 +33,8 @@ pub(crate) struct Cgroups {
     /// Process ids of a pod at most.
     pids: Option<i64>,
     rules: Rules,
+    /// Pods that may use any CPU time for a moment.
+    lifts: quota::Lifts,
 }
 
 /// `cpu.shares` of a request in thousandths of a core.
@@ -138,10 +142,6 @@ impl Cgroups {
             let has = |name: &str| controllers.iter().any(|controller| controller == name);
             if has("cpu") {
                 put(&dir.join("cpu.shares"), &limits.shares.to_string());
-                if let Some(quota) = limits.quota {
-                    put(&dir.join("cpu.cfs_period_us"), &CPU_PERIOD.to_string());
-                    put(&dir.join("cpu.cfs_quota_us"), &quota.to_string());
-                }
             }
             if has("memory")
                 && let Some(memory) = limits.memory
@@ -164,13 +164,11 @@ impl Cgroups {
                 put(&dir.join("pids.max"), &pids.to_string());
             }
             set_huge_pages(&dir, "max", &limits.huge_pages);
-            if let Some(quota) = limits.quota {
-                put(&dir.join("cpu.max"), &format!("{quota} {CPU_PERIOD}"));
-            }
             if let Some(memory) = limits.memory {
                 put(&dir.join("memory.max"), &memory.to_string());
             }
         }
+        self.set_quota(&path, limits.quota);
         Ok(())
     }
 
@@ -193,19 +191,15 @@ impl Cgroups {
         for (mount, controllers) in &self.legacy {
             let dir = mount.join(&path);
             let has = |name: &str| controllers.iter().any(|controller| controller == name);
-            if has("cpu") {
-                raise(&dir.join("cpu.cfs_quota_us"), limits.quota, "-1", &plain);
-            }
             if has("memory") {
                 raise(&dir.join("memory.limit_in_bytes"), limits.memory, "-1", &plain);
             }
         }
         if let Some(mount) = &self.unified {
             let dir = mount.join(&path);
-            let quota = |value: i64| format!("{value} {CPU_PERIOD}");
-            raise(&dir.join("cpu.max"), limits.quota, &format!("max {CPU_PERIOD}"), &quota);
             raise(&dir.join("memory.max"), limits.memory, "max", &plain);
         }
+        self.raise_quota(&path, limits.quota);
         Ok(())
     }
 
@@ -275,6 +269,7 @@ fn parse(table: &str) -> Cgroups {
         root: String::new(),
         pids: None,
         rules: Rules::default(),
+        lifts: quota::Lifts::default(),
     };
     for line in table.lines() {
         let Some((left, right)) = line.split_once(" - ") else { continue };
@@ -368,6 +363,7 @@ mod tests {
             root: String::new(),
             pids: Some(50),
             rules: Rules::default(),
+            lifts: quota::Lifts::default(),
         }
     }
 

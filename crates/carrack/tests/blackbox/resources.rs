@@ -82,6 +82,32 @@ fn settings_hold_and_wrong_ones_are_named() {
 }
 
 #[test]
+fn a_pods_own_limit_of_cpu_time_binds_once_its_containers_run() {
+    let mut machine = Machine::up();
+    let limit = "resources: {limits: {cpu: 50m}, requests: {cpu: 10m}}";
+    machine.apply(&pod("slow", "sleep 100000", "{}", limit)).ok();
+    machine.wait_for("pod/slow", "{.status.phase}", "Running");
+    let uid = machine.kubectl(&["get", "pod", "slow", "-o", "jsonpath={.metadata.uid}"]).ok();
+    // In version 1, in version 2.
+    let files =
+        format!("$(find /sys/fs/cgroup -path '*pod{uid}/cpu.cfs_quota_us' -o -path '*pod{uid}/cpu.max')");
+    let bound = |machine: &Machine| {
+        machine.eventually("the pod's quota", "sh", &["-c", &format!("cat {files}")], |answer| {
+            let mut lines = answer.out.lines();
+            let first = lines.next();
+            first.into_iter().chain(lines).all(|line| matches!(line, "5000" | "5000 100000"))
+                && first.is_some()
+        });
+    };
+    bound(&machine);
+    // A kubelet that was killed while the quota was lifted puts it in force when it comes again.
+    machine.stop(nix::sys::signal::Signal::SIGKILL);
+    machine.run("sh", &["-c", &format!("for f in {files}; do echo -1 > $f || echo max > $f; done")]);
+    machine.start();
+    bound(&machine);
+}
+
+#[test]
 fn whole_processors_are_given_to_one_pod_alone() {
     let mut machine = with_settings("cpuManagerPolicy: static\nreservedSystemCPUs: '0'\n");
     let show = "while true; do grep Cpus_allowed_list /proc/self/status; sleep 0.2; done";
