@@ -60,6 +60,8 @@ pub(crate) struct Context {
     pub devices: Arc<Devices>,
     /// Bytes of memory of the machine.
     pub memory: i64,
+    /// When this process began.
+    pub started: jiff::Timestamp,
 }
 
 pub(crate) type Shared = Arc<Context>;

@@ -131,6 +131,7 @@ pub async fn run(config: KubeletConfig, shutdown: CancellationToken) -> Result<(
         rules: resize::Rules::of(&config.settings),
         pinning: pinning::Pinning::new(&config)?,
         devices: Arc::new(devices::Devices::new(&config.root_dir)),
+        started: jiff::Timestamp::now(),
         memory: i64::try_from(node::capacity::memory()).unwrap_or(i64::MAX),
         config,
     });

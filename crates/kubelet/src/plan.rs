@@ -131,6 +131,12 @@ pub(crate) fn plan(inputs: &Inputs<'_>) -> Plan {
         let Some(status) = running else {
             if podutil::should_restart(container, pod, view) {
                 kept += 1;
+                let unknown = |status: &&ContainerStatus| status.state() == ContainerState::ContainerUnknown;
+                if let Some(status) = view.container(&container.name).filter(unknown) {
+                    // It may run after all, and must not run twice.
+                    let message = "Container is in unknown state, try killing it before restart".to_owned();
+                    kill(inputs, &mut plan, status, KillReason::Unknown, message);
+                }
                 start(inputs, &mut plan, container, Kind::Regular);
             }
             continue;

@@ -9,12 +9,16 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::context::Shared;
+use crate::env;
 use crate::events;
-use crate::handler::{self, Answer};
+use crate::handler::{self, Answer, Outcome};
 use crate::metrics::{PROBE_DURATION, PROBES};
 use crate::podutil;
 
 mod grpc;
+
+/// How often a probe is tried that cannot be carried out.
+const TRIES: usize = 3;
 
 /// What a probe decides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -100,19 +104,21 @@ async fn run(target: Target, kind: Kind, probe: Probe, initial: Option<bool>, re
     let due = target.started_at + jiff::SignedDuration::from_secs(delay);
     let wait = Duration::try_from(due.duration_since(Timestamp::now())).unwrap_or_default();
     tokio::time::sleep(wait).await;
+    let up = Timestamp::now().duration_since(target.context.started);
+    tokio::time::sleep(head_start(target.started_at < target.context.started, up, period)).await;
     let mut timer = tokio::time::interval(period);
     timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         timer.tick().await;
         let begun = std::time::Instant::now();
-        let answer = once(&target, &probe, timeout).await;
-        note(&target, kind, answer.good, begun.elapsed());
-        if !answer.good {
-            let object = events::container(&target.pod, target.role, &target.container.name);
-            let message = format!("{} probe failed: {}", kind.word(), answer.output);
-            target.context.recorder.warning(object, "Unhealthy", message);
+        let answer = carry_out(&target, &probe, timeout).await;
+        tell(&target, kind, &answer);
+        if answer.outcome == Outcome::Errored {
+            // It says nothing about the container.
+            continue;
         }
-        let Some(good) = thresholds.note(answer.good) else { continue };
+        note(&target, kind, answer.is_good(), begun.elapsed());
+        let Some(good) = thresholds.note(answer.is_good()) else { continue };
         let report = Report { container_id: target.container_id.clone(), kind, good };
         if reports.send(report).await.is_err() {
             return;
@@ -128,6 +134,38 @@ async fn run(target: Target, kind: Kind, probe: Probe, initial: Option<bool>, re
     }
 }
 
+/// How long a probe waits of a container that a kubelet finds when it starts, so that not all are probed at once.
+fn head_start(found: bool, up: jiff::SignedDuration, period: Duration) -> Duration {
+    let fresh = Duration::try_from(up).is_ok_and(|up| up < period);
+    if found && fresh { period.mul_f64(rand::random_range(0.0..1.0)) } else { Duration::ZERO }
+}
+
+/// Tries a probe until it is carried out, a few times.
+async fn carry_out(target: &Target, probe: &Probe, timeout: Duration) -> Answer {
+    let mut answer = once(target, probe, timeout).await;
+    for _ in 1..TRIES {
+        if answer.outcome != Outcome::Errored {
+            break;
+        }
+        answer = once(target, probe, timeout).await;
+    }
+    answer
+}
+
+fn tell(target: &Target, kind: Kind, answer: &Answer) {
+    let (word, output) = (kind.word(), &answer.output);
+    let (reason, message) = match answer.outcome {
+        Outcome::Good => return,
+        Outcome::Warned => ("ProbeWarning", format!("{word} probe warning: {output}")),
+        Outcome::Bad => ("Unhealthy", format!("{word} probe failed: {output}")),
+        Outcome::Errored => {
+            ("Unhealthy", format!("{word} probe errored and resulted in unknown state: {output}"))
+        }
+    };
+    let object = events::container(&target.pod, target.role, &target.container.name);
+    target.context.recorder.warning(object, reason, message);
+}
+
 fn note(target: &Target, kind: Kind, good: bool, time: Duration) {
     let place = [
         ("container", target.container.name.as_str()),
@@ -135,7 +173,10 @@ fn note(target: &Target, kind: Kind, good: bool, time: Duration) {
         ("pod", podutil::name(&target.pod)),
     ];
     let metrics = &target.context.metrics;
-    metrics.took(PROBE_DURATION, &[&place[..], &[("probe_type", kind.word())]].concat(), time);
+    // Upstream measures what succeeds.
+    if good {
+        metrics.took(PROBE_DURATION, &[&place[..], &[("probe_type", kind.word())]].concat(), time);
+    }
     let result = if good { "successful" } else { "failed" };
     let more = [("pod_uid", podutil::uid(&target.pod)), ("probe_type", kind.word()), ("result", result)];
     metrics.count(PROBES, &[&place[..], &more].concat());
@@ -184,29 +225,58 @@ impl Thresholds {
 async fn once(target: &Target, probe: &Probe, timeout: Duration) -> Answer {
     let container = &target.container;
     if let Some(action) = &probe.exec {
-        let command = action.command.as_deref().unwrap_or_default();
-        return handler::exec(&target.context.cri, &target.container_id, command, timeout).await;
+        let command = command(action.command.as_deref().unwrap_or_default(), container);
+        return handler::exec(&target.context.cri, &target.container_id, &command, timeout).await;
     }
     if let Some(action) = &probe.http_get {
-        return handler::http_get(action, container, &target.ip, "kube-probe/1.36", timeout).await;
+        return handler::http::probe(action, container, &target.ip, timeout).await;
     }
     if let Some(action) = &probe.tcp_socket {
         let host = action.host.as_deref().filter(|host| !host.is_empty()).unwrap_or(&target.ip);
         return match handler::port(&action.port, container) {
             Ok(port) => handler::tcp(host, port, timeout).await,
-            Err(error) => Answer::no(error),
+            Err(error) => Answer::errored(error),
         };
     }
     if let Some(action) = &probe.grpc {
         let service = action.service.as_deref().unwrap_or_default();
         return grpc::check(&target.ip, action.port, service, timeout).await;
     }
-    Answer::no("missing probe handler")
+    Answer::errored("missing probe handler")
+}
+
+/// The command of an exec probe: references to variables that the container has by value are replaced.
+fn command(command: &[String], container: &Container) -> Vec<String> {
+    let lookup = |name: &str| {
+        // The last one of a name is what the container has.
+        let found = container.env.iter().flatten().rfind(|variable| variable.name == name)?;
+        Some(found.value.clone().unwrap_or_default())
+    };
+    command.iter().map(|part| env::expand(part, lookup)).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_what_a_fresh_kubelet_finds_is_spread() {
+        let up = jiff::SignedDuration::from_secs;
+        let period = Duration::from_secs(10);
+        assert_eq!(head_start(false, up(1), period), Duration::ZERO);
+        assert_eq!(head_start(true, up(11), period), Duration::ZERO);
+        assert!((0..20).all(|_| head_start(true, up(1), period) < period));
+    }
+
+    #[test]
+    fn commands_see_plain_variables() {
+        let env =
+            serde_json::json!([{"name": "A", "value": "1"}, {"name": "A", "value": "2"}, {"name": "B"}]);
+        let container = serde_json::json!({"name": "c", "env": env});
+        let container: Container = serde_json::from_value(container).expect("a container");
+        let given = ["$(A)".to_owned(), "-$(B)-$(C)-$$(A)".to_owned()];
+        assert_eq!(command(&given, &container), ["2", "--$(C)-$(A)"]);
+    }
 
     #[test]
     fn thresholds_decide() {

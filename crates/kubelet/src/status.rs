@@ -327,6 +327,8 @@ fn convert(
         state = ContainerState { terminated: Some(lost(message)), ..ContainerState::default() };
         restart_count = old.restart_count + 1;
     }
+    // Told where the pod chose one, as upstream does behind its gate.
+    let chosen = spec.lifecycle.as_ref().and_then(|lifecycle| lifecycle.stop_signal.as_ref());
     let image = container.image.as_ref().map(|image| {
         if image.user_specified_image.is_empty() {
             image.image.clone()
@@ -340,6 +342,7 @@ fn convert(
             .filter(|image| !image.is_empty() && !image.starts_with("sha256:"))
             .or_else(|| spec.image.clone())
             .unwrap_or_default(),
+        stop_signal: chosen.map(|_| container.stop_signal().as_str_name().to_owned()),
         image_id: container.image_ref.clone(),
         container_id: Some(container_id(container)),
         restart_count: restart_count.max(old.map_or(0, |old| {

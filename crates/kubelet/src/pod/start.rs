@@ -3,14 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use cri::v1::{
-    CreateContainerRequest, PodSandboxStatus, RunPodSandboxRequest, StartContainerRequest,
-    StopContainerRequest,
-};
+use cri::v1::{CreateContainerRequest, PodSandboxStatus, RunPodSandboxRequest, StartContainerRequest};
 use k8s_openapi::api::core::v1::{Container, Pod};
 use tonic::Status;
 
 use super::kill;
+use crate::cgroups::Lifted;
 use crate::container::Recipe;
 use crate::context::{Context, Shared};
 use crate::events;
@@ -42,6 +40,8 @@ pub(super) async fn sandbox(context: &Context, pod: &Pod, attempt: u32) -> Resul
     let runtime_handler = features::handler(context, pod).await?;
     features::check(context, pod, &runtime_handler).await?;
     context.users.give(pod).map_err(|error| error.to_string())?;
+    // Nothing runs in the pod yet, and its first container is made with the quota lifted as well.
+    let lifted = context.cgroups.as_ref().and_then(|cgroups| cgroups.lift(pod));
     if let Some(cgroups) = &context.cgroups {
         cgroups.ensure(pod).map_err(|error| format!("cannot make the pod's cgroup: {error}"))?;
     }
@@ -59,7 +59,7 @@ pub(super) async fn sandbox(context: &Context, pod: &Pod, attempt: u32) -> Resul
     let handler = [("runtime_handler", runtime_handler.as_str())];
     let begun = std::time::Instant::now();
     let request = RunPodSandboxRequest { config: Some(config), runtime_handler: runtime_handler.clone() };
-    let response = context.cri.runtime().run_pod_sandbox(request).await;
+    let response = unhindered(context.cri.runtime().run_pod_sandbox(request), lifted).await;
     metrics.took(SANDBOX_DURATION, &handler, begun.elapsed());
     metrics.count(STARTED_PODS, &[]);
     if let Err(status) = &response {
@@ -67,6 +67,19 @@ pub(super) async fn sandbox(context: &Context, pod: &Pod, attempt: u32) -> Resul
         metrics.count(STARTED_PODS_ERRORS, &[("code", &format!("{:?}", status.code()))]);
     }
     response.map(|response| response.into_inner().pod_sandbox_id).map_err(text)
+}
+
+/// How long a pod's quota may stay lifted at most.
+const MOST_LIFTED: Duration = Duration::from_secs(2);
+
+/// Does something for which the pod's quota is lifted; where it takes long, the quota comes back before its end.
+async fn unhindered<T>(action: impl Future<Output = T>, lifted: Option<Lifted>) -> T {
+    let mut action = std::pin::pin!(action);
+    tokio::select! {
+        done = &mut action => return done,
+        () = tokio::time::sleep(MOST_LIFTED) => drop(lifted),
+    }
+    action.await
 }
 
 fn text(status: Status) -> String {
@@ -137,21 +150,30 @@ impl Order {
         let id =
             created.map_err(|status| fail("CreateContainerError", text(status)))?.into_inner().container_id;
         context.recorder.normal(object(), "Created", "Container created");
-        let started = runtime.start_container(StartContainerRequest { container_id: id.clone() }).await;
+        let lifted = context.cgroups.as_ref().and_then(|cgroups| cgroups.lift(pod));
+        let starting = runtime.start_container(StartContainerRequest { container_id: id.clone() });
+        let started = unhindered(starting, lifted).await;
         started.inspect_err(failing).map_err(|status| fail("RunContainerError", text(status)))?;
         context.recorder.normal(object(), "Started", "Container started");
         let hook = container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.post_start.as_ref());
         if let Some(hook) = hook {
             let ip = self.ips.first().map_or("", String::as_str);
-            let answer = kill::hook(context, hook, container, &id, ip, Duration::from_secs(3600)).await;
-            if !answer.good {
+            let hook = kill::Hook { context, pod, container, id: &id, ip, hook };
+            if let Err(error) = hook.run().await {
                 context.recorder.warning(object(), "FailedPostStartHook", "PostStartHook failed");
                 let grace = spec(pod).termination_grace_period_seconds.unwrap_or(30);
-                context.recorder.normal(object(), "Killing", "FailedPostStartHook");
+                let order = kill::Order {
+                    context: context.clone(),
+                    pod: pod.clone(),
+                    container: Some(container.clone()),
+                    kind: start.kind,
+                    id: id.clone(),
+                    ip: ip.to_owned(),
+                    message: "FailedPostStartHook".to_owned(),
+                };
                 // Whether it stops or not, the container's state is read again after this.
-                let _ =
-                    runtime.stop_container(StopContainerRequest { container_id: id, timeout: grace }).await;
-                return Err(failed("PostStartHookError", format!("PostStartHook failed: {}", answer.output)));
+                order.carry_out(grace).await;
+                return Err(failed("PostStartHookError", error));
             }
         }
         Ok(())

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tonic::client::Grpc;
 use tonic::codegen::http::uri::PathAndQuery;
-use tonic::transport::Endpoint;
+use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request};
 use tonic_prost::ProstCodec;
 
@@ -27,24 +27,30 @@ struct CheckResponse {
 pub(super) async fn check(ip: &str, port: i32, service: &str, timeout: Duration) -> Answer {
     let host = if ip.contains(':') { format!("[{ip}]") } else { ip.to_owned() };
     let target = format!("{host}:{port}");
-    match tokio::time::timeout(timeout, ask(&target, service)).await {
+    let until = tokio::time::Instant::now() + timeout;
+    let channel = match tokio::time::timeout_at(until, connect(&target)).await {
+        Ok(Ok(channel)) => channel,
+        Ok(Err(error)) => {
+            return Answer::no(format!("error: failed to connect service at {target:?}: {error}"));
+        }
+        Err(_) => {
+            return Answer::no(format!(
+                "timeout: failed to connect service {target:?} within {}s: context deadline exceeded",
+                timeout.as_secs()
+            ));
+        }
+    };
+    match tokio::time::timeout_at(until, ask(channel, service)).await {
         Ok(answer) => answer,
-        Err(_) => Answer::no(format!(
-            "timeout: failed to connect service {target:?} within {}s: context deadline exceeded",
-            timeout.as_secs()
-        )),
+        Err(_) => Answer::no(format!("timeout: health rpc did not complete within {}s", timeout.as_secs())),
     }
 }
 
-async fn ask(target: &str, service: &str) -> Answer {
-    let endpoint = match Endpoint::from_shared(format!("http://{target}")) {
-        Ok(endpoint) => endpoint,
-        Err(error) => return Answer::no(error.to_string()),
-    };
-    let channel = match endpoint.connect().await {
-        Ok(channel) => channel,
-        Err(error) => return Answer::no(format!("error: failed to connect service at {target:?}: {error}")),
-    };
+async fn connect(target: &str) -> Result<Channel, tonic::transport::Error> {
+    Endpoint::from_shared(format!("http://{target}"))?.user_agent("kube-probe/1.36")?.connect().await
+}
+
+async fn ask(channel: Channel, service: &str) -> Answer {
     let mut client = Grpc::new(channel);
     if let Err(error) = client.ready().await {
         return Answer::no(error.to_string());
@@ -66,6 +72,10 @@ async fn ask(target: &str, service: &str) -> Answer {
             "error: this server does not implement the grpc health protocol (grpc.health.v1.Health): {}",
             status.message()
         )),
-        Err(status) => Answer::no(format!("error: health rpc probe failed: {}", status.message())),
+        Err(status) => Answer::no(format!(
+            "error: health rpc probe failed: rpc error: code = {:?} desc = {}",
+            status.code(),
+            status.message()
+        )),
     }
 }
