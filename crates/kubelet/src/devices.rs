@@ -65,6 +65,23 @@ struct State {
     generation: u64,
 }
 
+impl State {
+    /// What a container was given, by resource.
+    fn given_to(&self, uid: &str, container: &str) -> impl Iterator<Item = (&String, &Given)> {
+        self.given.get(uid).and_then(|containers| containers.get(container)).into_iter().flatten()
+    }
+
+    /// The resource, unless its plug-in has come again since.
+    fn current(&mut self, name: &str, generation: u64) -> Option<&mut Resource> {
+        self.resources.get_mut(name).filter(|one| one.generation == generation)
+    }
+
+    fn save(&self, folder: &Path) {
+        let names: Vec<String> = self.resources.keys().cloned().collect();
+        checkpoint::write(folder, &self.given, &names);
+    }
+}
+
 /// Why a container gets no devices.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DeviceError {
@@ -176,16 +193,13 @@ impl Devices {
     /// The plug-in says what there is now.
     fn update(&self, name: &str, generation: u64, devices: BTreeMap<String, Device>) {
         let mut state = self.state.lock();
-        let Some(resource) = state.resources.get_mut(name).filter(|one| one.generation == generation) else {
-            return;
-        };
+        let Some(resource) = state.current(name, generation) else { return };
         if resource.devices == devices {
             return;
         }
         let before = std::mem::replace(&mut resource.devices, devices);
         self.note_health(&state, name, &before);
-        let names: Vec<String> = state.resources.keys().cloned().collect();
-        checkpoint::write(&self.folder, &state.given, &names);
+        state.save(&self.folder);
         drop(state);
         self.tell();
     }
@@ -193,9 +207,7 @@ impl Devices {
     /// The plug-in of that generation is gone: its devices are nobody's to give.
     fn lose(&self, name: &str, generation: u64) {
         let mut state = self.state.lock();
-        let Some(resource) = state.resources.get_mut(name).filter(|one| one.generation == generation) else {
-            return;
-        };
+        let Some(resource) = state.current(name, generation) else { return };
         resource.plugin = None;
         resource.gone = Some(Instant::now());
         let before = resource.devices.clone();
@@ -222,8 +234,7 @@ impl Devices {
     pub(crate) fn equipment(&self, uid: &str, container: &str) -> Equipment {
         let state = self.state.lock();
         let mut all = Equipment::default();
-        let given = state.given.get(uid).and_then(|containers| containers.get(container));
-        for one in given.into_iter().flat_map(BTreeMap::values) {
+        for (_, one) in state.given_to(uid, container) {
             let answer = &one.answer;
             all.envs.extend(answer.envs.iter().map(|(key, value)| (key.clone(), value.clone())));
             let mounts = answer.mounts.iter();
@@ -246,10 +257,8 @@ impl Devices {
     pub(crate) async fn before_start(&self, uid: &str, container: &str) -> Result<(), DeviceError> {
         let calls: Vec<(String, DevicePluginClient<Channel>, Vec<String>)> = {
             let state = self.state.lock();
-            let given = state.given.get(uid).and_then(|containers| containers.get(container));
-            given
-                .into_iter()
-                .flatten()
+            state
+                .given_to(uid, container)
                 .filter_map(|(name, given)| {
                     let resource = state.resources.get(name)?;
                     let plugin = resource.plugin.clone().filter(|_| resource.options.pre_start_required)?;
@@ -271,10 +280,8 @@ impl Devices {
     /// What the container has, by resource, with the NUMA nodes of its devices.
     pub(crate) fn of(&self, uid: &str, container: &str) -> Vec<(String, Vec<String>, NodeSet)> {
         let state = self.state.lock();
-        let given = state.given.get(uid).and_then(|containers| containers.get(container));
-        given
-            .into_iter()
-            .flatten()
+        state
+            .given_to(uid, container)
             .map(|(name, given)| {
                 let known = state.resources.get(name).map(|resource| &resource.devices);
                 let nodes = given.ids.iter().filter_map(|id| known?.get(id)).flat_map(|device| &device.nodes);
@@ -298,10 +305,8 @@ impl Devices {
     /// The health of the container's devices, as its status shows it.
     pub(crate) fn health(&self, uid: &str, container: &str) -> Vec<ResourceStatus> {
         let state = self.state.lock();
-        let given = state.given.get(uid).and_then(|containers| containers.get(container));
-        given
-            .into_iter()
-            .flatten()
+        state
+            .given_to(uid, container)
             .map(|(name, given)| {
                 let resource = state.resources.get(name);
                 let health = |id: &String| {
@@ -327,8 +332,7 @@ impl Devices {
         let mut state = self.state.lock();
         state.reusable.remove(uid);
         if state.given.remove(uid).is_some() {
-            let names: Vec<String> = state.resources.keys().cloned().collect();
-            checkpoint::write(&self.folder, &state.given, &names);
+            state.save(&self.folder);
         }
     }
 

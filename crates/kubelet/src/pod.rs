@@ -16,15 +16,15 @@ use crate::backoff::Backoffs;
 use crate::context::Shared;
 use crate::events;
 use crate::objects::Held;
-use crate::plan::{self, KillReason, Probed, Start};
+use crate::plan::{self, Probed, Start};
 use crate::podutil::{self, spec};
 use crate::probe::{self, Report};
 use crate::runtime::PodView;
-use crate::static_pods;
 use crate::status::{self, Verdict, Waiting};
 use crate::volumes::Mounted;
 
 mod api;
+mod ending;
 mod inbox;
 mod kill;
 mod last_words;
@@ -216,6 +216,9 @@ impl Worker {
     /// Runs until nothing of the pod is left.
     pub(crate) async fn run(mut self) {
         self.ask();
+        if let Some(cgroups) = self.context.cgroups.as_ref().filter(|_| !self.sandboxes.is_empty()) {
+            cgroups.bound(&self.pod);
+        }
         if self.arriving {
             let context = self.context.clone();
             if let Some(verdict) = context.pinning.admit(&context, &self.pod).await {
@@ -532,88 +535,6 @@ impl Worker {
             Done::Start(start, result)
         });
         self.starting.insert(name, task);
-    }
-
-    fn kill(&mut self, kill: plan::Kill) {
-        let Some((container, kind)) = podutil::container(&self.pod, &kill.name) else { return };
-        let default = spec(&self.pod).termination_grace_period_seconds.unwrap_or(30);
-        let own = match kill.reason {
-            KillReason::Liveness => container.liveness_probe.as_ref(),
-            KillReason::Startup => container.startup_probe.as_ref(),
-            _ => None,
-        };
-        let grace = own.and_then(|probe| probe.termination_grace_period_seconds).unwrap_or(default);
-        let order = kill::Order {
-            context: self.context.clone(),
-            pod: self.pod.clone(),
-            container: Some(container),
-            kind,
-            id: kill.id,
-            ip: self.view.ips().into_iter().next().unwrap_or_default(),
-            message: kill.message,
-        };
-        let name = kill.name;
-        self.spawn(&name.clone(), async move {
-            order.carry_out(grace).await;
-            Done::Kill(name)
-        });
-    }
-
-    /// Seconds that the pod's containers have to end by themselves.
-    fn grace(&self) -> i64 {
-        let wanted = spec(&self.pod).termination_grace_period_seconds.unwrap_or(30);
-        let grace = if podutil::deleting(&self.pod) {
-            self.pod.metadata.deletion_grace_period_seconds.unwrap_or(wanted)
-        } else if let Some(grace) = self.evicted {
-            grace
-        } else if self.removed && !static_pods::is_static(&self.pod) {
-            1
-        } else {
-            wanted
-        };
-        grace.max(1)
-    }
-
-    fn terminate(&mut self) {
-        let starting = self.busy.iter().any(|key| key == SANDBOX || !key.starts_with('/'));
-        let quiet = !self.view.any_running() && !self.view.sandbox_ready();
-        if quiet && !starting && !self.busy.contains(POD) {
-            self.stage = Stage::Cleaning;
-            self.inbox.set_quiet();
-            return;
-        }
-        let grace = self.grace();
-        if let Some((under_way, task)) = &self.killing {
-            // A shorter grace replaces the stop under way; a longer one does not.
-            if self.busy.contains(POD) && grace >= *under_way {
-                return;
-            }
-            task.abort();
-            self.busy.remove(POD);
-        }
-        if starting && !self.view.any_running() && !self.view.sandbox_ready() || self.blocked(POD) {
-            return;
-        }
-        self.stop_all(grace);
-    }
-
-    fn stop_all(&mut self, grace: i64) {
-        let (context, pod, view) = (self.context.clone(), self.pod.clone(), self.view.clone());
-        let task = self.spawn(POD, async move { Done::KillPod(kill::pod(context, pod, view, grace).await) });
-        self.killing = Some((grace, task));
-    }
-
-    fn clean(&mut self) {
-        let (context, pod) = (self.context.clone(), self.pod.clone());
-        let running = self.busy.contains(VOLUMES);
-        if running {
-            return;
-        }
-        self.mounted = None;
-        self.context.allocations.release(podutil::uid(&self.pod));
-        self.context.pinning.release(&self.pod);
-        self.context.devices.release(podutil::uid(&self.pod));
-        self.spawn(CLEAN, async move { Done::Clean(api::clean(&context, &pod).await) });
     }
 }
 

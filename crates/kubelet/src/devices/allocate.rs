@@ -10,9 +10,7 @@ use plugins::device::{
 };
 use topology::hints::Hints;
 
-use super::{
-    DeviceError, Devices, Given, Hint, NodeSet, checkpoint, init_containers, is_sidecar, podutil, service,
-};
+use super::{DeviceError, Devices, Given, Hint, NodeSet, init_containers, is_sidecar, podutil, service};
 
 impl Devices {
     /// Where the container's devices could be from, of the machine's `nodes`.
@@ -101,8 +99,7 @@ impl Devices {
         }
         let containers = state.given.entry(uid.to_owned()).or_default();
         containers.entry(container.name.clone()).or_default().insert(name.to_owned(), given);
-        let names: Vec<String> = state.resources.keys().cloned().collect();
-        checkpoint::write(&self.folder, &state.given, &names);
+        state.save(&self.folder);
     }
 
     /// The devices to be given and their plug-in; `None` if the container has them.

@@ -4,14 +4,12 @@ use std::time::{Duration, Instant};
 
 use cri::v1::*;
 
-use std::sync::atomic::Ordering;
-
 use super::calls::*;
 use super::crashes::*;
 use super::harness::{Test, secure};
 use super::images::*;
-use super::pack::pack;
-use super::registry::Registry;
+use super::mounting::*;
+use super::pulling::*;
 use super::sessions::streams_reach_a_client;
 
 macro_rules! cases {
@@ -342,115 +340,6 @@ async fn processes_are_shared_on_request(mut test: Test) {
     test.remove_sandbox(&sandbox).await;
 }
 
-async fn volumes_are_mounted_as_asked(mut test: Test) {
-    let pod = test.pod("volumes");
-    let sandbox = test.sandbox(&pod).await;
-    let host = test.root.join("volume");
-    std::fs::create_dir(&host).unwrap();
-    let mount = |at: &str, readonly| Mount {
-        container_path: at.into(),
-        host_path: host.to_string_lossy().into_owned(),
-        readonly,
-        ..Default::default()
-    };
-    let mut config = test.container("main", &["hold"]);
-    config.mounts = vec![mount("/data", false), mount("/look", true)];
-    config.mounts.push(Mount {
-        container_path: "/image".into(),
-        image: Some(ImageSpec { image: super::harness::IMAGE.into(), ..Default::default() }),
-        ..Default::default()
-    });
-    let id = test.run(&sandbox, &pod, config).await;
-    assert_eq!(test.exec(&id, &["mkdir", "/data/made"]).await.0, 0);
-    assert!(host.join("made").is_dir());
-    assert_eq!(test.exec(&id, &["mkdir", "/look/made2"]).await.0, libc::EROFS);
-    assert_eq!(test.exec(&id, &["/image/bin/say", "from the image"]).await.1, "from the image");
-    assert_eq!(test.exec(&id, &["mkdir", "/image/x"]).await.0, libc::EROFS);
-    assert_eq!(test.exec(&id, &["mkdir", "/own"]).await.0, 0);
-}
-
-async fn pods_have_user_namespaces_on_request(mut test: Test) {
-    let map = vec![IdMapping { host_id: 200_000, container_id: 0, length: 65_536 }];
-    let user = UserNamespace { mode: NamespaceMode::Pod as i32, uids: map.clone(), gids: map.clone() };
-    let host = test.root.join("volume");
-    std::fs::create_dir(&host).unwrap();
-    for pid in [NamespaceMode::Container, NamespaceMode::Pod] {
-        let options =
-            NamespaceOption { pid: pid as i32, userns_options: Some(user.clone()), ..Default::default() };
-        let mut pod = test.pod(&format!("users-{}", pid as i32));
-        pod.linux.as_mut().unwrap().security_context.as_mut().unwrap().namespace_options =
-            Some(options.clone());
-        let sandbox = test.sandbox(&pod).await;
-        let mut config = test.container("main", &["hold"]);
-        config.working_dir = "/made/for/it".into();
-        config.mounts = vec![Mount {
-            container_path: "/data".into(),
-            host_path: host.to_string_lossy().into_owned(),
-            uid_mappings: map.clone(),
-            gid_mappings: map.clone(),
-            ..Default::default()
-        }];
-        secure(&mut config, |c| {
-            c.namespace_options = Some(options.clone());
-            c.seccomp = Some(SecurityProfile::default());
-        });
-        let id = test.run(&sandbox, &pod, config).await;
-        let (code, state, error) = test.exec(&id, &["state"]).await;
-        assert_eq!(code, 0, "{error}");
-        for line in ["Uid: 0 0 0 0", "Gid: 0 0 0 0", "CapEff: 00000000a80425fb", "cwd /made/for/it"] {
-            assert!(state.lines().any(|l| l == line), "{line} is missing in:\n{state}");
-        }
-        let made = format!("made-{}", pid as i32);
-        assert_eq!(test.exec(&id, &["mkdir", &format!("/data/{made}")]).await.0, 0);
-        let owner = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(host.join(&made)).unwrap());
-        assert_eq!(owner, 0, "a volume is seen with the namespace's numbers");
-        assert_eq!(test.exec(&id, &["mkdir", "/made/too"]).await.0, 0, "the root is the pod's");
-        let request = ContainerStatusRequest { container_id: id.clone(), verbose: true };
-        let info = test.runtime.container_status(request).await.unwrap().into_inner().info;
-        let info: serde_json::Value = serde_json::from_str(&info["info"]).unwrap();
-        let status = std::fs::read_to_string(format!("/proc/{}/status", info["pid"])).unwrap();
-        let uid = status.lines().find(|line| line.starts_with("Uid:")).unwrap();
-        assert!(uid.split_whitespace().skip(1).all(|uid| uid == "200000"), "{uid}");
-        test.crash().await;
-        assert_eq!(test.exec(&id, &["true"]).await.0, 0, "it outlives the runtime");
-        test.remove_sandbox(&sandbox).await;
-    }
-}
-
-async fn cdi_devices_are_made(mut test: Test) {
-    let folder = test.root.join("cdi");
-    std::fs::create_dir(&folder).unwrap();
-    let root = test.root.display();
-    let spec = format!(
-        "kind: fake.dev/card\ndevices:\n- name: a\n  containerEdits:\n    env: [CARD=a]\n    \
-         deviceNodes: [{{path: /dev/card0, hostPath: /dev/null}}]\n    \
-         mounts: [{{hostPath: {root}/cdi, containerPath: /card, options: [rbind, ro]}}]\n    \
-         hooks: [{{hookName: createRuntime, path: /bin/sh, args: [sh, -c, 'cat > {root}/hook']}}]\n"
-    );
-    std::fs::write(folder.join("card.yaml"), spec).unwrap();
-    let pod = test.pod("cdi");
-    let sandbox = test.sandbox(&pod).await;
-    let mut config = test.container("main", &["hold"]);
-    config.cdi_devices = vec![CdiDevice { name: "fake.dev/card=a".into() }];
-    let id = test.run(&sandbox, &pod, config).await;
-    let (_, state, _) = test.exec(&id, &["state"]).await;
-    assert!(state.lines().any(|line| line == "env CARD=a"), "{state}");
-    assert!(state.lines().any(|line| line.starts_with("mount /card ro")), "{state}");
-    assert_eq!(test.exec(&id, &["mkdir", "/dev/card0"]).await.0, libc::EEXIST);
-    let hook = std::fs::read_to_string(test.root.join("hook")).unwrap();
-    assert!(hook.contains(&id), "{hook}");
-    let mut unknown = test.container("unknown", &["hold"]);
-    unknown.cdi_devices = vec![CdiDevice { name: "fake.dev/card=b".into() }];
-    let request = CreateContainerRequest {
-        pod_sandbox_id: sandbox.clone(),
-        config: Some(unknown),
-        sandbox_config: Some(pod.clone()),
-    };
-    let error = test.runtime.create_container(request).await.unwrap_err();
-    assert!(error.message().contains("unresolvable CDI devices fake.dev/card=b"), "{error}");
-    test.remove_sandbox(&sandbox).await;
-}
-
 async fn events_come_as_things_happen(mut test: Test) {
     let mut events = test.runtime.get_container_events(GetEventsRequest {}).await.unwrap().into_inner();
     let pod = test.pod("events");
@@ -476,116 +365,6 @@ async fn events_come_as_things_happen(mut test: Test) {
             "CONTAINER_DELETED_EVENT"
         ]
     );
-}
-
-async fn images_are_pulled(mut test: Test) {
-    let packed = pack(&["say", "state"], &["say"]);
-    let registry = Registry::start(&packed).await;
-    let pull = |auth| PullImageRequest {
-        image: Some(ImageSpec { image: registry.name(), ..Default::default() }),
-        auth,
-        sandbox_config: None,
-    };
-    let auth = |password: &str| {
-        Some(AuthConfig { username: "user".into(), password: password.into(), ..Default::default() })
-    };
-    for wrong in [None, auth("guess")] {
-        let error = test.images.pull_image(pull(wrong)).await.unwrap_err();
-        assert_eq!(error.code(), tonic::Code::PermissionDenied, "{error}");
-    }
-    // The first two downloads break off; the third goes on where the second stopped.
-    registry.breaks.store(2, Ordering::Relaxed);
-    let pulled = test.images.pull_image(pull(auth("password"))).await.unwrap().into_inner();
-    assert!(registry.resumed.load(Ordering::Relaxed) > 0);
-
-    let status = ImageStatusRequest {
-        image: Some(ImageSpec { image: registry.name(), ..Default::default() }),
-        verbose: false,
-    };
-    let image = test.images.image_status(status.clone()).await.unwrap().into_inner().image.unwrap();
-    assert_eq!(image.id, pulled.image_ref);
-    assert_eq!(image.repo_tags, [registry.name()]);
-    assert_eq!(image.uid.unwrap().value, 7);
-    let pod = test.pod("pulled");
-    let sandbox = test.sandbox(&pod).await;
-    let mut config = test.container("main", &[]);
-    config.args = vec!["hello".into()];
-    config.image = Some(ImageSpec { image: image.id.clone(), ..Default::default() });
-    let id = test.run(&sandbox, &pod, config).await;
-    assert_eq!(test.ended(&id).await.exit_code, 0);
-    assert_eq!(test.log(&id).await, ["stdout P hello"]);
-    assert!(test.status(&id).await.image_ref.contains("@sha256:"));
-
-    let unknown = PullImageRequest {
-        image: Some(ImageSpec { image: registry.name().replace(":1", ":2"), ..Default::default() }),
-        auth: auth("password"),
-        sandbox_config: None,
-    };
-    assert_eq!(test.images.pull_image(unknown).await.unwrap_err().code(), tonic::Code::NotFound);
-    test.remove_sandbox(&sandbox).await;
-    let remove = RemoveImageRequest { image: status.image.clone() };
-    test.images.remove_image(remove.clone()).await.unwrap();
-    test.images.remove_image(remove).await.unwrap();
-    assert!(test.images.image_status(status).await.unwrap().into_inner().image.is_none());
-}
-
-async fn a_registry_that_hangs_is_given_up(mut test: Test) {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let name = format!("{}/test/app:1", listener.local_addr().unwrap());
-    let request = PullImageRequest {
-        image: Some(ImageSpec { image: name, ..Default::default() }),
-        ..Default::default()
-    };
-    let error = test.images.pull_image(request).await.unwrap_err();
-    assert!(error.message().contains("timed out"), "{error}");
-    drop(listener);
-    let request = PullImageRequest {
-        image: Some(ImageSpec { image: "127.0.0.1:1/test/app:1".into(), ..Default::default() }),
-        ..Default::default()
-    };
-    let error = test.images.pull_image(request).await.unwrap_err();
-    assert!(error.message().contains("cannot connect"), "{error}");
-}
-
-async fn archives_go_in_and_out(mut test: Test) {
-    use cri::images::*;
-    let archive = pack(&["say"], &["say", "packed"]).archive("test.local/packed:1");
-    let chunks = |bytes: &[u8]| {
-        let parts: Vec<ImportRequest> = bytes
-            .chunks(1 << 20)
-            .map(|c| ImportRequest { name: String::new(), chunk: c.to_vec().into() })
-            .collect();
-        futures::stream::iter(parts)
-    };
-    let spoilt = archive[..archive.len() / 2].to_vec();
-    assert!(test.archives.import(chunks(&spoilt)).await.is_err());
-    let imported = test.archives.import(chunks(&archive)).await.unwrap().into_inner();
-    assert_eq!(imported.images[0].names, ["test.local/packed:1"]);
-    let inspect = InspectRequest { image: "test.local/packed:1".into() };
-    assert_eq!(test.archives.inspect(inspect).await.unwrap().into_inner().id, imported.images[0].id);
-
-    let export = ExportRequest { images: vec!["test.local/packed:1".into()] };
-    let mut stream = test.archives.export(export).await.unwrap().into_inner();
-    let mut out = Vec::new();
-    while let Some(part) = stream.message().await.unwrap() {
-        out.extend_from_slice(&part.chunk);
-    }
-    let remove = cri::v1::RemoveImageRequest {
-        image: Some(ImageSpec { image: "test.local/packed:1".into(), ..Default::default() }),
-    };
-    test.images.remove_image(remove).await.unwrap();
-    let again = test.archives.import(chunks(&out)).await.unwrap().into_inner();
-    assert_eq!(again.images[0].id, imported.images[0].id);
-    let verified = test.archives.verify(VerifyRequest::default()).await.unwrap().into_inner();
-    assert_eq!((verified.blobs, verified.problems), (3, vec![]));
-
-    let pod = test.pod("packed");
-    let sandbox = test.sandbox(&pod).await;
-    let mut config = test.container("main", &[]);
-    config.image = Some(ImageSpec { image: "test.local/packed:1".into(), ..Default::default() });
-    let id = test.run(&sandbox, &pod, config).await;
-    test.ended(&id).await;
-    assert_eq!(test.log(&id).await, ["stdout P packed"]);
 }
 
 async fn logs_are_rotated(mut test: Test) {
@@ -679,84 +458,6 @@ async fn a_crash_at_any_moment_leaves_nothing_half(mut test: Test) {
             assert!(entries.is_empty(), "round {round}: {entries:?}");
         }
     }
-}
-
-async fn mounts_propagate_as_asked(mut test: Test) {
-    use nix::mount::{MsFlags, mount, umount};
-    let none = None::<&str>;
-    let host = test.root.join("volume");
-    std::fs::create_dir(&host).unwrap();
-    mount(Some(&host), &host, none, MsFlags::MS_BIND, none).unwrap();
-    mount(none, &host, none, MsFlags::MS_SHARED, none).unwrap();
-    // The runtime has to be in the same mount namespace, which it is, and to see the mount, which it does when it starts.
-    test.crash().await;
-    for name in ["early", "late", "inner"] {
-        std::fs::create_dir(host.join(name)).unwrap();
-    }
-    mount(Some("tmpfs"), &host.join("early"), Some("tmpfs"), MsFlags::empty(), none).unwrap();
-
-    let pod = test.pod("propagation");
-    let sandbox = test.sandbox(&pod).await;
-    let volume = |propagation: MountPropagation, recursive_read_only| Mount {
-        container_path: "/v".into(),
-        host_path: host.to_string_lossy().into_owned(),
-        propagation: propagation as i32,
-        readonly: recursive_read_only,
-        recursive_read_only,
-        ..Default::default()
-    };
-    let mut start = Vec::new();
-    for (name, propagation, read_only) in [
-        ("private", MountPropagation::PropagationPrivate, false),
-        ("follows", MountPropagation::PropagationHostToContainer, false),
-        ("both", MountPropagation::PropagationBidirectional, false),
-        ("deep", MountPropagation::PropagationPrivate, true),
-    ] {
-        let mut config = test.container(name, &["hold"]);
-        config.mounts = vec![volume(propagation, read_only)];
-        secure(&mut config, |c| c.privileged = name == "both");
-        start.push(test.run(&sandbox, &pod, config).await);
-    }
-    let [private, follows, both, deep] = &start[..] else { unreachable!() };
-    assert_eq!(test.exec(deep, &["mkdir", "/v/early/x"]).await.0, libc::EROFS);
-    assert_eq!(test.exec(private, &["mkdir", "/v/early/x"]).await.0, 0);
-
-    mount(Some("tmpfs"), &host.join("late"), Some("tmpfs"), MsFlags::empty(), none).unwrap();
-    std::fs::create_dir(host.join("late/seen")).unwrap();
-    assert_eq!(test.exec(follows, &["mkdir", "/v/late/seen"]).await.0, libc::EEXIST);
-    assert_eq!(test.exec(private, &["mkdir", "/v/late/seen"]).await.0, 0);
-
-    assert_eq!(test.exec(both, &["tmpfs", "/v/inner"]).await.0, 0);
-    assert_eq!(test.exec(both, &["mkdir", "/v/inner/deep"]).await.0, 0);
-    assert!(host.join("inner/deep").is_dir());
-    test.remove_sandbox(&sandbox).await;
-    for name in ["inner", "late", "early", ""] {
-        umount(&host.join(name)).unwrap();
-    }
-}
-
-async fn a_full_disk_is_told(mut test: Test) {
-    use nix::mount::{MntFlags, MsFlags, mount, umount2};
-    test.server.kill().unwrap();
-    test.server.wait().unwrap();
-    let data = test.root.join("data");
-    mount(Some("tmpfs"), &data, Some("tmpfs"), MsFlags::empty(), Some("size=8m")).unwrap();
-    let archive = pack(&["say"], &["say"]).archive("test.local/packed:1");
-    test.crash().await;
-    let parts: Vec<_> = archive
-        .chunks(1 << 20)
-        .map(|c| cri::images::ImportRequest { name: String::new(), chunk: c.to_vec().into() })
-        .collect();
-    let error = test.archives.import(futures::stream::iter(parts)).await.unwrap_err();
-    assert!(error.message().contains("No space left on device"), "{error}");
-    let images = test.images.list_images(ListImagesRequest::default()).await.unwrap().into_inner().images;
-    assert!(images.iter().all(|i| i.repo_tags.iter().all(|t| !t.contains("packed"))));
-    let pod = test.pod("full");
-    let sandbox = test.sandbox(&pod).await;
-    test.remove_sandbox(&sandbox).await;
-    test.server.kill().unwrap();
-    test.server.wait().unwrap();
-    umount2(&data, MntFlags::MNT_DETACH).unwrap();
 }
 
 async fn many_pods_start_at_once(mut test: Test) {

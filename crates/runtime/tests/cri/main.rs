@@ -9,7 +9,9 @@ mod cases;
 mod crashes;
 mod harness;
 mod images;
+mod mounting;
 mod pack;
+mod pulling;
 mod registry;
 mod sessions;
 
