@@ -1,7 +1,9 @@
 //! Pulls an image: manifest, config and layers, each verified by its digest; layers in parallel and resumed where a
 //! connection broke.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use base64::Engine;
 use futures::StreamExt;
@@ -52,6 +54,8 @@ impl Credentials {
 
 /// A layer is tried this often; each attempt goes on where the last one stopped.
 const ATTEMPTS: u32 = 4;
+/// How often the log tells how far a pull has come.
+const TELL: Duration = Duration::from_secs(10);
 /// Layers of one image that are fetched at once; all pulls together are bounded by configuration.
 const PARALLEL: usize = 6;
 
@@ -81,6 +85,7 @@ impl Images {
             repository: reference.path.clone(),
             name: full.clone(),
             credentials: credentials.clone(),
+            read: AtomicU64::new(0),
         };
         let (top, mut bytes) = session.manifest(reference.target()).await?;
         let mut found: Manifest = serde_json::from_slice(&bytes).map_err(Error::json("manifest"))?;
@@ -102,17 +107,35 @@ impl Images {
         let tags: Vec<String> =
             reference.tag.iter().filter(|_| reference.digest.is_none()).map(|_| full.clone()).collect();
 
+        let (begun, total) = (Instant::now(), self.missing(std::iter::once(&config).chain(&found.layers)));
+        let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + TELL, TELL);
         let mut fetches = futures::stream::iter(
             std::iter::once(config).chain(found.layers).map(|layer| self.fetch(&session, layer)),
         )
         .buffer_unordered(PARALLEL);
-        while let Some(result) = fetches.next().await {
-            result?;
+        loop {
+            tokio::select! {
+                next = fetches.next() => match next {
+                    Some(result) => result?,
+                    None => break,
+                },
+                _ = ticks.tick() => {
+                    let read = session.read.load(Ordering::Relaxed);
+                    tracing::info!(image = full, read, total, "an image is being pulled; bytes read so far and to read");
+                }
+            }
         }
         drop(fetches);
+        let (read, millis) = (session.read.load(Ordering::Relaxed), begun.elapsed().as_millis());
+        tracing::info!(image = full, read, millis, "all bytes of an image were read");
         let content = self.content.clone();
         blocking(move || content.put(&bytes)).await?;
         self.finish(&manifest_digest, &tags, &digests).await
+    }
+
+    /// Bytes of the blobs that are not here yet.
+    fn missing<'a>(&self, blobs: impl Iterator<Item = &'a Descriptor>) -> u64 {
+        blobs.filter(|blob| !self.content.has(&blob.digest)).map(|blob| blob.size).sum()
     }
 
     async fn fetch(&self, session: &Session<'_>, blob: Descriptor) -> Result<(), Error> {
@@ -169,6 +192,7 @@ impl Images {
                 }
                 // A write of at most a few tens of KiB into the page cache: not worth another thread.
                 writer.write(&data)?;
+                session.read.fetch_add(data.len() as u64, Ordering::Relaxed);
             }
             if blob.size > 0 && writer.length() < blob.size {
                 return Err(fail("the download broke off".into()));
@@ -200,6 +224,8 @@ struct Session<'a> {
     repository: String,
     name: String,
     credentials: Credentials,
+    /// Bytes of blobs that were read.
+    read: AtomicU64,
 }
 
 impl Session<'_> {
