@@ -68,6 +68,8 @@ pub struct KubeletConfig {
     pub max_restart_period: Duration,
     /// Images that are pulled at once.
     pub max_parallel_image_pulls: usize,
+    /// The command line, as `/flagz` shows it.
+    pub flags: BTreeMap<String, String>,
 }
 
 impl KubeletConfig {
@@ -105,6 +107,7 @@ impl KubeletConfig {
             image_verification: VerificationPolicy::default(),
             max_restart_period: Duration::from_secs(300),
             max_parallel_image_pulls: 5,
+            flags: BTreeMap::new(),
         }
     }
 
@@ -148,6 +151,14 @@ impl KubeletConfig {
         } else if let Some(most) = settings.max_parallel_image_pulls {
             self.max_parallel_image_pulls = usize::try_from(most).unwrap_or(usize::MAX);
         }
+        self.image_verification = match settings.image_pull_credentials_verification_policy.as_str() {
+            "NeverVerify" => VerificationPolicy::NeverVerify,
+            "AlwaysVerify" => VerificationPolicy::AlwaysVerify,
+            "NeverVerifyAllowlistedImages" => VerificationPolicy::NeverVerifyAllowlistedImages(
+                settings.preloaded_images_verification_allowlist.clone(),
+            ),
+            _ => VerificationPolicy::NeverVerifyPreloadedImages,
+        };
         self.manage_cgroups = self.manage_cgroups && settings.cgroups_per_qos;
         self.settings = Arc::new(settings);
     }

@@ -18,6 +18,8 @@ pub use duration::Span;
 
 const API_VERSION: &str = "kubelet.config.k8s.io/v1beta1";
 const KIND: &str = "KubeletConfiguration";
+/// The policy of proofs for images that are here, unless the file names another one.
+pub(crate) const PRELOADED: &str = "NeverVerifyPreloadedImages";
 /// A file larger than this is none.
 const MOST_BYTES: u64 = 1 << 20;
 
@@ -101,6 +103,13 @@ pub struct Configuration {
     pub node_status_max_images: i32,
     pub serialize_image_pulls: bool,
     pub max_parallel_image_pulls: Option<u32>,
+    pub image_pull_credentials_verification_policy: String,
+    pub preloaded_images_verification_allowlist: Vec<String>,
+    pub http_check_frequency: Span,
+    pub enable_system_log_handler: bool,
+    pub enable_system_log_query: bool,
+    pub enable_debugging_handlers: bool,
+    pub tls_min_version: String,
     pub eviction_hard: Option<Strings>,
     pub eviction_soft: Strings,
     pub eviction_soft_grace_period: BTreeMap<String, Span>,
@@ -262,6 +271,13 @@ impl Default for Configuration {
             node_status_max_images: 50,
             serialize_image_pulls: false,
             max_parallel_image_pulls: None,
+            image_pull_credentials_verification_policy: PRELOADED.to_owned(),
+            preloaded_images_verification_allowlist: Vec::new(),
+            http_check_frequency: Span::seconds(20),
+            enable_system_log_handler: true,
+            enable_system_log_query: true,
+            enable_debugging_handlers: true,
+            tls_min_version: String::new(),
             eviction_hard: None,
             eviction_soft: Strings::new(),
             eviction_soft_grace_period: BTreeMap::new(),
@@ -383,6 +399,7 @@ impl Configuration {
             (&mut self.image_minimum_gc_age, standard.image_minimum_gc_age),
             (&mut self.eviction_pressure_transition_period, standard.eviction_pressure_transition_period),
             (&mut self.container_log_monitor_interval, standard.container_log_monitor_interval),
+            (&mut self.http_check_frequency, standard.http_check_frequency),
         ] {
             if own.is_zero() {
                 *own = default;
@@ -395,6 +412,10 @@ impl Configuration {
             (&mut self.topology_manager_scope, standard.topology_manager_scope),
             (&mut self.memory_reservation_policy, standard.memory_reservation_policy),
             (&mut self.container_log_max_size.0, standard.container_log_max_size.0),
+            (
+                &mut self.image_pull_credentials_verification_policy,
+                standard.image_pull_credentials_verification_policy,
+            ),
         ] {
             if own.is_empty() {
                 *own = default;

@@ -100,12 +100,31 @@ async fn images(
         if !too_old && (!needed || age < least) {
             continue;
         }
-        let spec = ImageSpec { image: image.id, ..ImageSpec::default() };
-        context.cri.images().remove_image(RemoveImageRequest { image: Some(spec) }).await?;
+        // One that cannot be removed must not keep the others.
+        if let Err(status) = remove(context, &image.id).await {
+            tracing::warn!(image = image.id, status = status.message(), "cannot remove an unused image");
+            continue;
+        }
         let reason = if too_old { "age" } else { "space" };
         context.metrics.count(IMAGES_COLLECTED, &[("reason", reason)]);
         needed = needed && full(&place) > low;
     }
+    let percent = full(&place);
+    if needed && percent >= high {
+        let message = format!(
+            "Insufficient free disk space on the node's image filesystem ({percent}% used, \
+             imageGCHighThresholdPercent is {high}). Failed to free sufficient space by deleting unused images. Consider \
+             resizing the disk or deleting unused files."
+        );
+        let node = crate::events::node(&context.config.node_name);
+        context.recorder.warning(node, "FreeDiskSpaceFailed", message);
+    }
+    Ok(())
+}
+
+async fn remove(context: &Shared, id: &str) -> Result<(), Status> {
+    let spec = ImageSpec { image: id.to_owned(), ..ImageSpec::default() };
+    context.cri.images().remove_image(RemoveImageRequest { image: Some(spec) }).await?;
     Ok(())
 }
 
@@ -152,8 +171,7 @@ async fn mounted(context: &Shared, pods: &Pods) -> Result<HashSet<String>, Statu
 pub(crate) async fn reclaim(context: &Shared, pods: &Pods) -> Result<(), Status> {
     containers(context).await?;
     for image in unused(context, pods).await? {
-        let spec = ImageSpec { image: image.id, ..ImageSpec::default() };
-        context.cri.images().remove_image(RemoveImageRequest { image: Some(spec) }).await?;
+        remove(context, &image.id).await?;
     }
     Ok(())
 }

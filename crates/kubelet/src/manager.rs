@@ -149,7 +149,8 @@ pub(crate) async fn run(
     let (fetched, mut remote) = watch::channel(StaticPods::default());
     if let Some(url) = context.config.manifest_url.clone() {
         let node = context.config.node_name.clone();
-        tokio::spawn(static_pods::url::follow(url, node, fetched, shutdown.child_token()));
+        let every = context.config.settings.http_check_frequency.0;
+        tokio::spawn(static_pods::url::follow(url, node, every, fetched, shutdown.child_token()));
     } else {
         drop(fetched);
     }

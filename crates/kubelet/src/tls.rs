@@ -2,22 +2,17 @@
 
 use std::sync::{Arc, LazyLock};
 
+use ::tls::{Servers, provider};
 use parking_lot::RwLock;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use crate::error::Error;
-
-fn provider() -> Arc<CryptoProvider> {
-    Arc::new(rustls::crypto::ring::default_provider())
-}
 
 /// The certificate that is served with; another one can take its place. Without any, handshakes fail.
 #[derive(Debug, Default)]
@@ -48,8 +43,9 @@ impl ResolvesServerCert for Served {
     }
 }
 
-/// The server's configuration: what it is told to serve with, and client certificates of `client_ca` taken but not demanded.
-pub(crate) fn server(served: Arc<Served>, client_ca: &str) -> Result<ServerConfig, Error> {
+/// The server's configuration: what it is told to serve with, client certificates of `client_ca` taken but not demanded, and no
+/// version of TLS below `min_version` (`tlsMinVersion`).
+pub(crate) fn server(served: Arc<Served>, client_ca: &str, min_version: &str) -> Result<ServerConfig, Error> {
     let bad = |error: &dyn std::fmt::Display| Error::Certificate(error.to_string());
     let mut roots = RootCertStore::empty();
     for authority in CertificateDer::pem_slice_iter(client_ca.as_bytes()) {
@@ -59,8 +55,11 @@ pub(crate) fn server(served: Arc<Served>, client_ca: &str) -> Result<ServerConfi
         .allow_unauthenticated()
         .build()
         .map_err(|error| bad(&error))?;
+    let all = rustls::DEFAULT_VERSIONS;
+    let newest: &[&rustls::SupportedProtocolVersion] = &[&rustls::version::TLS13];
+    let versions = if min_version == "VersionTLS13" { newest } else { all };
     let mut config = ServerConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()
+        .with_protocol_versions(versions)
         .map_err(|error| bad(&error))?
         .with_client_cert_verifier(verifier)
         .with_cert_resolver(served);
@@ -79,58 +78,15 @@ pub(crate) fn lifetime(chain: &str) -> Option<(jiff::Timestamp, jiff::Timestamp)
     Some((time(validity.not_before.timestamp())?, time(validity.not_after.timestamp())?))
 }
 
-/// Accepts every certificate: a probe asks whether the container answers, not who it is.
-#[derive(Debug)]
-struct AcceptAny(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for AcceptAny {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
-}
-
 /// Opens TLS to a probed container.
 pub(crate) async fn connect_unverified(
     target: &str,
     stream: TcpStream,
 ) -> std::io::Result<TlsStream<TcpStream>> {
+    // A probe asks whether the container answers, not who it is.
     static CONFIG: LazyLock<Arc<ClientConfig>> = LazyLock::new(|| {
-        let config = ClientConfig::builder_with_provider(provider())
-            .with_safe_default_protocol_versions()
-            .expect("the ring provider supports the default versions")
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(AcceptAny(provider())))
-            .with_no_client_auth();
-        Arc::new(config)
+        let config = ::tls::client(&Servers::Any, None);
+        Arc::new(config.expect("the ring provider supports the default versions"))
     });
     let host = target.rsplit_once(':').map_or(target, |(host, _)| host).trim_matches(['[', ']']).to_owned();
     let name = ServerName::try_from(host).map_err(std::io::Error::other)?;

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use topology::CpuSet;
 
-use super::{Configuration, ConfigurationError};
+use super::{Configuration, ConfigurationError, PRELOADED};
 use crate::eviction::thresholds;
 use crate::quantity;
 use crate::sysctls;
@@ -74,6 +74,12 @@ impl Configuration {
                 );
             }
         }
+        // What is older than TLS 1.2 is not spoken in any case.
+        let versions = ["", "VersionTLS10", "VersionTLS11", "VersionTLS12", "VersionTLS13"];
+        one_of("tlsMinVersion", &self.tls_min_version, &versions)?;
+        if self.enable_system_log_query && !self.enable_system_log_handler {
+            return bad("enableSystemLogQuery", "must be false where enableSystemLogHandler is false");
+        }
         if !self.cgroups_per_qos && self.enforce_node_allocatable.iter().any(|one| one == "pods") {
             let text = "pods must not be enforced unless cgroupsPerQOS is true; use [none]";
             return bad("enforceNodeAllocatable", text);
@@ -105,6 +111,20 @@ impl Configuration {
                 );
             }
             _ => {}
+        }
+        let policy = self.image_pull_credentials_verification_policy.as_str();
+        let policies = ["NeverVerify", PRELOADED, "NeverVerifyAllowlistedImages", "AlwaysVerify"];
+        one_of("imagePullCredentialsVerificationPolicy", policy, &policies)?;
+        let list = &self.preloaded_images_verification_allowlist;
+        if !list.is_empty() && policy != "NeverVerifyAllowlistedImages" {
+            let text =
+                "may be given with imagePullCredentialsVerificationPolicy NeverVerifyAllowlistedImages alone";
+            return bad("preloadedImagesVerificationAllowlist", text);
+        }
+        let plain = |name: &str| !name.is_empty() && !name.contains(['*', '@', ' ']);
+        if let Some(wrong) = list.iter().find(|name| !plain(name.strip_suffix("/*").unwrap_or(name))) {
+            let text = format!("{wrong:?} is neither a repository nor a part of names that ends in /*");
+            return bad("preloadedImagesVerificationAllowlist", text);
         }
         if self.node_status_max_images < -1 {
             return bad("nodeStatusMaxImages", "must be -1 or greater");
@@ -262,8 +282,9 @@ impl Configuration {
         {
             return bad("userNamespaces.idsPerPod", "must be a multiple of 65536");
         }
-        if !self.static_pod_url.is_empty() && !self.static_pod_url.starts_with("http://") {
-            return bad("staticPodURL", "must begin with http://");
+        let url = &self.static_pod_url;
+        if !url.is_empty() && !url.starts_with("http://") && !url.starts_with("https://") {
+            return bad("staticPodURL", "must begin with http:// or https://");
         }
         for taint in &self.register_with_taints {
             let good = matches!(taint.effect.as_str(), "NoSchedule" | "PreferNoSchedule" | "NoExecute");

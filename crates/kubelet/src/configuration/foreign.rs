@@ -6,7 +6,6 @@ use serde_json::{Value, json};
 /// Fields that tune something that works in another way here.
 pub(super) const WITHOUT_EFFECT: &[(&str, &str)] = &[
     ("syncFrequency", "pods are looked after when something happens to them"),
-    ("httpCheckFrequency", "the URL of static pods is asked for every 20 seconds"),
     ("fileCheckFrequency", "the folder of static pods is followed through inotify"),
     ("cpuManagerReconcilePeriod", "processors are set when they change"),
     ("volumeStatsAggPeriod", "volumes are measured when they are asked for"),
@@ -44,10 +43,7 @@ pub(super) const WITHOUT_EFFECT: &[(&str, &str)] = &[
     ("protectKernelDefaults", "kernel settings are left alone"),
     ("serverTLSBootstrap", "the cluster is asked for a serving certificate where no files are given"),
     ("rotateCertificates", "certificates are looked after by the role that runs the kubelet"),
-    ("enableSystemLogHandler", "/logs is not served"),
-    ("enableDebuggingHandlers", "the handlers are always there"),
     ("imageServiceEndpoint", "the image service is asked for at the runtime's endpoint"),
-    ("enableSystemLogQuery", "node logs are served by the role that runs the kubelet"),
 ];
 
 /// Fields that have to be as they are here, and why.
@@ -60,20 +56,5 @@ pub(super) fn refused() -> Vec<(&'static str, Vec<Value>, &'static str)> {
         ("runOnce", vec![json!(false)], "upstream removed it"),
         ("enableControllerAttachDetach", vec![json!(true)], "volumes are attached by the controllers"),
         ("tlsCipherSuites", vec![json!([])], "rustls's suites are all that there are"),
-        (
-            "tlsMinVersion",
-            vec![json!(""), json!("VersionTLS12")],
-            "TLS 1.2 is the oldest that is spoken, and 1.3 the newest",
-        ),
-        (
-            "imagePullCredentialsVerificationPolicy",
-            vec![json!(""), json!("NeverVerify"), json!("NeverVerifyPreloadedImages")],
-            "credentials are asked for when an image is pulled",
-        ),
-        (
-            "preloadedImagesVerificationAllowlist",
-            vec![json!([])],
-            "credentials are asked for when an image is pulled",
-        ),
     ]
 }

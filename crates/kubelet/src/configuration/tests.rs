@@ -81,6 +81,15 @@ fn what_is_wrong_is_named() {
         ("userNamespaces: {idsPerPod: 1000}", "userNamespaces.idsPerPod: "),
         ("cpuCFSQuotaPeriod: 2s", "cpuCFSQuotaPeriod: "),
         ("staticPodURL: ftp://x", "staticPodURL: "),
+        ("tlsMinVersion: VersionTLS9", "tlsMinVersion: "),
+        ("enableSystemLogHandler: false", "enableSystemLogQuery: "),
+        ("imagePullCredentialsVerificationPolicy: Sometimes", "imagePullCredentialsVerificationPolicy: "),
+        ("preloadedImagesVerificationAllowlist: [a]", "preloadedImagesVerificationAllowlist: "),
+        (
+            "imagePullCredentialsVerificationPolicy: NeverVerifyAllowlistedImages\n\
+             preloadedImagesVerificationAllowlist: ['a*']",
+            "preloadedImagesVerificationAllowlist: ",
+        ),
     ] {
         let error = file(text).expect_err(text).to_string();
         assert!(error.contains(why), "{text}: {error}");

@@ -12,7 +12,10 @@ use parking_lot::Mutex;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::Refusal;
+use crate::config::KubeletConfig;
+use crate::configuration::Span;
 
+/// How long answers are kept unless the settings say otherwise.
 const ALLOWED_FOR: Duration = Duration::from_secs(300);
 const DENIED_FOR: Duration = Duration::from_secs(30);
 const TOKEN_FOR: Duration = Duration::from_secs(120);
@@ -46,13 +49,27 @@ type Question = (User, String, String);
 pub(super) struct Gate {
     client: Client,
     node: String,
+    allowed_for: Duration,
+    denied_for: Duration,
+    token_for: Duration,
     decisions: Mutex<HashMap<Question, (bool, Instant)>>,
     tokens: Mutex<HashMap<String, (User, Instant)>>,
 }
 
 impl Gate {
-    pub(super) fn new(client: Client, node: String) -> Self {
-        Gate { client, node, decisions: Mutex::default(), tokens: Mutex::default() }
+    pub(super) fn new(config: &KubeletConfig) -> Self {
+        let or = |span: Span, standard: Duration| if span.is_zero() { standard } else { span.0 };
+        let settings = &config.settings;
+        let authorization = &settings.authorization.webhook;
+        Gate {
+            client: config.client.clone(),
+            node: config.node_name.clone(),
+            allowed_for: or(authorization.cache_authorized_ttl, ALLOWED_FOR),
+            denied_for: or(authorization.cache_unauthorized_ttl, DENIED_FOR),
+            token_for: or(settings.authentication.webhook.cache_ttl, TOKEN_FOR),
+            decisions: Mutex::default(),
+            tokens: Mutex::default(),
+        }
     }
 
     /// Lets the request through, or says why not.
@@ -109,7 +126,7 @@ impl Gate {
         if tokens.len() >= MAX_CACHED {
             tokens.clear();
         }
-        tokens.insert(token.to_owned(), (user.clone(), Instant::now() + TOKEN_FOR));
+        tokens.insert(token.to_owned(), (user.clone(), Instant::now() + self.token_for));
         Ok(Some(user))
     }
 
@@ -142,7 +159,7 @@ impl Gate {
         let reviews: Api<SubjectAccessReview> = Api::all(self.client.clone());
         let answer = reviews.create(&PostParams::default(), &review).await;
         let status = answer.map_err(|error| Refusal::internal(error.to_string()))?.status.unwrap_or_default();
-        let keep = if status.allowed { ALLOWED_FOR } else { DENIED_FOR };
+        let keep = if status.allowed { self.allowed_for } else { self.denied_for };
         let mut decisions = self.decisions.lock();
         if decisions.len() >= MAX_CACHED {
             decisions.clear();
