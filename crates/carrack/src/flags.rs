@@ -193,7 +193,7 @@ impl Flags {
 }
 
 /// The flags of the command line, which hold no secrets: those lie in the files that they name.
-fn given() -> BTreeMap<String, String> {
+pub fn given() -> BTreeMap<String, String> {
     let arguments: Vec<String> = std::env::args_os().map(|a| a.to_string_lossy().into_owned()).collect();
     let mut flags = BTreeMap::new();
     for (i, argument) in arguments.iter().enumerate() {

@@ -129,6 +129,7 @@ pub fn spawn_node(
     config.serving_cert = serving.cert_pem;
     config.serving_key = serving.key_pem;
     config.client_ca = pki.ca.cert_pem();
+    config.flags = crate::flags::given();
     spawn(running, "the kubelet", kubelet::run(config, shutdown.clone()));
     let config = provisioner::Config { node: node.name.clone(), root: paths.volumes() };
     let keeper = clients.service_account("local-provisioner");
@@ -233,9 +234,14 @@ pub async fn controllers(args: args::Controllers) -> anyhow::Result<()> {
     let account_key = args.service_account_private_key_file.as_ref();
     let account_key =
         account_key.map(|path| anyhow::Ok(Arc::new(pki::Key::from_pem(&read(path)?)?))).transpose()?;
+    anyhow::ensure!(
+        !args.cluster_signing_duration.is_zero(),
+        "--cluster-signing-duration must be more than nothing"
+    );
     let config = controllers::Config {
         root_ca,
         signing,
+        signing_duration: Some(args.cluster_signing_duration),
         account_key,
         pod_ranges: args.cluster_cidr.iter().map(part).collect::<Result<_, _>>()?,
         leader_election: Some(election("kube-controller-manager")?),
@@ -318,6 +324,7 @@ pub async fn kubelet(args: args::Kubelet) -> anyhow::Result<()> {
         None => config.server_tls_bootstrap = true,
     }
     config.client_ca = read(&client_ca)?;
+    config.flags = crate::flags::given();
     config.credential_provider_config = args.image_credential_provider_config;
     if let Some(dir) = args.image_credential_provider_bin_dir {
         config.credential_provider_bin_dir = dir;

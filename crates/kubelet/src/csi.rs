@@ -28,9 +28,11 @@ mod order;
 mod record;
 mod registrar;
 mod release;
+mod stats;
 
 pub(crate) use order::Order;
 pub(crate) use registrar::Registrar;
+pub(crate) use stats::Usage;
 
 /// The plug-in's name in paths.
 const PLUGIN: &str = "kubernetes.io/csi";

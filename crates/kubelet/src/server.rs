@@ -34,6 +34,8 @@ mod metrics;
 mod node_logs;
 mod stats;
 mod streams;
+mod volumes;
+mod zpages;
 
 /// Connections served at once; more wait in the listen queue.
 const MAX_CONNECTIONS: usize = 1000;
@@ -46,6 +48,7 @@ const PATHS: &[&str] = &[
     "containerLogs",
     "debug",
     "exec",
+    "flagz",
     "healthz",
     "logs",
     "metrics",
@@ -54,6 +57,7 @@ const PATHS: &[&str] = &[
     "run",
     "runningpods",
     "stats",
+    "statusz",
 ];
 
 pub(super) type Body = BoxBody<Bytes, std::io::Error>;
@@ -107,7 +111,7 @@ pub(crate) async fn bind(config: &KubeletConfig) -> Result<Listener, Error> {
     if !config.server_tls_bootstrap {
         served.set(&config.serving_cert, &config.serving_key)?;
     }
-    let tls = tls::server(served.clone(), &config.client_ca)?;
+    let tls = tls::server(served.clone(), &config.client_ca, &config.settings.tls_min_version)?;
     let socket =
         TcpListener::bind(config.bind).await.doing(|| format!("cannot listen on {}", config.bind))?;
     Ok(Listener { socket, tls: Arc::new(tls), served })
@@ -125,7 +129,7 @@ struct Server {
 
 /// Serves until shutdown.
 pub(crate) async fn serve(context: Shared, pods: Pods, listener: Listener, shutdown: CancellationToken) {
-    let auth = auth::Gate::new(context.config.client.clone(), context.config.node_name.clone());
+    let auth = auth::Gate::new(&context.config);
     let server = Arc::new(Server {
         context,
         pods,
@@ -275,6 +279,7 @@ impl Server {
         let reads = matches!(*request.method(), Method::GET | Method::HEAD);
         let posts = *request.method() == Method::POST;
         let failed = |status: tonic::Status| Refusal::internal(status.message());
+        self.open(&call)?;
         match call.parts.as_slice() {
             ["healthz"] => self.healthz(&call, &["ping", "log", "syncloop"]).await,
             ["healthz", check @ ("ping" | "log" | "syncloop")] => self.healthz(&call, &[*check]).await,
@@ -310,6 +315,8 @@ impl Server {
                 Ok(answer(StatusCode::OK, text, cadvisor::metrics(self).await.map_err(failed)?))
             }
             ["metrics", "probes"] if reads => Ok(answer(StatusCode::OK, text, metrics::probes(self))),
+            ["flagz"] if reads => zpages::flags(request, &self.context.config.flags),
+            ["statusz"] if reads => zpages::status(request, self.started, PATHS),
             ["logs", ..] if reads => node_logs::serve(&call).await,
             ["configz"] if reads => {
                 let shown = self.context.config.in_force().shown();
@@ -318,6 +325,26 @@ impl Server {
             }
             _ => Err(Refusal::not_found("404 page not found")),
         }
+    }
+
+    /// Refuses what the settings switch off.
+    fn open(&self, call: &Call<'_>) -> Result<(), Refusal> {
+        let settings = &self.context.config.settings;
+        let first = call.parts.first().copied().unwrap_or_default();
+        let debugs =
+            ["run", "exec", "attach", "portForward", "containerLogs", "runningpods", "configz", "logs"];
+        let refused = |what: &str| Err(Refusal::new(StatusCode::METHOD_NOT_ALLOWED, what));
+        if !settings.enable_debugging_handlers && debugs.contains(&first) {
+            return refused("Debug endpoints are disabled.");
+        }
+        if !settings.enable_system_log_handler && first == "logs" {
+            return refused("logs endpoint is disabled.");
+        }
+        let asks = call.value("query").or(call.value("unit")).is_some();
+        if !settings.enable_system_log_query && first == "logs" && asks {
+            return refused("NodeLogQuery is disabled.");
+        }
+        Ok(())
     }
 
     /// Health by named checks; all of them, or the one that is asked for.

@@ -219,6 +219,25 @@ fn a_driver_serves_volumes_of_every_kind() {
     assert_eq!(published["mode"], 7);
     assert_eq!(cluster.sh("first", "stat -c %g /v; echo kept > /v/note"), "1234\n");
 
+    // Statistics of the claim are what the driver tells.
+    let summary = machine.kubectl(&["get", "--raw", "/api/v1/nodes/node-1/proxy/stats/summary"]).ok();
+    let summary: Value = serde_json::from_str(&summary).expect("JSON");
+    let pods = summary["pods"].as_array().expect("pods");
+    let stats = pods.iter().find(|pod| pod["podRef"]["name"] == "first").expect("the pod");
+    let stats = &stats["volume"]
+        .as_array()
+        .expect("volumes")
+        .iter()
+        .find(|one| one["name"] == "v")
+        .expect("v")
+        .clone();
+    assert_eq!(stats["pvcRef"]["name"], "data");
+    let numbers = ["capacityBytes", "availableBytes", "usedBytes"].map(|field| stats[field].as_u64());
+    assert_eq!(numbers, [Some(1_000_000), Some(600_000), Some(400_000)], "{stats}");
+    let metrics = machine.kubectl(&["get", "--raw", "/api/v1/nodes/node-1/proxy/metrics"]).ok();
+    let used = "kubelet_volume_stats_used_bytes{namespace=\"default\",persistentvolumeclaim=\"data\"} 400000";
+    assert!(metrics.lines().any(|line| line == used), "{used} is missing");
+
     // Another pod of the node shares what is staged.
     cluster.pod("second", &with_claim("data"));
     cluster.running("second");

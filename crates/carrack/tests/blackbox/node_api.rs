@@ -107,6 +107,10 @@ fn monitoring_finds_what_it_reads() {
     assert!(running["items"].as_array().expect("a list").iter().any(|pod| pod["metadata"]["name"] == "busy"));
     assert!(get(&machine, "configz").contains("KubeletConfiguration"));
     assert!(get(&machine, "logs/").contains("<pre>"));
+    let flags = get(&machine, "flagz");
+    assert!(flags.contains("kubelet flagz") && flags.contains("\nnode-name=node-1\n"), "{flags}");
+    let status = get(&machine, "statusz");
+    assert!(status.contains("kubelet statusz") && status.contains("Binary version: 1.36"), "{status}");
     // kubectl keeps the text of such a refusal to itself.
     let refused = ["get", "--raw", "/api/v1/nodes/node-1/proxy/logs/?query=a%3Bb"];
     assert!(machine.kubectl(&refused).failed().contains("BadRequest"));

@@ -7,7 +7,9 @@ use cri::v1::{ContainerState, PodSandboxState};
 use jiff::Timestamp;
 use tonic::Status;
 
+use super::volumes::Told;
 use super::{Server, stats};
+use crate::csi::Usage;
 use crate::metrics::{head, labels, line};
 use crate::node::VERSION;
 use crate::podutil::{self, spec};
@@ -119,7 +121,7 @@ pub(super) async fn own(server: &Server) -> String {
         "A metric with a constant '1' value labeled by major, minor, git version, git commit, git tree state, build date, Go version, and compiler from which Kubernetes was built, and platform on which it is running.",
         [(build, 1.0)],
     );
-    volumes(server, &mut out);
+    volumes(server, &Told::ask(server).await, &mut out);
     certificates(server, &mut out);
     process(server, &mut out);
     context.metrics.write(&mut out, |name| !name.starts_with("prober_"));
@@ -127,7 +129,7 @@ pub(super) async fn own(server: &Server) -> String {
 }
 
 /// Claims' volumes.
-fn volumes(server: &Server, out: &mut String) {
+fn volumes(server: &Server, told: &Told, out: &mut String) {
     let families = [
         ("kubelet_volume_stats_capacity_bytes", "Capacity in bytes of the volume"),
         ("kubelet_volume_stats_available_bytes", "Number of available bytes in the volume"),
@@ -151,8 +153,9 @@ fn volumes(server: &Server, out: &mut String) {
             if !seen.insert(series.clone()) {
                 continue;
             }
-            let Some((size, free, inodes, left)) = crate::node::capacity::file_system(path) else { continue };
-            let values = [size, free, size - free.min(size), inodes, left, inodes - left.min(inodes)];
+            let Some(usage) = told.usage(path) else { continue };
+            let Usage { capacity, available, used, inodes, inodes_free, inodes_used } = usage;
+            let values = [capacity, available, used, inodes, inodes_free, inodes_used];
             for (row, value) in rows.iter_mut().zip(values) {
                 row.push((series.clone(), value as f64));
             }

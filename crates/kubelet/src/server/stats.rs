@@ -13,6 +13,8 @@ use serde_json::{Value, json};
 use tonic::Status;
 
 use super::Server;
+use super::volumes::Told;
+use crate::csi::Usage;
 use crate::eviction::disk_use;
 use crate::node::capacity;
 use crate::podutil::{self, spec};
@@ -150,15 +152,18 @@ fn network(usage: &NetworkUsage) -> Value {
 }
 
 /// A pod's volumes that take room on this node, by what they hold or by the file system that they are.
-fn volumes(server: &Server, pod: &Pod) -> Vec<Value> {
+fn volumes(server: &Server, pod: &Pod, told: &Told) -> Vec<Value> {
     let paths = server.pods.volumes(podutil::uid(pod));
     let volumes = spec(pod).volumes.iter().flatten().filter(|volume| volume.host_path.is_none());
     let stats = volumes.filter_map(|volume| {
         let path = paths.get(&volume.name)?;
         let claim = podutil::claim(pod, volume);
         let own = machine::is_mount(path);
-        let used = if own || claim.is_some() { None } else { Some(disk_use(path)) };
-        let mut stats = fs(path, used);
+        let mut stats = if own || claim.is_some() || volume.csi.is_some() {
+            whole(told.usage(path)?)
+        } else {
+            fs(path, Some(disk_use(path)))
+        };
         stats["name"] = json!(volume.name);
         if let Some(claim) = claim {
             stats["pvcRef"] = json!({"name": claim, "namespace": podutil::namespace(pod)});
@@ -168,17 +173,25 @@ fn volumes(server: &Server, pod: &Pod) -> Vec<Value> {
     stats.collect()
 }
 
+/// A volume that is a file system of its own. A driver need not tell of inodes.
+fn whole(usage: Usage) -> Value {
+    let inodes = |value: u64| (usage.inodes > 0).then_some(value);
+    json!({"time": podutil::time(Timestamp::now()), "availableBytes": usage.available,
+        "capacityBytes": usage.capacity, "usedBytes": usage.used, "inodesFree": inodes(usage.inodes_free),
+        "inodes": inodes(usage.inodes), "inodesUsed": inodes(usage.inodes_used)})
+}
+
 fn sum(lists: &[&Value], field: &str) -> u64 {
     lists.iter().filter_map(|value| value[field].as_u64()).sum()
 }
 
-fn pod(server: &Server, stats: &PodSandboxStats, known: Option<&Pod>) -> Option<Value> {
+fn pod(server: &Server, stats: &PodSandboxStats, known: Option<&Pod>, told: &Told) -> Option<Value> {
     let attributes = stats.attributes.as_ref()?;
     let metadata = attributes.metadata.clone()?;
     let linux = stats.linux.clone().unwrap_or_default();
     let containers: Vec<Value> =
         linux.containers.iter().map(|stats| container(server, known, stats)).collect();
-    let volumes = known.map(|pod| volumes(server, pod)).unwrap_or_default();
+    let volumes = known.map(|pod| volumes(server, pod, told)).unwrap_or_default();
     let mut parts: Vec<&Value> = Vec::new();
     parts.extend(containers.iter().flat_map(|container| [&container["rootfs"], &container["logs"]]));
     let ephemeral = |volume: &&Value| {
@@ -218,12 +231,13 @@ pub(super) async fn summary(server: &Server, only_cpu_and_memory: bool) -> Resul
     } else {
         Some(server.context.cri.images().image_fs_info(ImageFsInfoRequest {}).await?.into_inner())
     };
+    let told = if only_cpu_and_memory { Told::default() } else { Told::ask(server).await };
     // Walks over volumes and logs must not hold up other connections.
     tokio::task::block_in_place(|| {
         let listed = stats.iter().filter_map(|stats| {
             let uid = stats.attributes.as_ref()?.metadata.as_ref()?.uid.clone();
             let found = known.iter().find(|pod| podutil::uid(pod) == uid);
-            pod(server, stats, found.map(AsRef::as_ref))
+            pod(server, stats, found.map(AsRef::as_ref), &told)
         });
         let mut pods: Vec<Value> = listed.collect();
         let mut node = machine::node(server, images.as_ref());
