@@ -232,6 +232,7 @@ impl Node {
             stdin: config.stdin,
             stdin_once: config.stdin_once,
             cgroup_procs: self.cgroups.procs_files(&cgroup),
+            unified: self.cgroups.unified(),
             late_limits: Vec::new(),
             cgroups: self.cgroups.dirs(&cgroup),
             oom_events: self.cgroups.oom_file(&cgroup),

@@ -48,8 +48,12 @@ pub fn run(dir: &str, plan: &StartPlan, stdio: Stdio, out: OwnedFd) -> ! {
 }
 
 fn start(dir: &str, plan: &StartPlan, stdio: Stdio, out: i32) -> Result<(), String> {
-    for procs in &plan.cgroup_procs {
-        sys::put(procs, "0").map_err(|e| format!("join cgroup {procs}: {e}"))?;
+    // With version 2 libcontainer puts the container's process there itself, and where it fails it kills the whole cgroup:
+    // this process, which has to tell why, must not be in it.
+    if !plan.unified {
+        for procs in &plan.cgroup_procs {
+            sys::put(procs, "0").map_err(|e| format!("join cgroup {procs}: {e}"))?;
+        }
     }
     if let Some(adjustment) = plan.oom_score_adj {
         adjust_oom_score(adjustment);

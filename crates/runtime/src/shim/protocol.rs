@@ -97,6 +97,9 @@ pub struct StartPlan {
     pub stdin_once: bool,
     /// `cgroup.procs` files the container's first process is put into before anything else.
     pub cgroup_procs: Vec<String>,
+    /// The container's cgroup is of version 2.
+    #[serde(default)]
+    pub unified: bool,
     /// Cgroup files and what is written to them once the first process stands ready: limits that would only slow down its
     /// making.
     #[serde(default)]
