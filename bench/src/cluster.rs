@@ -24,31 +24,16 @@ impl Cluster {
     /// Starts `carrack up` in an empty folder and waits until the node is Ready.
     pub async fn up(carrack: &str) -> anyhow::Result<Cluster> {
         let folder = tempfile::tempdir()?;
-        let started = Instant::now();
-        let mut process = Command::new(carrack)
-            .args(["up", "--node-name", "node-1", "--data-dir"])
-            .arg(folder.path())
-            .stdin(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .context("starting carrack")?;
-        let mut lines = BufReader::new(process.stderr.take().context("no pipe")?).lines();
-        let (mut api_ready, mut node_ready) = (None, None);
-        while let Some(line) = lines.next_line().await? {
-            if line.contains("API server ready") {
-                api_ready = Some(started.elapsed());
-            } else if line.contains("is Ready") {
-                node_ready = Some(started.elapsed());
-            } else if line.contains("Ctrl-C stops") {
-                break;
-            } else if line.starts_with("error") {
-                anyhow::bail!(line);
-            }
-        }
-        tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-        let api_ready = api_ready.context("it never said that the API is ready")?;
-        let node_ready = node_ready.context("it never said that the node is Ready")?;
+        let Up { process, started, api_ready, node_ready } = up(carrack, folder.path()).await?;
         Ok(Cluster { process, started, api_ready, node_ready, folder, carrack: carrack.to_owned() })
+    }
+
+    /// Kills it and starts it again beside the pods that still run; the time until the node is Ready.
+    pub async fn restart(&mut self) -> anyhow::Result<Duration> {
+        self.process.kill().await?;
+        let again = up(&self.carrack, self.folder.path()).await?;
+        self.process = again.process;
+        Ok(again.node_ready)
     }
 
     /// An administrator's client on a connection of its own.
@@ -104,4 +89,39 @@ pub fn processes(word: &str) -> Vec<u32> {
         }
     }
     found
+}
+
+struct Up {
+    process: Child,
+    started: Instant,
+    api_ready: Duration,
+    node_ready: Duration,
+}
+
+async fn up(carrack: &str, folder: &Path) -> anyhow::Result<Up> {
+    let started = Instant::now();
+    let mut process = Command::new(carrack)
+        .args(["up", "--node-name", "node-1", "--data-dir"])
+        .arg(folder)
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("starting carrack")?;
+    let mut lines = BufReader::new(process.stderr.take().context("no pipe")?).lines();
+    let (mut api_ready, mut node_ready) = (None, None);
+    while let Some(line) = lines.next_line().await? {
+        if line.contains("API server ready") {
+            api_ready = Some(started.elapsed());
+        } else if line.contains("is Ready") {
+            node_ready = Some(started.elapsed());
+        } else if line.contains("Ctrl-C stops") {
+            break;
+        } else if line.starts_with("error") {
+            anyhow::bail!(line);
+        }
+    }
+    tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+    let api_ready = api_ready.context("it never said that the API is ready")?;
+    let node_ready = node_ready.context("it never said that the node is Ready")?;
+    Ok(Up { process, started, api_ready, node_ready })
 }

@@ -12,6 +12,7 @@ use kube::{Api, Client};
 use serde_json::json;
 
 use crate::cluster::{Cluster, memory, processes, processor_time};
+use crate::node;
 
 /// Measures what is named (everything, if nothing is) and prints a table.
 pub async fn run(carrack: &str, names: &[String]) -> anyhow::Result<()> {
@@ -24,11 +25,14 @@ pub async fn run(carrack: &str, names: &[String]) -> anyhow::Result<()> {
     if wanted("start") {
         start(carrack).await?;
     }
-    let rest = ["idle", "writes", "pods", "burst"];
+    if wanted("cri") {
+        node::cri(carrack).await?;
+    }
+    let rest = ["idle", "writes", "pods", "exits", "burst"];
     if rest.into_iter().any(wanted) {
-        let cluster = Cluster::up(carrack).await?;
+        let mut cluster = Cluster::up(carrack).await?;
         if wanted("idle") {
-            idle(&cluster).await;
+            idle(&cluster, "everything idle").await;
         }
         if wanted("writes") {
             writes(&cluster, 64, "4,000/s").await?;
@@ -37,26 +41,29 @@ pub async fn run(carrack: &str, names: &[String]) -> anyhow::Result<()> {
         if wanted("pods") {
             pods(&cluster).await?;
         }
+        if wanted("exits") {
+            node::exits(&cluster).await?;
+        }
         if wanted("burst") {
-            burst(&cluster).await?;
+            burst(&mut cluster).await?;
         }
         cluster.down().await?;
     }
     Ok(())
 }
 
-fn row(what: &str, measured: String, bar: &str) {
+pub fn row(what: &str, measured: String, bar: &str) {
     println!("{what:<52} {measured:>12} {bar:>12}");
 }
 
-fn median(mut values: Vec<Duration>) -> (Duration, Duration) {
+pub fn median(mut values: Vec<Duration>) -> (Duration, Duration) {
     values.sort();
     let at =
         |share: f64| values.get(((values.len() - 1) as f64 * share) as usize).copied().unwrap_or_default();
     (at(0.5), at(0.99))
 }
 
-fn seconds(value: Duration) -> String {
+pub fn seconds(value: Duration) -> String {
     format!("{:.3} s", value.as_secs_f64())
 }
 
@@ -78,21 +85,18 @@ async fn start(carrack: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn idle(cluster: &Cluster) {
+async fn idle(cluster: &Cluster, what: &str) {
     tokio::time::sleep(Duration::from_secs(10)).await;
     let before = processor_time(cluster.pid());
     let window = Duration::from_secs(30);
     tokio::time::sleep(window).await;
     let share = (processor_time(cluster.pid()) - before).as_secs_f64() / window.as_secs_f64() * 100.0;
-    row(
-        "everything idle: resident memory",
-        format!("{:.1} MB", memory(cluster.pid(), "Rss:") as f64 / 1e3),
-        "100 MB",
-    );
-    row("everything idle: CPU, of a core", format!("{share:.2} %"), "1 %");
+    let resident = format!("{:.1} MB", memory(cluster.pid(), "Rss:") as f64 / 1e3);
+    row(&format!("{what}: resident memory"), resident, "100 MB");
+    row(&format!("{what}: CPU, of a core"), format!("{share:.2} %"), "1 %");
 }
 
-fn pod(name: &str) -> Pod {
+pub fn pod(name: &str) -> Pod {
     let pod = json!({
         "metadata": {"name": name, "labels": {"bench": "pod"}},
         "spec": {
@@ -114,7 +118,7 @@ fn is(pod: &Pod, ready: bool) -> bool {
 }
 
 /// Creates a pod and waits, by a watch, until it runs (and is Ready).
-async fn run_pod(client: &Client, name: &str, ready: bool) -> anyhow::Result<Duration> {
+pub async fn run_pod(client: &Client, name: &str, ready: bool) -> anyhow::Result<Duration> {
     let pods: Api<Pod> = Api::default_namespaced(client.clone());
     let params = WatchParams::default().fields(&format!("metadata.name={name}"));
     let mut events = std::pin::pin!(pods.watch(&params, "0").await?);
@@ -150,14 +154,14 @@ async fn pods(cluster: &Cluster) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn burst(cluster: &Cluster) -> anyhow::Result<()> {
+async fn burst(cluster: &mut Cluster) -> anyhow::Result<()> {
     const COUNT: u64 = 100;
     let client = cluster.client().await?;
     let api: Api<Pod> = Api::default_namespaced(client.clone());
     tokio::time::sleep(Duration::from_secs(5)).await;
     let before = memory(cluster.pid(), "Rss:");
     // One process that forks the shims is always there.
-    let idle = processes("shim").len();
+    let spare = processes("shim").len();
     let params = WatchParams::default().labels("bench=pod");
     let mut events = std::pin::pin!(api.watch(&params, "0").await?);
     let started = Instant::now();
@@ -190,10 +194,12 @@ async fn burst(cluster: &Cluster) -> anyhow::Result<()> {
     let each = |total: u64| growth + total as f64 / COUNT as f64;
     row("resident memory per pod beyond its processes", format!("{:.2} MB", each(resident) / 1e3), "3 MB");
     row("the same, shared pages counted once", format!("{:.2} MB", each(own) / 1e3), "");
+    idle(cluster, "everything idle beside 100 pods").await;
+    node::restart(cluster, &api).await?;
     let started = Instant::now();
     let grace = DeleteParams::default().grace_period(0);
     api.delete_collection(&grace, &ListParams::default().labels("bench=pod")).await?;
-    while processes("shim").len() > idle {
+    while processes("shim").len() > spare {
         tokio::time::sleep(Duration::from_millis(20)).await;
         anyhow::ensure!(started.elapsed() < Duration::from_secs(120), "pods were not removed");
     }

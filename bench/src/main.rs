@@ -5,6 +5,7 @@
 mod api;
 mod cluster;
 mod figures;
+mod node;
 
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
