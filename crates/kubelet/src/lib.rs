@@ -137,8 +137,12 @@ pub async fn run(config: KubeletConfig, shutdown: CancellationToken) -> Result<(
     });
     context.images.settle(&context.cri).await;
     let pods = manager::Pods::new();
-    let handlers: registration::Handlers =
-        Arc::new(vec![Arc::new(csi::Registrar(context.csi.clone())) as Arc<dyn registration::Handler>]);
+    // One loop for all kinds: a plug-in that finds no handler is told that it was not registered, and may end of it.
+    let handlers: Vec<Arc<dyn registration::Handler>> = vec![
+        Arc::new(csi::Registrar(context.csi.clone())),
+        devices::PluginHandler::new(context.devices.clone()),
+        claims::DriverHandler::new(context.clone()),
+    ];
     let mut tasks = tokio::task::JoinSet::new();
     if context.config.server_tls_bootstrap {
         tasks.spawn(certificates::serve(
@@ -150,7 +154,7 @@ pub async fn run(config: KubeletConfig, shutdown: CancellationToken) -> Result<(
             stop.clone(),
         ));
     }
-    tasks.spawn(registration::run(plugins_dir, handlers, stop.clone()));
+    tasks.spawn(registration::run(plugins_dir, Arc::new(handlers), stop.clone()));
     tasks.spawn(node::run(context.clone(), seen, stop.clone()));
     tasks.spawn(server::serve(context.clone(), pods.clone(), listener, stop.clone()));
     tasks.spawn(logs::run_rotation(context.clone(), stop.clone()));
@@ -160,12 +164,6 @@ pub async fn run(config: KubeletConfig, shutdown: CancellationToken) -> Result<(
     tasks.spawn(shutdown::run(context.clone(), pods.clone(), stop.clone(), over.clone()));
     tasks.spawn(claims::run(context.clone(), pods.clone(), stop.clone()));
     tasks.spawn(podresources::run(context.clone(), pods.clone(), stop.clone()));
-    let handlers: Vec<Arc<dyn registration::Handler>> = vec![
-        devices::PluginHandler::new(context.devices.clone()),
-        claims::DriverHandler::new(context.clone()),
-    ];
-    let registry = context.config.root_dir.join("plugins_registry");
-    tasks.spawn(registration::run(registry, Arc::new(handlers), stop.clone()));
     tasks.spawn(pinning::run(context.clone(), pods.clone(), stop.clone()));
     tasks.spawn(gc::run(context.clone(), pods.clone(), stop.clone()));
     // The node's own tasks go on until the last pod is gone.
