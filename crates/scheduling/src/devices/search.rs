@@ -217,12 +217,12 @@ impl<'a> Search<'a> {
             return self.take_and_go_on(at, place, from);
         }
         let pools = self.pools;
-        for index in from.0..pools.len() {
-            if !matches!(pools[index].state, PoolState::Ready) {
+        for (index, pool) in pools.iter().enumerate().skip(from.0) {
+            if !matches!(pool.state, PoolState::Ready) {
                 continue;
             }
             let first = if index == from.0 { from.1 } else { 0 };
-            for device in first..pools[index].devices.len() {
+            for device in first..pool.devices.len() {
                 let place = (index, device);
                 self.step(1)?;
                 // What is cheap goes first.
