@@ -1,6 +1,7 @@
 //! Black-box tests: the real binary, real containers, real kubectl, each test on a machine of its own (a set of
 //! namespaces). What a user can do, done.
 
+mod claims;
 mod configuration;
 mod csi;
 mod faults;
