@@ -15,6 +15,7 @@ mod crds;
 mod dial;
 mod discovery;
 mod duration;
+mod expiry;
 mod features;
 mod flow;
 mod hooks;

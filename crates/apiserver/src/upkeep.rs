@@ -4,16 +4,19 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::{SignedDuration, Timestamp};
+use futures::stream::{self, StreamExt};
+use jiff::Timestamp;
 
+use crate::expiry::Expiry;
 use crate::metrics::metrics;
 use crate::registry::Written;
 use crate::server::Server;
-use crate::verbs::meta;
 
 /// How often the caches are compared with the store.
 const COMPARISON: Duration = Duration::from_secs(300);
 const EXPIRY: Duration = Duration::from_secs(60);
+/// Expired Events that are removed side by side.
+const REMOVALS: usize = 64;
 const REPAIR: Duration = Duration::from_secs(180);
 
 /// Runs until it is dropped.
@@ -26,6 +29,7 @@ pub async fn run(server: Arc<Server>) {
     let mut expiry = tokio::time::interval(EXPIRY);
     let mut repair = tokio::time::interval(REPAIR);
     let mut keep = None;
+    let mut expired = Expiry::default();
     loop {
         tokio::select! {
             _ = compaction.tick() => {
@@ -53,7 +57,7 @@ pub async fn run(server: Arc<Server>) {
                     metrics().consistency_checks.with(&[group, resource, status]).increment();
                 }).await;
             }
-            _ = expiry.tick() => expire_events(&server).await,
+            _ = expiry.tick() => expire_events(&server, &mut expired).await,
             _ = repair.tick() => {
                 let _turn = server.allocators.turn().await;
                 crate::special::repair_addresses(&server).await;
@@ -63,24 +67,25 @@ pub async fn run(server: Arc<Server>) {
     }
 }
 
-async fn expire_events(server: &Server) {
+async fn expire_events(server: &Server, expiry: &mut Expiry) {
     let Some(row) = server.registry.any("", "events") else { return };
     let ttl = i64::try_from(server.config.event_ttl).unwrap_or(i64::MAX / 4);
-    let limit = Timestamp::now() - SignedDuration::from_secs(ttl);
-    for object in row.cache.list("", None).0 {
-        let Ok(value) = object.value() else { continue };
-        let times =
-            ["/series/lastObservedTime", "/lastTimestamp", "/eventTime", "/metadata/creationTimestamp"];
-        let newest = times
-            .iter()
-            .filter_map(|p| value.pointer(p)?.as_str()?.parse::<Timestamp>().ok())
-            .max()
-            .unwrap_or(limit);
-        if newest < limit
-            && let Err(error) =
-                server.registry.remove(&row, &object.key, object.revision).await.map(|w: Written| drop(w))
-        {
-            tracing::debug!(name = meta::text(&value, "name"), %error, "an expired event stays");
+    let now = Timestamp::now().as_second();
+    let removals = expiry.due(&row.cache, ttl, now).into_iter().map(|object| async {
+        let removed = server.registry.remove(&row, &object.key, object.revision).await;
+        (object, removed)
+    });
+    // Many at once, so that they share commits.
+    let mut removals = stream::iter(removals).buffer_unordered(REMOVALS);
+    while let Some((object, removed)) = removals.next().await {
+        match removed {
+            Ok(Written::At(_) | Written::Conflict(None)) => {}
+            // It has been written meanwhile.
+            Ok(Written::Conflict(Some(_))) => expiry.again(&object, now),
+            Err(error) => {
+                tracing::debug!(name = object.name(), %error, "an expired event stays");
+                expiry.again(&object, now);
+            }
         }
     }
 }
