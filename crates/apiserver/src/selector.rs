@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use api::labels::{Operator, Requirement};
 use serde_json::Value;
 
 use crate::Status;
@@ -54,7 +55,8 @@ impl Selector {
         self.fields.required("metadata.name")
     }
 
-    /// What a watch in a namespace can be indexed by: the object that it names, or the value of a field that it requires.
+    /// What a watch in a namespace can be indexed by: the object that it names, or the value of a field or label that it
+    /// requires.
     pub fn topic(&self, served: &Served, namespace: &str) -> Option<(Topic, topics::Value)> {
         if let Some(name) = self.name()
             && (!served.resource.namespaced || !namespace.is_empty())
@@ -62,17 +64,24 @@ impl Selector {
             let topic = Topic { field: "metadata.name".to_owned(), value: served.key(namespace, name) };
             return Some((topic, Arc::new(|object: &Object| Some(object.key.to_string()))));
         }
-        let own = |field: &str| !matches!(field, "metadata.name" | "metadata.namespace");
-        let term = self.fields.terms.iter().find(|term| term.equal && own(&term.field))?;
         if !served.selects_stored() {
             return None;
         }
-        let (resource, field) = (served.resource.clone(), term.field.clone());
-        let value = move |object: &Object| {
-            let fields = &object.selectable(&resource.strategy).fields;
-            fields.iter().find(|(name, _)| *name == field).map(|(_, value)| value.clone())
-        };
-        Some((Topic { field: term.field.clone(), value: term.value.clone() }, Arc::new(value)))
+        let own = |field: &str| !matches!(field, "metadata.name" | "metadata.namespace");
+        if let Some(term) = self.fields.terms.iter().find(|term| term.equal && own(&term.field)) {
+            let (resource, field) = (served.resource.clone(), term.field.clone());
+            let value = move |object: &Object| {
+                let fields = object.fields(&resource.strategy);
+                fields.iter().find(|(name, _)| *name == field).map(|(_, value)| value.clone())
+            };
+            return Some((Topic { field: term.field.clone(), value: term.value.clone() }, Arc::new(value)));
+        }
+        let one = |r: &&Requirement| r.operator == Operator::In && r.values.len() == 1;
+        let required = self.labels.requirements().iter().find(one)?;
+        let key = required.key.clone();
+        // No field is called so.
+        let topic = Topic { field: format!("metadata.labels[{key}]"), value: required.values[0].clone() };
+        Some((topic, Arc::new(move |object: &Object| object.label(&key).map(str::to_owned))))
     }
 
     pub fn matches(&self, served: &Served, object: &Object) -> bool {
@@ -90,13 +99,11 @@ impl Selector {
         if self.by_key && self.labels.is_everything() {
             return self.fields.matches(of_key);
         }
-        let selectable = object.selectable(&served.resource.strategy);
-        let label = |key: &str| selectable.labels.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_str());
         let field = |key: &str| {
-            let own = || selectable.fields.iter().find(|(k, _)| *k == key).map(|(_, v)| v.as_str());
-            of_key(key).or_else(own)
+            let fields = || object.fields(&served.resource.strategy);
+            of_key(key).or_else(|| fields().iter().find(|(k, _)| *k == key).map(|(_, v)| v.as_str()))
         };
-        self.labels.matches(label) && self.fields.matches(field)
+        self.labels.matches(|key| object.label(key)) && self.fields.matches(field)
     }
 }
 

@@ -9,6 +9,7 @@ use std::sync::{Arc, OnceLock};
 use bytes::{BufMut, Bytes, BytesMut};
 use parking_lot::Mutex;
 use schema::Str;
+use serde::Deserialize;
 use serde_json::{Map, Value};
 use tokio::sync::OnceCell;
 
@@ -43,11 +44,18 @@ impl Change {
 const METADATA: &[u8] = b"\"metadata\":{";
 const VERSION: &[u8] = b"\"resourceVersion\":\"";
 
-/// What selectors look at.
+/// What selectors look at, each once somebody has selected by it.
 #[derive(Debug, Default)]
-pub struct Selectable {
-    pub labels: Vec<(String, String)>,
-    pub fields: Vec<(Str, String)>,
+struct Selectable {
+    labels: OnceLock<Vec<(String, String)>>,
+    fields: OnceLock<Vec<(Str, String)>>,
+}
+
+/// The part of an object's metadata that selectors look at.
+#[derive(Deserialize)]
+struct Labelled {
+    #[serde(default)]
+    labels: Option<Map<String, Value>>,
 }
 
 /// The object as a version shows it, once somebody has asked; `None` if as it is stored.
@@ -151,11 +159,31 @@ impl Object {
         serde_json::from_slice(&self.json()).map_err(|e| Status::internal(format!("stored object: {e}")))
     }
 
-    /// The labels and field values, computed on the first selector.
-    pub fn selectable(&self, behavior: &api::Behavior) -> &Selectable {
-        self.selectable.get_or_init(|| {
+    /// The labels. They are read without the rest of the object.
+    pub fn labels(&self) -> &[(String, String)] {
+        self.selectable.get_or_init(Box::default).labels.get_or_init(|| {
+            let metadata = &self.json()[self.metadata as usize + METADATA.len() - 1..];
+            // What follows the metadata is not looked at.
+            let mut reader = serde_json::Deserializer::from_slice(metadata);
+            let labels = Labelled::deserialize(&mut reader).ok().and_then(|read| read.labels);
+            let text = |value: Value| match value {
+                Value::String(text) => text,
+                _ => String::new(),
+            };
+            labels.into_iter().flatten().map(|(key, value)| (key, text(value))).collect()
+        })
+    }
+
+    /// The label of a key.
+    pub fn label(&self, key: &str) -> Option<&str> {
+        self.labels().iter().find(|(known, _)| known == key).map(|(_, value)| value.as_str())
+    }
+
+    /// The fields that the kind can be selected by, beside name and namespace.
+    pub fn fields(&self, behavior: &api::Behavior) -> &[(Str, String)] {
+        self.selectable.get_or_init(Box::default).fields.get_or_init(|| {
             let value = self.value().unwrap_or_default();
-            Box::new(Selectable { labels: labels(&value), fields: behavior.fields(&value) })
+            behavior.fields(&value)
         })
     }
 
@@ -195,16 +223,6 @@ impl Object {
     pub fn name(&self) -> &str {
         self.key.split_once('/').map_or(&self.key, |(_, name)| name)
     }
-}
-
-/// The labels of an object.
-pub fn labels(value: &Value) -> Vec<(String, String)> {
-    let labels = value.pointer("/metadata/labels").and_then(Value::as_object);
-    labels
-        .into_iter()
-        .flatten()
-        .map(|(k, v)| (k.clone(), v.as_str().unwrap_or_default().to_owned()))
-        .collect()
 }
 
 /// The stored form of an object.
@@ -286,6 +304,21 @@ mod tests {
         assert_eq!(deleted.value().expect("json"), want);
         let frame: Value = serde_json::from_slice(&deleted.frame(Change::Deleted)).expect("a frame");
         assert_eq!(frame, json!({"type": "DELETED", "object": want}));
+    }
+
+    #[test]
+    fn labels_are_read_without_the_rest() {
+        let check = |metadata: Value, expect: &[(&str, &str)]| {
+            let value =
+                json!({"kind": "K", "metadata": metadata, "spec": {"metadata": {"labels": {"x": "y"}}}});
+            let object = object(&value, 7);
+            let labels: Vec<_> = object.labels().iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+            assert_eq!(labels, expect, "{value}");
+        };
+        check(json!({"name": "a", "managedFields": [{"f": {"labels": {}}}]}), &[]);
+        check(json!({"labels": null}), &[]);
+        check(json!({"labels": {"a": "b", "c\n": ""}, "name": "a"}), &[("a", "b"), ("c\n", "")]);
+        check(json!({}), &[]);
     }
 
     #[test]
