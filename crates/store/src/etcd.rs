@@ -16,6 +16,7 @@ use crate::{Digest, Engine, Error, KeyValue, Op, Range, Result, Store, Txn, TxnO
 mod api;
 mod client;
 mod follow;
+mod restore;
 
 #[cfg(test)]
 mod tests;
@@ -62,8 +63,20 @@ const TXN_BYTES: usize = 1 << 20;
 /// Reads of the newest revision that may wait for the next answer.
 const WAITING_READS: usize = 4096;
 
-/// Connects to a cluster; fails if none of its members answers.
+/// Connects to a cluster; fails if none of its members answers. A restore that was cut off there is finished first.
 pub async fn connect(options: Options) -> Result<Store> {
+    let core = core_of(options).await?;
+    restore::finish(&core).await?;
+    core.hub.reset(core.read_newest().await?);
+    let (reads, receiver) = mpsc::channel(WAITING_READS);
+    let tasks = [
+        tokio::spawn(follow::run(core.clone())).abort_handle(),
+        tokio::spawn(answer_reads(core.clone(), receiver)).abort_handle(),
+    ];
+    Ok(Arc::new(Etcd { core, reads, tasks }))
+}
+
+async fn core_of(options: Options) -> Result<Arc<Core>> {
     let client = Client::new(&options)?;
     let core = Arc::new(Core {
         client,
@@ -73,13 +86,7 @@ pub async fn connect(options: Options) -> Result<Store> {
         wanted: AtomicU64::new(0),
         nudge: Notify::new(),
     });
-    core.hub.reset(core.read_newest().await?);
-    let (reads, receiver) = mpsc::channel(WAITING_READS);
-    let tasks = [
-        tokio::spawn(follow::run(core.clone())).abort_handle(),
-        tokio::spawn(answer_reads(core.clone(), receiver)).abort_handle(),
-    ];
-    Ok(Arc::new(Etcd { core, reads, tasks }))
+    Ok(core)
 }
 
 struct Etcd {
@@ -357,7 +364,8 @@ impl Engine for Etcd {
                     Some(last) if page.more => Some([last.key.as_ref(), b"\0"].concat().into()),
                     _ => None,
                 };
-                file = blocking(move || file.add(&page.items).map(|()| file)).await?;
+                let items: Vec<_> = page.items.into_iter().filter(|kv| !restore::is_own(&kv.key)).collect();
+                file = blocking(move || file.add(&items).map(|()| file)).await?;
                 if from.is_none() {
                     return blocking(move || file.finish()).await;
                 }
@@ -366,20 +374,12 @@ impl Engine for Etcd {
         .boxed()
     }
 
-    /// etcd bounds the size of a transaction, so a restore is a row of transactions here: it is not atomic.
+    /// etcd bounds the size of a transaction, so that watches see a large restore in several revisions; it is made whole, or
+    /// not at all.
     fn restore(&self, from: PathBuf) -> BoxFuture<'_, Result<u64>> {
         async move {
             let wanted = blocking(move || backup::read(&from)).await?;
-            let present = self.core.range(b"", None, 0, None, false).await?;
-            let ops = backup::difference(present.items, wanted);
-            let mut revision = present.revision;
-            for ops in chunks(ops) {
-                let txn = Txn { compare: Vec::new(), ops };
-                if let TxnOutcome::Committed { revision: at } = self.core.txn(txn).await? {
-                    revision = at;
-                }
-            }
-            Ok(revision)
+            restore::run(&self.core, wanted).await
         }
         .boxed()
     }
@@ -390,15 +390,20 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
     tokio::task::spawn_blocking(work).await.map_err(|_| Error::Closed)?
 }
 
+/// What an operation takes of a transaction, in bytes.
+fn size(op: &Op) -> usize {
+    match op {
+        Op::Put { key, value } => key.len() + value.len(),
+        Op::Delete { key } => key.len(),
+    }
+}
+
 /// Writes in as many transactions as etcd's bounds ask for.
 fn chunks(ops: Vec<Op>) -> Vec<Vec<Op>> {
     let mut chunks: Vec<Vec<Op>> = Vec::new();
     let mut bytes = 0;
     for op in ops {
-        let size = match &op {
-            Op::Put { key, value } => key.len() + value.len(),
-            Op::Delete { key } => key.len(),
-        };
+        let size = size(&op);
         bytes += size;
         match chunks.last_mut() {
             Some(chunk) if chunk.len() < TXN_OPS && bytes <= TXN_BYTES => chunk.push(op),

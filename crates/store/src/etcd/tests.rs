@@ -11,7 +11,7 @@ use crate::contract;
 
 mod faults;
 mod linearizable;
-mod members;
+pub(super) mod members;
 
 use members::Member;
 
