@@ -1,7 +1,7 @@
 //! The writer thread: takes all requests that wait, applies them in one database transaction, commits once, publishes
 //! the events and answers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
 use redb::{Durability, WriteTransaction};
@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::record::{INDEX, LOG, Record, index_key, log_key, newest, set_revision};
 use super::{Core, compact, defragment};
-use crate::{Error, Event, KeyValue, Op, Result, Txn, TxnOutcome};
+use crate::{Compare, Error, Event, KeyValue, Op, Result, Txn, TxnOutcome};
 
 pub(super) enum Request {
     Txn { txn: Txn, reply: oneshot::Sender<Result<TxnOutcome>> },
@@ -86,7 +86,7 @@ fn write(core: &Core, txns: &[Txn]) -> Result<Vec<TxnOutcome>> {
     check_space(core, txns)?;
     let engine = Error::engine;
     let first = core.hub.revision() + 1;
-    let mut pending = Pending { revision: first - 1, events: Vec::new() };
+    let mut pending = Pending { revision: first - 1, events: Vec::new(), looked_up: HashMap::new() };
     let write = begin(core)?;
     let mut outcomes = Vec::with_capacity(txns.len());
     for txn in txns {
@@ -117,15 +117,25 @@ pub(super) fn begin(core: &Core) -> Result<WriteTransaction> {
 struct Pending {
     revision: u64,
     events: Vec<Event>,
+    /// What keys hold that transactions of this commit compare and do not write: often many of them the same one.
+    looked_up: HashMap<Bytes, Option<KeyValue>>,
 }
 
 impl Pending {
     fn apply(&mut self, write: &WriteTransaction, txn: &Txn) -> Result<TxnOutcome, redb::Error> {
         let (mut index, mut log) = (write.open_table(INDEX)?, write.open_table(LOG)?);
         let mut current = Vec::with_capacity(txn.compare.len());
-        for compare in &txn.compare {
-            let found = newest(&index, &log, &compare.key, u64::MAX)?;
-            current.push(found.and_then(|(at, record)| record.into_key_value(at)));
+        for Compare { key, .. } in &txn.compare {
+            if let Some(found) = self.looked_up.get(key) {
+                current.push(found.clone());
+                continue;
+            }
+            let found = newest(&index, &log, key, u64::MAX)?;
+            let found = found.and_then(|(at, record)| record.into_key_value(at));
+            if !txn.ops.iter().any(|op| op.key() == key) {
+                self.looked_up.insert(key.clone(), found.clone());
+            }
+            current.push(found);
         }
         let holds = txn.compare.iter().zip(&current).all(|(compare, found)| {
             compare.mod_revision == found.as_ref().map_or(0, |found| found.mod_revision)
@@ -137,6 +147,7 @@ impl Pending {
         let mut position = 0;
         for op in &txn.ops {
             let key = op.key();
+            self.looked_up.remove(key);
             let compared = txn.compare.iter().position(|compare| compare.key == *key);
             let previous: Option<KeyValue> = match compared {
                 Some(at) => current[at].clone(),
