@@ -2,7 +2,7 @@ use std::path::Path;
 
 use super::{Options, open, open_with};
 use crate::contract::{self, bytes, put, value, write};
-use crate::{Error, Store, Txn};
+use crate::{Compare, Error, Store, Txn, TxnOutcome};
 
 mod crash;
 
@@ -116,4 +116,33 @@ async fn space_is_given_back_after_much_was_deleted() {
     drop(store);
     let store = open(&path).expect("opens again");
     assert_eq!(value(&store, "/k/new", None).await.as_deref(), Some("1"));
+}
+
+#[tokio::test]
+async fn writes_that_share_a_commit_see_what_it_changes_of_what_they_compare() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let store = fresh(folder.path(), 1000);
+    let anchor = write(&store, vec![put("/anchor", "1")]).await;
+    let create = |n: usize| Txn {
+        compare: vec![
+            Compare { key: bytes(&format!("/x{n}")), mod_revision: 0 },
+            Compare { key: bytes("/anchor"), mod_revision: anchor },
+        ],
+        ops: vec![put(&format!("/x{n}"), "1")],
+    };
+    let change = || Txn { compare: Vec::new(), ops: vec![put("/anchor", "2")] };
+    // They come in this order, and most of them into one commit.
+    let all = (0..200).map(|n| store.txn(if n == 100 { change() } else { create(n) }));
+    let outcomes: Vec<_> =
+        futures::future::join_all(all).await.into_iter().map(|o| o.expect("answers")).collect();
+    let TxnOutcome::Committed { revision: changed } = outcomes[100] else { panic!("it compares nothing") };
+    for (n, outcome) in outcomes.iter().enumerate().filter(|(n, _)| *n != 100) {
+        match outcome {
+            TxnOutcome::Committed { revision } => assert!(n < 100 && *revision < changed, "{n}"),
+            TxnOutcome::Conflict { current, .. } => {
+                let found = current[1].as_ref().map(|kv| kv.mod_revision);
+                assert!(n > 100 && current[0].is_none() && found == Some(changed), "{n}: {outcome:?}");
+            }
+        }
+    }
 }
