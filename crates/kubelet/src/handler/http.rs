@@ -163,7 +163,8 @@ impl Headers {
         }
         for header in given {
             let name = header.name.to_ascii_lowercase();
-            if !matches!(name.as_str(), "host" | "user-agent") && !(silent && name == "accept") {
+            let made = matches!(name.as_str(), "host" | "user-agent") || silent && name == "accept";
+            if !made {
                 add(&name, &header.value)?;
             }
         }
