@@ -2,7 +2,9 @@
 //! outside of it. A build without debug assertions has none of them.
 //!
 //! A debug build that is started with `CARRACK_FAIL_AT=<prefix>@<n>` kills itself at the n-th step whose name begins with
-//! the prefix. A test that counts n up from 1 until nothing is killed any more has been everywhere.
+//! the prefix, with `<prefix>#<n>` when it comes to the n-th name of those. A test that counts n up from 1 until nothing is
+//! killed any more has been everywhere. With `CARRACK_FAIL_AT=/a/file` the file holds the order, which may change meanwhile;
+//! counting then begins anew.
 
 /// Passes a step. `name` is `<area>.<operation>.<what comes next>`.
 #[inline(always)]
@@ -13,23 +15,58 @@ pub fn step(name: &str) {
     let _ = name;
 }
 
+/// The variable with this process's orders, for a process that it starts with an environment of its own.
+pub fn inherited() -> Option<(&'static str, std::ffi::OsString)> {
+    #[cfg(debug_assertions)]
+    return std::env::var_os(armed::VARIABLE).map(|value| (armed::VARIABLE, value));
+    #[cfg(not(debug_assertions))]
+    None
+}
+
 #[cfg(debug_assertions)]
 mod armed {
-    use std::sync::LazyLock;
-    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::collections::BTreeSet;
+    use std::sync::{LazyLock, Mutex, PoisonError};
 
-    static PLAN: LazyLock<Option<(String, u64)>> =
-        LazyLock::new(|| plan(&std::env::var("CARRACK_FAIL_AT").ok()?));
-    static PASSED: AtomicU64 = AtomicU64::new(0);
+    pub(super) const VARIABLE: &str = "CARRACK_FAIL_AT";
 
-    pub(super) fn plan(text: &str) -> Option<(String, u64)> {
-        let (prefix, count) = text.rsplit_once('@')?;
-        Some((prefix.to_owned(), count.parse().ok()?))
+    static ORDERS: LazyLock<Option<String>> = LazyLock::new(|| std::env::var(VARIABLE).ok());
+    static COUNT: Mutex<Count> =
+        Mutex::new(Count { order: String::new(), passed: 0, names: BTreeSet::new() });
+
+    /// How far the process has come with an order.
+    pub(super) struct Count {
+        pub(super) order: String,
+        pub(super) passed: u64,
+        pub(super) names: BTreeSet<String>,
+    }
+
+    impl Count {
+        /// Whether the process ends at this step.
+        pub(super) fn is_up(&mut self, order: &str, name: &str) -> bool {
+            if self.order != order {
+                *self = Count { order: order.to_owned(), passed: 0, names: BTreeSet::new() };
+            }
+            let Some(at) = order.rfind(['@', '#']) else { return false };
+            let (prefix, number) = (&order[..at], &order[at + 1..]);
+            if !name.starts_with(prefix) {
+                return false;
+            }
+            let counts = order.as_bytes()[at] == b'@' || self.names.insert(name.to_owned());
+            self.passed += u64::from(counts);
+            counts && number.parse() == Ok(self.passed)
+        }
     }
 
     pub(super) fn step(name: &str) {
-        let Some((prefix, count)) = &*PLAN else { return };
-        if name.starts_with(prefix.as_str()) && PASSED.fetch_add(1, Ordering::SeqCst) + 1 == *count {
+        let Some(orders) = &*ORDERS else { return };
+        let up = |order: &str| COUNT.lock().unwrap_or_else(PoisonError::into_inner).is_up(order, name);
+        let up = if orders.starts_with('/') {
+            up(std::fs::read_to_string(orders).unwrap_or_default().trim())
+        } else {
+            up(orders)
+        };
+        if up {
             eprintln!("killed at {name}");
             // SAFETY: plain numbers; a process may kill itself.
             unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
@@ -41,10 +78,20 @@ mod armed {
     }
 
     #[test]
-    fn plans_are_a_prefix_and_a_number() {
-        assert_eq!(plan("sandbox.@3"), Some(("sandbox.".into(), 3)));
-        for bad in ["", "sandbox", "sandbox@x"] {
-            assert_eq!(plan(bad), None);
+    fn orders_are_counted() {
+        let check = |order: &str, names: &[&str], at: Option<usize>| {
+            let mut count = Count { order: String::new(), passed: 0, names: BTreeSet::new() };
+            assert_eq!(names.iter().position(|name| count.is_up(order, name)), at, "{order} {names:?}");
+        };
+        check("a.@2", &["a.x", "b.x", "a.x", "a.y"], Some(2));
+        check("a.#2", &["a.x", "b.x", "a.x", "a.y"], Some(3));
+        check("a.#3", &["a.x", "b.x", "a.x", "a.y"], None);
+        for bad in ["", "a.", "a.@x", "a.#"] {
+            check(bad, &["a.x", "a.y"], None);
         }
+        // Another order begins anew.
+        let mut count = Count { order: String::new(), passed: 0, names: BTreeSet::new() };
+        assert!(!count.is_up("a.@2", "a.x") && !count.is_up("a.@3", "a.x") && !count.is_up("a.@3", "a.x"));
+        assert!(count.is_up("a.@3", "a.x"));
     }
 }
