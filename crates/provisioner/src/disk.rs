@@ -1,6 +1,7 @@
 //! A volume on the node: an ext4 file system in a sparse file behind a loop device, so that its size is a limit. The device
 //! lets go of the file by itself once it is unmounted. Without `mkfs.ext4` a volume is a plain directory, and its size a wish.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -8,12 +9,17 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use failpoint::step;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 /// The smallest file system that is made, in bytes.
 const SMALLEST: u64 = 16 << 20;
 const BLOCK: u64 = 4096;
 const TRIES: usize = 64;
+/// The extension of an image that is being made.
+const UNFINISHED: &str = "new";
+/// The extension of the mark of a volume without an object.
+const PENDING: &str = "pending";
 
 const LOOP_CTL_GET_FREE: libc::c_ulong = 0x4C82;
 const LOOP_CONFIGURE: libc::c_ulong = 0x4C0A;
@@ -57,14 +63,22 @@ impl Disk {
         Disk { dir: root.join(name), image: root.join(format!("{name}.img")) }
     }
 
-    /// Every volume that has files under `root`.
+    /// Every volume that has an image under `root`.
     pub fn all(root: &Path) -> Vec<Disk> {
-        let entries = std::fs::read_dir(root).into_iter().flatten().flatten();
-        let names = entries.filter_map(|entry| {
-            let name = entry.file_name().into_string().ok()?;
-            name.strip_suffix(".img").map(str::to_owned)
-        });
+        let names = entries(root).filter_map(|name| name.strip_suffix(".img").map(str::to_owned));
         names.map(|name| Disk::new(root, &name)).collect()
+    }
+
+    /// The names of volumes under `root` that were begun, and of which nobody may have been told yet.
+    pub fn pending(root: &Path) -> BTreeSet<String> {
+        let mark = format!(".{PENDING}");
+        entries(root).filter_map(|name| name.strip_suffix(&mark).map(str::to_owned)).collect()
+    }
+
+    /// Notes that the volume's object is there: from now on the volume goes with that alone.
+    pub fn settle(&self) -> Result<(), DiskError> {
+        gone(std::fs::remove_file(self.mark()))
+            .map_err(io_error(format!("cannot remove {}", self.mark().display())))
     }
 
     /// Makes the volume with room for `size` bytes, or takes up where an earlier try broke off. Tells whether the size is
@@ -72,9 +86,11 @@ impl Disk {
     pub fn create(&self, size: u64) -> Result<bool, DiskError> {
         if self.image.exists() {
             self.mount()?;
+            self.open()?;
             return Ok(true);
         }
         if self.dir.exists() {
+            self.open()?;
             return Ok(false);
         }
         let root = self.dir.parent().unwrap_or(&self.dir);
@@ -85,29 +101,47 @@ impl Disk {
                 return Err(DiskError::Full { size, free });
             }
         }
-        let aside = self.image.with_extension("new");
+        let aside = self.aside();
+        step("provisioner.create.mark");
+        File::create(self.mark()).map_err(io_error(format!("cannot make {}", self.mark().display())))?;
+        step("provisioner.create.file");
         let formatted = File::create(&aside)
             .and_then(|file| file.set_len(whole(size)))
             .map_err(io_error(format!("cannot make {}", aside.display())))
             .and_then(|()| format(&aside));
         match formatted {
-            Ok(true) => {}
+            Ok(true) => step("provisioner.create.rename"),
             other => {
                 drop(std::fs::remove_file(&aside));
                 other?;
                 std::fs::create_dir(&self.dir)
                     .map_err(io_error(format!("cannot create {}", self.dir.display())))?;
-                open_to_all(&self.dir)?;
+                self.open()?;
                 return Ok(false);
             }
         }
         std::fs::rename(&aside, &self.image)
             .map_err(io_error(format!("cannot make {}", self.image.display())))?;
         self.mount()?;
-        // An empty volume is expected, and any user's container may write to it.
-        drop(std::fs::remove_dir(self.dir.join("lost+found")));
-        open_to_all(&self.dir)?;
+        self.open()?;
         Ok(true)
+    }
+
+    /// What becomes the image once it is whole.
+    fn aside(&self) -> PathBuf {
+        self.image.with_extension(UNFINISHED)
+    }
+
+    /// It is there until the volume's object is.
+    fn mark(&self) -> PathBuf {
+        self.image.with_extension(PENDING)
+    }
+
+    /// An empty volume is expected, and any user's container may write to it.
+    fn open(&self) -> Result<(), DiskError> {
+        step("provisioner.create.open");
+        drop(std::fs::remove_dir(self.dir.join("lost+found")));
+        open_to_all(&self.dir)
     }
 
     /// Mounts the volume unless it is mounted.
@@ -115,6 +149,7 @@ impl Disk {
         if !self.image.exists() || self.is_mounted() {
             return Ok(());
         }
+        step("provisioner.mount.attach");
         // Two devices on one file would be two file systems that know nothing of each other.
         let (device, open) = match attached(&self.image) {
             Some(device) => (device, None),
@@ -126,6 +161,7 @@ impl Disk {
         };
         std::fs::create_dir_all(&self.dir)
             .map_err(io_error(format!("cannot create {}", self.dir.display())))?;
+        step("provisioner.mount.mount");
         let mounted = mount(Some(&device), &self.dir, Some("ext4"), MsFlags::empty(), None::<&str>);
         drop(open);
         mounted.map_err(|error| io_error(format!("cannot mount {}", self.dir.display()))(error.into()))
@@ -142,8 +178,10 @@ impl Disk {
         if !self.is_mounted() {
             return Ok(());
         }
+        step("provisioner.unmount.unmount");
         umount2(&self.dir, MntFlags::UMOUNT_NOFOLLOW)
             .map_err(|error| io_error(format!("cannot unmount {}", self.dir.display()))(error.into()))?;
+        step("provisioner.unmount.folder");
         // A pod must rather fail to start than write to what lies below the mount.
         std::fs::remove_dir(&self.dir)
             .map_err(io_error(format!("cannot remove the mount point {}", self.dir.display())))
@@ -158,14 +196,17 @@ impl Disk {
         let file = File::options().write(true).open(&self.image).map_err(io_error(failed()))?;
         let now = file.metadata().map_err(io_error(failed()))?.len();
         if whole(size) > now {
+            step("provisioner.grow.file");
             file.set_len(whole(size)).map_err(io_error(failed()))?;
         }
         self.mount()?;
         let device = self.device().map_err(io_error(failed()))?;
+        step("provisioner.grow.device");
         control(&device, LOOP_SET_CAPACITY, std::ptr::null()).map_err(io_error(failed()))?;
         drop(device);
         let blocks = whole(size).max(now) / BLOCK;
         let dir = File::open(&self.dir).map_err(io_error(failed()))?;
+        step("provisioner.grow.files");
         match control(&dir, EXT4_IOC_RESIZE_FS, (&raw const blocks).cast()) {
             Ok(_) => Ok(()),
             Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
@@ -185,6 +226,7 @@ impl Disk {
             return Err(DiskError::InUse);
         }
         // 1 of e2fsck says that it mended something.
+        step("provisioner.grow.at_rest");
         let grown = tool("e2fsck", &["-f", "-p"], &self.image, &[0, 1])
             .and_then(|()| tool("resize2fs", &[], &self.image, &[0]));
         self.mount()?;
@@ -204,16 +246,32 @@ impl Disk {
     /// Unmounts the volume and removes its content.
     pub fn remove(&self) -> Result<(), DiskError> {
         self.unmount()?;
-        let gone = |result: io::Result<()>| match result {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        };
+        step("provisioner.remove.folder");
         // The image goes last: while it is there the volume is known.
         gone(std::fs::remove_dir_all(&self.dir))
             .map_err(io_error(format!("cannot remove {}", self.dir.display())))?;
+        gone(std::fs::remove_file(self.aside()))
+            .map_err(io_error(format!("cannot remove {}", self.aside().display())))?;
+        step("provisioner.remove.image");
         gone(std::fs::remove_file(&self.image))
-            .map_err(io_error(format!("cannot remove {}", self.image.display())))
+            .map_err(io_error(format!("cannot remove {}", self.image.display())))?;
+        step("provisioner.remove.mark");
+        self.settle()
     }
+}
+
+/// The result of a removal, which may have happened before.
+fn gone(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Names of what lies in a folder; none if it is not there.
+fn entries(root: &Path) -> impl Iterator<Item = String> + use<> {
+    let entries = std::fs::read_dir(root).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().into_string().ok())
 }
 
 /// The size of the file for `size` bytes: whole blocks, and enough for a file system.
@@ -360,6 +418,25 @@ mod tests {
         assert_eq!(found.len(), 1);
         found[0].mount().expect("mounted again");
         assert_eq!(std::fs::metadata(disk.dir.join("b")).expect("kept").len(), 40 << 20);
+        disk.remove().expect("removed");
+        assert_eq!(std::fs::read_dir(root.path()).expect("read").count(), 0);
+    }
+
+    #[test]
+    fn what_was_broken_off_is_taken_up_and_can_be_removed() {
+        let root = tempfile::tempdir().expect("a directory");
+        let disk = Disk::new(root.path(), "pvc-1");
+        File::create(disk.aside()).expect("half made");
+        assert!(disk.create(32 << 20).expect("made"), "mkfs.ext4 is needed for this test");
+        assert_eq!(Disk::pending(root.path()), ["pvc-1".to_owned()].into());
+        // Ended before the volume was opened to all.
+        std::fs::set_permissions(&disk.dir, std::fs::Permissions::from_mode(0o755)).expect("closed");
+        assert!(disk.create(32 << 20).expect("made before"));
+        assert_eq!(std::fs::metadata(&disk.dir).expect("there").permissions().mode() & 0o777, 0o777);
+        disk.settle().expect("settled");
+        assert!(Disk::pending(root.path()).is_empty());
+        File::create(disk.aside()).expect("half made");
+        File::create(disk.mark()).expect("marked");
         disk.remove().expect("removed");
         assert_eq!(std::fs::read_dir(root.path()).expect("read").count(), 0);
     }

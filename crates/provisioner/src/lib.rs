@@ -18,6 +18,7 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use disk::{Disk, DiskError};
+use failpoint::step;
 use plan::ForClaim;
 
 /// The name in a StorageClass.
@@ -86,6 +87,7 @@ pub async fn run(client: Client, config: Config, shutdown: CancellationToken) ->
     this.claims.synced().await;
     this.volumes.synced().await;
     this.classes.synced().await;
+    this.remove_lost().await;
     let work = move |key: Key| {
         let this = this.clone();
         async move { this.reconcile(&key).await.map(|()| None) }
@@ -129,6 +131,26 @@ impl Provisioner {
         }
     }
 
+    /// Removes volumes whose claim went before their object was there. One that had an object stays, whatever became of that:
+    /// its owner may want to keep it.
+    async fn remove_lost(&self) {
+        for name in Disk::pending(&self.config.root) {
+            let made = self.volumes.find("", &name).is_some();
+            let claimed = || self.claims.list().iter().any(|claim| plan::volume_name(claim) == name);
+            if !made && claimed() {
+                continue;
+            }
+            let disk = self.disk(&name);
+            let work = move || if made { disk.settle() } else { disk.remove() };
+            match tokio::task::spawn_blocking(work).await {
+                Ok(Err(error)) => {
+                    tracing::warn!(%error, volume = name, "cannot clear up a volume that was begun")
+                }
+                _ => tracing::info!(volume = name, made, "cleared up a volume that was begun"),
+            }
+        }
+    }
+
     fn warn(&self, claim: &PersistentVolumeClaim, reason: &str, message: String) {
         self.recorder.event(reference(claim), EventType::Warning, reason, message);
     }
@@ -142,6 +164,7 @@ impl Provisioner {
         let disk = self.disk(&name);
         let path = disk.dir.to_string_lossy().into_owned();
         let enforced = tokio::task::spawn_blocking(move || disk.create(size)).await??;
+        step("provisioner.create.object");
         let class = claim.spec.as_ref().and_then(|spec| spec.storage_class_name.clone()).unwrap_or_default();
         let class = self.classes.find("", &class);
         let object = plan::volume(claim, class.as_deref(), size, &path, &self.config.node);
@@ -151,6 +174,9 @@ impl Provisioner {
             Err(kube::Error::Api(status)) if status.code == 409 => {}
             Err(error) => return Err(error.into()),
         }
+        step("provisioner.create.settle");
+        let disk = self.disk(&name);
+        tokio::task::spawn_blocking(move || disk.settle()).await??;
         let mut message = format!("Successfully provisioned volume {name}");
         if !enforced {
             message.push_str("; its size is not enforced, for the node has no mkfs.ext4");
@@ -162,6 +188,7 @@ impl Provisioner {
     async fn grow(&self, claim: &PersistentVolumeClaim, volume: &str, size: u64) -> Result<(), Error> {
         let disk = self.disk(volume);
         tokio::task::spawn_blocking(move || disk.grow(size)).await??;
+        step("provisioner.grow.volume");
         let requests = claim.spec.as_ref().and_then(|spec| spec.resources.as_ref()?.requests.clone());
         let capacity: BTreeMap<_, _> =
             requests.unwrap_or_default().into_iter().filter(|(name, _)| name == "storage").collect();
@@ -183,6 +210,7 @@ impl Provisioner {
         let name = volume.metadata.name.clone().unwrap_or_default();
         let disk = self.disk(&name);
         tokio::task::spawn_blocking(move || disk.remove()).await??;
+        step("provisioner.remove.object");
         let params = DeleteParams {
             preconditions: Some(Preconditions { uid: volume.metadata.uid.clone(), resource_version: None }),
             ..DeleteParams::default()
