@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 
+use crate::images::content::digest;
+
 use crate::images::RegistryConfig;
 
 /// Configuration of [`crate::serve`].
@@ -40,13 +42,13 @@ impl RuntimeConfig {
     pub fn new(root: impl Into<PathBuf>, state_dir: impl Into<PathBuf>) -> Self {
         let (root, state_dir) = (root.into(), state_dir.into());
         Self {
-            shim_cgroup: shim_cgroup(&root),
+            shim_cgroup: own_cgroup("carrack-shims", &root),
+            cgroup_parent: own_cgroup("carrack-pods", &root),
             socket: state_dir.join("runtime.sock"),
             root,
             state_dir,
             network: NetworkMode::None,
             registry: RegistryConfig::default(),
-            cgroup_parent: "/carrack".into(),
             toolbox_applets: Vec::new(),
             cdi_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
             hooks_dirs: vec![
@@ -59,16 +61,18 @@ impl RuntimeConfig {
     }
 }
 
-/// A cgroup for the shims of the runtime with this folder alone: another on the same machine must not take them for its own
-/// lost ones.
-fn shim_cgroup(root: &Path) -> String {
+/// A cgroup of the runtime with this folder alone: another on the same machine must not take what is in it for what it has
+/// lost itself. The end of the folder's path is for people, its hash tells it from all others.
+fn own_cgroup(kind: &str, root: &Path) -> String {
     /// In characters; a name of a cgroup may have 255 bytes.
-    const LONGEST: usize = 50;
+    const LONGEST: usize = 40;
     let root = std::path::absolute(root).unwrap_or_else(|_| root.to_owned());
+    let hash = digest(root.as_os_str().as_encoded_bytes());
+    let hash = &hash["sha256:".len()..][..8];
     let name: Vec<char> = root.to_string_lossy().trim_matches('/').chars().collect();
     let name = &name[name.len().saturating_sub(LONGEST)..];
     let name: String = name.iter().map(|c| if *c == '/' { '-' } else { *c }).collect();
-    format!("/carrack-shims-{name}")
+    format!("/{kind}-{name}-{hash}")
 }
 
 /// How pods get addresses.
@@ -95,4 +99,26 @@ pub enum NetworkMode {
     /// Pods have loopback only.
     #[default]
     None,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_folder_has_cgroups_of_its_own() {
+        let long = "/a/folder/whose/name/is/longer/than/what/is/kept/of/it/in/a/cgroup";
+        let roots = [
+            "/var/lib/carrack/runtime",
+            "/var/lib-carrack/runtime",
+            "/srv/carrack",
+            &format!("/x{long}"),
+            long,
+        ];
+        let configs = roots.map(|root| RuntimeConfig::new(root, "/run/carrack"));
+        let groups = configs.iter().flat_map(|config| [&config.shim_cgroup, &config.cgroup_parent]);
+        let groups: std::collections::BTreeSet<&String> = groups.collect();
+        assert_eq!(groups.len(), 2 * roots.len(), "{groups:?}");
+        assert!(groups.iter().all(|group| group.len() < 100 && group[1..].find('/').is_none()), "{groups:?}");
+    }
 }
