@@ -78,8 +78,12 @@ impl Allocations {
         let uid = podutil::uid(pod);
         let mut shares = self.shares.lock();
         if !shares.contains_key(uid) {
-            let allotted = self.read(uid).unwrap_or_else(|| wanted(pod));
-            self.keep(uid, &allotted);
+            let kept = self.read(uid);
+            let allotted = kept.clone().unwrap_or_else(|| wanted(pod));
+            // A pod that is on its way out gets no folder again that may have been taken away already.
+            if kept.is_none() && !podutil::leaving(pod) {
+                self.keep(uid, &allotted);
+            }
             let share = share(&with(pod, &allotted), allotted);
             shares.insert(uid.to_owned(), share);
         }
@@ -176,8 +180,17 @@ impl Allocations {
     fn keep(&self, uid: &str, allotted: &Allotted) {
         let dir = pod_dir(&self.root, uid);
         let write = || {
+            failpoint::step("kubelet.allocation.folder");
             std::fs::create_dir_all(&dir)?;
-            durable::write(&dir.join(FILE), &serde_json::to_vec(allotted)?)
+            let (path, text) = (dir.join(FILE), serde_json::to_vec(allotted)?);
+            if path.exists() {
+                return durable::write(&path, &text);
+            }
+            // What the spec asks for anyway need not outlive a power cut, and many pods may come at once.
+            let fresh = path.with_extension("new");
+            std::fs::write(&fresh, text)?;
+            failpoint::step("kubelet.allocation.rename");
+            std::fs::rename(fresh, path)
         };
         if let Err(error) = write() {
             tracing::warn!(%error, uid, "cannot keep the record of a pod's allotment");

@@ -20,6 +20,8 @@ pub(crate) use limits::page_size;
 pub(crate) use quota::Lifted;
 
 pub(crate) const CPU_PERIOD: i64 = 100_000;
+/// Where pods' cgroups are, by class: guaranteed, burstable, best effort.
+const CLASSES: [&str; 3] = ["kubepods", "kubepods/burstable", "kubepods/besteffort"];
 const MIN_SHARES: i64 = 2;
 const MIN_QUOTA: i64 = 1000;
 
@@ -59,7 +61,7 @@ impl Cgroups {
         let root = config.cgroup_root.trim_matches('/').to_owned();
         let pids = Some(config.settings.pod_pids_limit).filter(|limit| *limit > 0);
         let cgroups = Cgroups { root, pids, rules: Rules::of(&config.settings), ..parse(&table) };
-        for class in ["kubepods", "kubepods/burstable", "kubepods/besteffort"] {
+        for class in CLASSES {
             cgroups.make(&cgroups.path(class))?;
         }
         cgroups.set_shares("kubepods/besteffort", MIN_SHARES);
@@ -209,6 +211,7 @@ impl Cgroups {
             if dir.is_dir() {
                 continue;
             }
+            failpoint::step("kubelet.cgroup.make");
             std::fs::create_dir_all(&dir)?;
             if controllers.iter().any(|name| name == "cpuset") {
                 fill_cpuset(mount, Path::new(path));
@@ -226,10 +229,12 @@ impl Cgroups {
 
     /// Removes the pod's cgroup. Fails while processes are left in it.
     pub(crate) fn remove(&self, pod: &Pod) -> io::Result<()> {
-        let path = self.of_pod(pod);
-        let mounts = self.legacy.iter().map(|(mount, _)| mount).chain(&self.unified);
-        for mount in mounts {
-            remove_tree(&mount.join(&path))?;
+        if pod.spec.is_some() {
+            return self.remove_path(&self.of_pod(pod));
+        }
+        // Its class is not known.
+        for class in CLASSES {
+            self.remove_path(&self.path(&format!("{class}/pod{}", podutil::uid(pod))))?;
         }
         Ok(())
     }
@@ -240,7 +245,7 @@ impl Cgroups {
             return Vec::new();
         };
         let mut found = Vec::new();
-        for class in ["kubepods", "kubepods/burstable", "kubepods/besteffort"] {
+        for class in CLASSES {
             let path = self.path(class);
             for entry in std::fs::read_dir(mount.join(&path)).into_iter().flatten().flatten() {
                 let name = entry.file_name().to_string_lossy().into_owned();
@@ -256,6 +261,7 @@ impl Cgroups {
     pub(crate) fn remove_path(&self, path: &str) -> io::Result<()> {
         let mounts = self.legacy.iter().map(|(mount, _)| mount).chain(&self.unified);
         for mount in mounts {
+            failpoint::step("kubelet.cgroup.remove");
             remove_tree(&mount.join(path))?;
         }
         Ok(())

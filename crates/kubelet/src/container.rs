@@ -180,10 +180,12 @@ impl Recipe<'_> {
         let own = |path: &str| container.volume_mounts.iter().flatten().any(|mount| mount.mount_path == path);
         if !own("/etc/hosts") && (podutil::host_network(pod) || !self.ips.is_empty()) {
             let path = base.join("etc-hosts");
+            failpoint::step("kubelet.container.hosts");
             write(&path, &sandbox::hosts_file(context, pod, self.ips), 0o644)?;
             mounts.push(plain("/etc/hosts", &path));
         }
         let dir = base.join("containers").join(&container.name);
+        failpoint::step("kubelet.container.last_words");
         volumes::make_dir(&dir)?;
         let inside = container.termination_message_path.as_deref().unwrap_or("/dev/termination-log");
         let log = dir.join(format!("{:08x}", rand::random::<u32>()));

@@ -10,9 +10,11 @@ pub(crate) fn write(path: &Path, content: &[u8]) -> std::io::Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".new");
     let aside = parent.join(name);
+    failpoint::step("kubelet.durable.aside");
     let mut file = File::create(&aside)?;
     file.write_all(content)?;
     file.sync_data()?;
+    failpoint::step("kubelet.durable.rename");
     std::fs::rename(&aside, path)?;
     File::open(parent)?.sync_all()
 }

@@ -29,6 +29,8 @@ use crate::volumes;
 
 /// How often what nobody owns is looked for.
 const HOUSEKEEPING: Duration = Duration::from_secs(60);
+/// The same while something of it could not be taken away: drivers register anew after a restart.
+const HOUSEKEEPING_AGAIN: Duration = Duration::from_secs(3);
 
 struct Entry {
     inbox: Arc<Inbox>,
@@ -133,6 +135,8 @@ pub(crate) async fn run(
         statics: StaticPods::default(),
         mirrors: Mirrors::default(),
         listed: false,
+        next_housekeeping: tokio::time::Instant::now() + HOUSEKEEPING,
+        keepers: JoinSet::new(),
     };
     let api: Api<Pod> = Api::all(context.config.client.clone());
     let config = watcher::Config::default().fields(&format!("spec.nodeName={}", context.config.node_name));
@@ -154,8 +158,6 @@ pub(crate) async fn run(
     } else {
         drop(fetched);
     }
-    let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
-    housekeeping.tick().await;
     let pings = manager.pods.inbound_pings.lock().take();
     let mut pings = pings.unwrap_or_else(|| mpsc::channel(1).1);
     loop {
@@ -204,7 +206,12 @@ pub(crate) async fn run(
             },
             // A question whose asker is gone needs no answer.
             Some(ping) = pings.recv() => drop(ping.send(())),
-            _ = housekeeping.tick() => manager.housekeeping(),
+            () = tokio::time::sleep_until(manager.next_housekeeping) => manager.housekeeping(),
+            Some(Ok(all_gone)) = manager.keepers.join_next(), if !manager.keepers.is_empty() => {
+                if !all_gone {
+                    manager.next_housekeeping = tokio::time::Instant::now() + HOUSEKEEPING_AGAIN;
+                }
+            }
         }
     }
     events.abort();
@@ -223,6 +230,9 @@ struct Manager {
     mirrors: Mirrors,
     /// The API has told its pods at least once.
     listed: bool,
+    next_housekeeping: tokio::time::Instant,
+    /// Each tells whether everything that nobody owns is gone.
+    keepers: JoinSet<bool>,
 }
 
 impl Manager {
@@ -374,46 +384,59 @@ impl Manager {
     }
 
     /// Takes away directories and cgroups of pods that have no worker.
-    fn housekeeping(&self) {
+    fn housekeeping(&mut self) {
+        self.next_housekeeping = tokio::time::Instant::now() + HOUSEKEEPING;
+        self.balance();
+        // Before the API has told its pods, those that run would be taken for gone.
+        if !self.listed {
+            return;
+        }
         let context = self.context.clone();
         let owned: std::collections::HashSet<String> = self.pods.entries.lock().keys().cloned().collect();
-        if self.listed {
-            self.context.pinning.retain(|uid| owned.contains(uid));
-            self.context.devices.retain(|uid| owned.contains(uid));
-            let gone: Vec<String> =
-                self.context.claims.pods().into_iter().filter(|uid| !owned.contains(uid)).collect();
-            let context = self.context.clone();
-            tokio::spawn(async move {
-                for uid in gone {
-                    if let Err(error) = context.claims.unprepare(&uid).await {
-                        tracing::warn!(%error, uid, "cannot take back the claims of a pod that is gone");
-                    }
-                }
-            });
-        }
-        self.balance();
-        let cgroups = self.context.cgroups.clone();
+        self.context.pinning.retain(|uid| owned.contains(uid));
+        self.context.devices.retain(|uid| owned.contains(uid));
+        let claimed: Vec<String> =
+            self.context.claims.pods().into_iter().filter(|uid| !owned.contains(uid)).collect();
+        let claims = self.context.clone();
         tokio::spawn(async move {
-            let Ok(_alone) = context.housekeeping.try_lock() else { return };
-            let root = context.config.root_dir.join("pods");
-            for entry in std::fs::read_dir(root).into_iter().flatten().flatten() {
-                let uid = entry.file_name().to_string_lossy().into_owned();
-                if !owned.contains(&uid)
-                    && let Err(error) = volumes::teardown(&context, &uid).await
-                {
-                    tracing::warn!(%error, uid, "cannot remove the directory of a pod that is gone");
-                }
-            }
-            context.csi.sweep().await;
-            if let Some(cgroups) = cgroups {
-                for (uid, path) in cgroups.pods().into_iter().filter(|(uid, _)| !owned.contains(uid)) {
-                    if let Err(error) = cgroups.remove_path(&path) {
-                        tracing::debug!(%error, uid, "cannot remove the cgroup of a pod that is gone");
-                    }
+            for uid in claimed {
+                if let Err(error) = claims.claims.unprepare(&uid).await {
+                    tracing::warn!(%error, uid, "cannot take back the claims of a pod that is gone");
                 }
             }
         });
+        let pods = self.pods.clone();
+        self.keepers.spawn(async move { sweep(&context, &pods).await });
     }
+}
+
+/// Takes away directories and cgroups of pods that have no worker; tells whether all of them are gone.
+async fn sweep(context: &Shared, pods: &Pods) -> bool {
+    let Ok(_alone) = context.housekeeping.try_lock() else { return true };
+    // A pod has its worker before it has anything on the node, so one that is found first and has none then is gone.
+    let gone = |uid: &str| !pods.entries.lock().contains_key(uid);
+    let mut all_gone = true;
+    let root = context.config.root_dir.join("pods");
+    let found: Vec<_> = std::fs::read_dir(root).into_iter().flatten().flatten().collect();
+    for entry in found {
+        let uid = entry.file_name().to_string_lossy().into_owned();
+        if gone(&uid)
+            && let Err(error) = volumes::teardown(context, &uid).await
+        {
+            tracing::warn!(%error, uid, "cannot remove the directory of a pod that is gone");
+            all_gone = false;
+        }
+    }
+    all_gone &= context.csi.sweep().await;
+    if let Some(cgroups) = &context.cgroups {
+        for (uid, path) in cgroups.pods().into_iter().filter(|(uid, _)| gone(uid)) {
+            if let Err(error) = cgroups.remove_path(&path) {
+                tracing::debug!(%error, uid, "cannot remove the cgroup of a pod that is gone");
+                all_gone = false;
+            }
+        }
+    }
+    all_gone
 }
 
 /// Wakes workers by the runtime's events. After a break everything may have changed.

@@ -106,6 +106,8 @@ pub(crate) struct Worker {
     ending: CancellationToken,
     sandboxes: Vec<String>,
     view: PodView,
+    /// The sandboxes that were there at the start have been looked at.
+    seen_sandboxes: bool,
     dirty: bool,
     mounted: Option<Arc<Mounted>>,
     /// The objects behind the volumes.
@@ -125,6 +127,8 @@ pub(crate) struct Worker {
     tasks: JoinSet<Done>,
     killing: Option<(i64, AbortHandle)>,
     starting: HashMap<String, AbortHandle>,
+    /// Starts that were cut off but have not ended yet: until then they may still make files of the pod.
+    cut_off: HashSet<tokio::task::Id>,
     probed: HashMap<String, Probed>,
     probes: HashMap<(String, probe::Kind), probe::Running>,
     reports: mpsc::Sender<Report>,
@@ -160,6 +164,7 @@ impl Worker {
             stage: Stage::Running,
             ending: CancellationToken::new(),
             dirty: !sandboxes.is_empty(),
+            seen_sandboxes: sandboxes.is_empty(),
             sandboxes,
             view: PodView::default(),
             mounted: None,
@@ -176,6 +181,7 @@ impl Worker {
             tasks: JoinSet::new(),
             killing: None,
             starting: HashMap::new(),
+            cut_off: HashSet::new(),
             probed: HashMap::new(),
             probes: HashMap::new(),
             reports,
@@ -229,7 +235,12 @@ impl Worker {
             if self.dirty {
                 self.refresh().await;
             }
-            self.advance();
+            if self.seen_sandboxes {
+                self.advance();
+            } else {
+                // What may run is not to be taken for what does not.
+                continue;
+            }
             if self.stage == Stage::Finished && (self.removed || self.deleted) && self.busy.is_empty() {
                 break;
             }
@@ -249,10 +260,13 @@ impl Worker {
         let renewable = self.stage == Stage::Running && !self.blocked(VOLUMES);
         tokio::select! {
             () = self.inbox.notified() => self.read_inbox(),
-            Some(done) = self.tasks.join_next(), if !self.tasks.is_empty() => match done {
-                Ok(done) => self.note(done),
-                Err(error) if error.is_cancelled() => {}
+            Some(done) = self.tasks.join_next_with_id(), if !self.tasks.is_empty() => match done {
+                // It came to its end all the same; its name may be that of another by now.
+                Ok((id, _)) if self.cut_off.remove(&id) => self.dirty = true,
+                Ok((_, done)) => self.note(done),
+                Err(error) if error.is_cancelled() => drop(self.cut_off.remove(&error.id())),
                 Err(error) => {
+                    self.cut_off.remove(&error.id());
                     tracing::error!(%error, pod = podutil::name(&self.pod), "an action panicked");
                     self.busy.clear();
                     self.dirty = true;
@@ -328,6 +342,7 @@ impl Worker {
                 last_words::fill(&mut view, &mut self.last_words).await;
                 self.view = view;
                 self.dirty = false;
+                self.seen_sandboxes = true;
             }
             Err(status) => {
                 tracing::warn!(status = status.message(), "cannot read the state of a pod from the runtime");
@@ -362,6 +377,7 @@ impl Worker {
             // Nothing more is to start; what a cut-off start leaves behind goes with the sandbox.
             for (name, task) in self.starting.drain() {
                 task.abort();
+                self.cut_off.insert(task.id());
                 self.busy.remove(&name);
             }
         }

@@ -55,6 +55,12 @@ pub(crate) fn deleting(pod: &Pod) -> bool {
     pod.metadata.deletion_timestamp.is_some()
 }
 
+/// Whether nothing of the pod is to run here any more: it is being deleted, has reached its end, or is known by name alone.
+pub(crate) fn leaving(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    deleting(pod) || matches!(phase, Some("Failed" | "Succeeded")) || pod.spec.is_none()
+}
+
 pub(crate) fn host_network(pod: &Pod) -> bool {
     spec(pod).host_network == Some(true)
 }

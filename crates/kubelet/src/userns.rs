@@ -88,6 +88,7 @@ impl UserNamespaces {
         let keep = || {
             std::fs::create_dir_all(pod_dir(&self.root, uid))?;
             let fresh = path.with_extension("new");
+            failpoint::step("kubelet.users.write");
             std::fs::write(&fresh, serde_json::to_vec(&range).unwrap_or_default())?;
             std::fs::rename(fresh, &path)
         };

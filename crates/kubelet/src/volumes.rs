@@ -136,6 +136,7 @@ async fn one(
         let fresh = !dir.exists() || mark.exists() || lost;
         if fresh {
             dir.parent().map_or(Ok(()), make_dir)?;
+            failpoint::step("kubelet.volume.mark");
             std::fs::write(&mark, "").map_err(io(format!("cannot write {}", mark.display())))?;
         }
         failpoint::step("kubelet.volume.folder");

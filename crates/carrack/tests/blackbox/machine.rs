@@ -9,6 +9,7 @@ use std::io::{BufRead, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/blackbox/machine.sh");
@@ -27,6 +28,8 @@ pub struct Machine {
     server: Option<Child>,
     /// Parts that run alone.
     parts: Vec<Child>,
+    /// What the server said on its standard error.
+    said: Arc<Mutex<String>>,
 }
 
 /// What a command answered.
@@ -69,7 +72,8 @@ impl Machine {
         let inner = std::fs::read_to_string(children).expect("the keeper lives");
         let inner = inner.trim().parse().expect("the keeper has one child");
         let folder = tempfile::Builder::new().prefix("carrack-").tempdir().expect("a temporary folder");
-        Machine { keeper, inner, name, folder, server: None, parts: Vec::new() }
+        let said = Arc::default();
+        Machine { keeper, inner, name, folder, server: None, parts: Vec::new(), said }
     }
 
     /// A machine with a running cluster.
@@ -144,6 +148,7 @@ impl Machine {
         let data = data.to_string_lossy();
         let own = ["up", "--data-dir", &data, "--node-name", "node-1"];
         let mut command = self.command(CARRACK, &[&own, flags].concat());
+        command.env("CARRACK_FAIL_AT", self.orders());
         let mut child = command.stderr(Stdio::piped()).stdin(Stdio::null()).spawn().expect("nsenter starts");
         let mut said = String::new();
         let lines = BufReader::new(child.stderr.take().expect("piped"));
@@ -157,7 +162,13 @@ impl Machine {
             panic!("carrack up failed:\n{said}\n{}", self.log());
         }
         // What it says later must not block it.
-        std::thread::spawn(move || lines.for_each(drop));
+        self.said = Arc::default();
+        let kept = self.said.clone();
+        std::thread::spawn(move || {
+            for line in lines {
+                let _ = writeln!(kept.lock().expect("no panic with the lock"), "{line}");
+            }
+        });
         self.server = Some(child);
     }
 
@@ -167,6 +178,34 @@ impl Machine {
         let mut command = self.command(CARRACK, &[&[name], args].concat());
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("a file")).stderr(log);
         self.parts.push(command.spawn().expect("nsenter starts"));
+    }
+
+    fn orders(&self) -> PathBuf {
+        self.folder.path().join("fail-at")
+    }
+
+    /// Has the control plane be killed at a step (crate `failpoint`); at none if the order is empty.
+    pub fn kill_at(&self, order: &str) {
+        let fresh = self.folder.path().join("fail-at.new");
+        std::fs::write(&fresh, order).expect("written");
+        std::fs::rename(fresh, self.orders()).expect("renamed");
+    }
+
+    /// The step at which the control plane was killed, if it was.
+    pub fn killed_at(&mut self) -> Option<String> {
+        let server = self.server.as_mut().expect("up was started");
+        server.try_wait().expect("our child")?;
+        // The last line may be on its way still.
+        let started = Instant::now();
+        loop {
+            let said = self.said.lock().expect("no panic with the lock").clone();
+            if let Some(at) = said.lines().find_map(|line| line.strip_prefix("killed at ")) {
+                self.server = None;
+                return Some(at.to_owned());
+            }
+            assert!(started.elapsed() < PATIENCE, "carrack up ended:\n{said}\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// The process of the control plane.

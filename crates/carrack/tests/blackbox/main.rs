@@ -3,6 +3,7 @@
 
 mod claims;
 mod configuration;
+mod crashes;
 mod csi;
 mod faults;
 mod images;

@@ -10,6 +10,8 @@ use plugins::csi::node_service_capability::rpc::Type as Can;
 use plugins::csi::{NodePublishVolumeRequest, NodeStageVolumeRequest};
 use tokio_util::sync::CancellationToken;
 
+use failpoint::step;
+
 use super::driver::call;
 use super::mount::secret;
 use super::record::{Record, names};
@@ -48,6 +50,7 @@ impl Csi {
             Record::of(order, &self.node_name).write(&own.join("data"))?;
             if !user.exists() {
                 let failed = || format!("cannot create {}", user.display());
+                step("csi.map.user");
                 std::fs::create_dir_all(own.join("dev")).map_err(io(failed()))?;
                 durable::write(&user, b"").map_err(io(failed()))?;
             }
@@ -73,6 +76,7 @@ impl Csi {
                     secrets: secret(context, order.stage_secret.as_ref()).await?,
                     volume_context: order.context(),
                 };
+                step("csi.map.stage");
                 call!(driver, node_stage_volume, request)?;
             }
             stage = Some(path);
@@ -90,11 +94,14 @@ impl Csi {
                 secrets: secret(context, order.publish_secret.as_ref()).await?,
                 volume_context: order.pod_context(object),
             };
+            step("csi.map.publish");
             call!(driver, node_publish_volume, request)?;
             if !published.exists() {
                 return Err(CsiError::NoDevice(published));
             }
+            step("csi.map.link");
             self.link(uid, &order.spec_name, &published)?;
+            step("csi.map.ready");
             durable::write(&user, self.boot.as_bytes())
                 .map_err(io(format!("cannot write {}", user.display())))?;
         }

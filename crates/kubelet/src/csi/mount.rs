@@ -10,6 +10,8 @@ use plugins::csi::{NodePublishVolumeRequest, NodeStageVolumeRequest};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
+use failpoint::step;
+
 use super::driver::{Driver, call};
 use super::record::Record;
 use super::{Csi, CsiError, Order, attach, io};
@@ -79,8 +81,10 @@ impl Csi {
                     io("cannot give the volume to the pod's group")(std::io::Error::other(error))
                 })?;
             }
+            step("csi.publish.ready");
             record.ready(&self.boot, &target).write(&dir)?;
         }
+        step("csi.publish.expand");
         self.expand(context, &driver, order, &target, stage.as_deref()).await?;
         Ok(target)
     }
@@ -103,6 +107,7 @@ impl Csi {
         }
         let record = Record::of(order, &self.node_name);
         record.write(&dir)?;
+        step("csi.stage.folder");
         std::fs::create_dir_all(&path).map_err(io(format!("cannot create {}", path.display())))?;
         let request = NodeStageVolumeRequest {
             volume_id: order.handle.clone(),
@@ -114,7 +119,9 @@ impl Csi {
             secrets: secret(context, order.stage_secret.as_ref()).await?,
             volume_context: order.context(),
         };
+        step("csi.stage.call");
         call!(driver, node_stage_volume, request)?;
+        step("csi.stage.ready");
         record.ready(&self.boot, &path).write(&dir)?;
         Ok(Some(path))
     }
@@ -148,6 +155,7 @@ impl Csi {
             secrets,
             volume_context,
         };
+        step("csi.publish.call");
         call!(driver, node_publish_volume, request).map(drop)
     }
 }

@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use failpoint::step;
+
 use super::{
     Csi, CsiError, ESCAPED, Order, PLUGIN, attachment_name, io, pod_volume, pod_volumes, unique_name,
 };
@@ -87,14 +89,23 @@ impl Record {
     /// Writes the record into `dir`, which is made.
     pub(super) fn write(&self, dir: &Path) -> Result<(), CsiError> {
         let failed = || format!("cannot write the record in {}", dir.display());
-        std::fs::create_dir_all(dir).map_err(io(failed()))?;
         let text = serde_json::to_vec(&self.0).map_err(|error| io(failed())(error.into()))?;
-        durable::write(&dir.join(FILE), &text).map_err(io(failed()))
+        let write = || {
+            std::fs::create_dir_all(dir)?;
+            step("csi.record.write");
+            durable::write(&dir.join(FILE), &text)
+        };
+        match write() {
+            // A sweep took the folder for one that a crash had left.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => write().map_err(io(failed())),
+            other => other.map_err(io(failed())),
+        }
     }
 
     /// Takes the record in `dir` away, and `dir`, which holds nothing else by then.
     pub(super) fn remove(dir: &Path) -> Result<(), CsiError> {
         let failed = || format!("cannot remove {}", dir.display());
+        step("csi.record.remove");
         for path in [dir.join(FILE), dir.join(format!("{FILE}.new"))] {
             match std::fs::remove_file(&path) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -103,6 +114,7 @@ impl Record {
                 _ => {}
             }
         }
+        step("csi.record.folder");
         match std::fs::remove_dir(dir) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(io(failed())(error)),
             _ => Ok(()),
@@ -160,6 +172,26 @@ pub(super) fn devices(root: &Path) -> Vec<(String, Record)> {
         }
     }
     found
+}
+
+/// Removes folders of volumes that a crash left without a record. One that holds anything else stays.
+pub(super) fn remove_empty_folders(root: &Path) {
+    let plugin = root.join("plugins").join(PLUGIN);
+    for driver in names(&plugin) {
+        for name in names(&plugin.join(&driver)) {
+            let dir = plugin.join(&driver).join(&name);
+            let devices = driver == "volumeDevices";
+            let recorded = if devices { dir.join("data") } else { dir.clone() };
+            if !matches!(Record::read(&recorded), Ok(None)) {
+                continue;
+            }
+            let parts: &[&str] = if devices { &["data", "dev"] } else { &["globalmount"] };
+            for path in parts.iter().map(|part| dir.join(part)).chain([dir.clone()]) {
+                // Fails, as it should, for what is not empty or mounted upon.
+                let _ = std::fs::remove_dir(path);
+            }
+        }
+    }
 }
 
 /// What is, or may be, in use on this node, by the records on disk.

@@ -6,6 +6,8 @@ use std::path::Path;
 use plugins::csi::node_service_capability::rpc::Type as Can;
 use plugins::csi::{NodeUnpublishVolumeRequest, NodeUnstageVolumeRequest};
 
+use failpoint::step;
+
 use super::driver::call;
 use super::record::{self, Record, names};
 use super::{Csi, CsiError, io, pod_volume, pod_volumes};
@@ -39,8 +41,11 @@ impl Csi {
             volume_id: handle.to_owned(),
             target_path: target.to_string_lossy().into_owned(),
         };
+        step("csi.unpublish.call");
         call!(client, node_unpublish_volume, request)?;
+        step("csi.unpublish.folder");
         remove_empty(&target)?;
+        step("csi.unpublish.record");
         Record::remove(&dir)?;
         if !record.is_inline() && self.other_users(driver, handle, uid).is_empty() {
             self.unstage(&record).await?;
@@ -52,6 +57,7 @@ impl Csi {
     async fn unstage(&self, record: &Record) -> Result<(), CsiError> {
         let (driver, handle) = (record.driver(), record.handle());
         let dir = self.global_dir(driver, handle);
+        step("csi.unstage.begin");
         if Record::read(&dir)?.is_some() {
             let client = self.driver(driver).await?;
             let path = dir.join("globalmount");
@@ -60,11 +66,16 @@ impl Csi {
                     volume_id: handle.to_owned(),
                     staging_target_path: path.to_string_lossy().into_owned(),
                 };
+                step("csi.unstage.call");
                 call!(client, node_unstage_volume, request)?;
             }
+            step("csi.unstage.folder");
             remove_empty(&path)?;
-            Record::remove(&dir)?;
         }
+        // Without a record nothing was staged, but a try may have made the folder.
+        step("csi.unstage.record");
+        Record::remove(&dir)?;
+        step("csi.unstage.detach");
         self.let_go(driver, handle);
         Ok(())
     }
@@ -78,7 +89,9 @@ impl Csi {
             volume_id: handle.to_owned(),
             target_path: published.to_string_lossy().into_owned(),
         };
+        step("csi.unmap.call");
         call!(client, node_unpublish_volume, request)?;
+        step("csi.unmap.file");
         if published.exists() {
             if mounts::is_mounted(&published) {
                 return Err(CsiError::StillMounted(published));
@@ -86,6 +99,7 @@ impl Csi {
             remove_file(&published)?;
         }
         let own = self.devices_dir().join(name);
+        step("csi.unmap.user");
         remove_file(&own.join("dev").join(uid))?;
         if names(&own.join("dev")).is_empty() {
             self.unstage_device(name, record).await?;
@@ -96,6 +110,7 @@ impl Csi {
     /// Takes a block volume that no pod has from the node. The caller holds its lock.
     async fn unstage_device(&self, name: &str, record: &Record) -> Result<(), CsiError> {
         let (driver, handle) = (record.driver(), record.handle());
+        step("csi.unstage_device.begin");
         let staging = self.devices_dir().join("staging").join(name);
         if staging.exists() {
             let client = self.driver(driver).await?;
@@ -104,8 +119,10 @@ impl Csi {
                     volume_id: handle.to_owned(),
                     staging_target_path: staging.to_string_lossy().into_owned(),
                 };
+                step("csi.unstage_device.call");
                 call!(client, node_unstage_volume, request)?;
             }
+            step("csi.unstage_device.files");
             for left in names(&staging) {
                 let left = staging.join(left);
                 if mounts::is_mounted(&left) {
@@ -118,26 +135,31 @@ impl Csi {
         remove_empty(&self.devices_dir().join("publish").join(name))?;
         let own = self.devices_dir().join(name);
         remove_empty(&own.join("dev"))?;
+        step("csi.unstage_device.record");
         Record::remove(&own.join("data"))?;
+        step("csi.unstage_device.folder");
         remove_empty(&own)?;
         self.let_go(driver, handle);
         Ok(())
     }
 
-    /// Takes away what is left of volumes that no pod on disk has: a crash between two steps leaves such.
-    pub(crate) async fn sweep(&self) {
+    /// Takes away what is left of volumes that no pod on disk has: a crash between two steps leaves such. Tells whether all
+    /// of it is gone.
+    pub(crate) async fn sweep(&self) -> bool {
+        let mut all_gone = true;
         for (_, record) in record::staged(&self.root) {
             let _lock = self.lock(record.driver(), record.handle()).await;
             if self.other_users(record.driver(), record.handle(), "").is_empty() {
-                self.told(&record, self.unstage(&record).await);
+                all_gone &= self.told(&record, self.unstage(&record).await);
             }
         }
         for (name, record) in record::devices(&self.root) {
             let _lock = self.lock(record.driver(), record.handle()).await;
             if names(&self.devices_dir().join(&name).join("dev")).is_empty() {
-                self.told(&record, self.unstage_device(&name, &record).await);
+                all_gone &= self.told(&record, self.unstage_device(&name, &record).await);
             }
         }
+        record::remove_empty_folders(&self.root);
         // Volumes that were only waited for leave no record behind.
         let recorded = record::in_use(&self.root);
         let held: BTreeSet<String> = self.in_use.borrow().clone();
@@ -152,12 +174,14 @@ impl Csi {
                 self.let_go(driver, handle);
             }
         }
+        all_gone
     }
 
-    fn told(&self, record: &Record, outcome: Result<(), CsiError>) {
-        if let Err(error) = outcome {
+    fn told(&self, record: &Record, outcome: Result<(), CsiError>) -> bool {
+        if let Err(error) = &outcome {
             tracing::warn!(%error, volume = record.handle(), "cannot take a volume from the node that no pod has");
         }
+        outcome.is_ok()
     }
 }
 

@@ -80,6 +80,7 @@ pub(super) async fn delete(context: &Context, pod: &Pod) -> Result<(), kube::Err
         preconditions: Some(Preconditions { uid: pod.metadata.uid.clone(), resource_version: None }),
         ..DeleteParams::default()
     };
+    failpoint::step("kubelet.delete.object");
     match pods(context, pod).delete(name(pod), &params).await {
         Err(error) if !gone(&error) => Err(error),
         _ => Ok(()),
@@ -88,12 +89,16 @@ pub(super) async fn delete(context: &Context, pod: &Pod) -> Result<(), kube::Err
 
 /// Takes volumes and the cgroup away. Can be tried again.
 pub(super) async fn clean(context: &Context, pod: &Pod) -> Result<(), String> {
+    failpoint::step("kubelet.clean.claims");
     context.claims.unprepare(uid(pod)).await.map_err(|error| error.to_string())?;
+    failpoint::step("kubelet.clean.volumes");
     volumes::teardown(context, uid(pod)).await.map_err(|error| error.to_string())?;
+    failpoint::step("kubelet.clean.cgroup");
     if let Some(cgroups) = &context.cgroups {
         cgroups.remove(pod).map_err(|error| format!("cannot remove the pod's cgroup: {error}"))?;
     }
     context.users.release(uid(pod));
+    failpoint::step("kubelet.clean.done");
     Ok(())
 }
 

@@ -23,6 +23,7 @@ impl Worker {
             id: kill.id,
             ip: self.view.ips().into_iter().next().unwrap_or_default(),
             message: kill.message,
+            least: kill::LEAST_GRACE,
         };
         let name = kill.name;
         self.spawn(&name.clone(), async move {
@@ -71,14 +72,17 @@ impl Worker {
 
     pub(super) fn stop_all(&mut self, grace: i64) {
         let (context, pod, view) = (self.context.clone(), self.pod.clone(), self.view.clone());
-        let task = self.spawn(POD, async move { Done::KillPod(kill::pod(context, pod, view, grace).await) });
+        let forced = self.removed && !static_pods::is_static(&self.pod)
+            || podutil::deleting(&self.pod) && self.pod.metadata.deletion_grace_period_seconds == Some(0);
+        let least = if forced { kill::LEAST_GRACE_FORCED } else { kill::LEAST_GRACE };
+        let stopped = async move { Done::KillPod(kill::pod(context, pod, view, grace, least).await) };
+        let task = self.spawn(POD, stopped);
         self.killing = Some((grace, task));
     }
 
     pub(super) fn clean(&mut self) {
         let (context, pod) = (self.context.clone(), self.pod.clone());
-        let running = self.busy.contains(VOLUMES);
-        if running {
+        if self.busy.contains(VOLUMES) || !self.cut_off.is_empty() {
             return;
         }
         self.mounted = None;

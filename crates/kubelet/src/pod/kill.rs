@@ -16,8 +16,10 @@ use crate::handler::{self, Answer};
 use crate::podutil::{self, Kind};
 use crate::runtime::{PodView, container_name};
 
-/// What a container gets in any case to end by itself.
-const LEAST_GRACE: i64 = 2;
+/// Seconds that a container gets in any case to end by itself.
+pub(super) const LEAST_GRACE: i64 = 2;
+/// The same in a pod that was deleted with no grace at all.
+pub(super) const LEAST_GRACE_FORCED: i64 = 1;
 
 /// A container to stop.
 pub(super) struct Order {
@@ -29,6 +31,8 @@ pub(super) struct Order {
     pub id: String,
     pub ip: String,
     pub message: String,
+    /// Seconds that it gets at least.
+    pub least: i64,
 }
 
 impl Order {
@@ -63,7 +67,8 @@ impl Order {
             let _ = tokio::time::timeout(seconds(grace), turn).await;
             grace = grace.saturating_sub(passed(begun));
         }
-        let timeout = grace.max(LEAST_GRACE);
+        failpoint::step("kubelet.stop.container");
+        let timeout = grace.max(self.least);
         let request = StopContainerRequest { container_id: self.id.clone(), timeout };
         if let Err(status) = context.cri.runtime().stop_container(request).await
             && status.code() != Code::NotFound
@@ -138,7 +143,14 @@ fn outlived<'a>(pod: &'a Pod, sidecar: &str) -> HashSet<&'a str> {
 }
 
 /// Stops every container, then the sandboxes. All hooks run at once; a sidecar is stopped after those that it outlives.
-pub(super) async fn pod(context: Shared, pod: Arc<Pod>, view: PodView, grace: i64) -> Result<(), String> {
+/// Each has `grace` seconds to end by itself, and in any case `least`.
+pub(super) async fn pod(
+    context: Shared,
+    pod: Arc<Pod>,
+    view: PodView,
+    grace: i64,
+    least: i64,
+) -> Result<(), String> {
     let ip = view.ips().into_iter().next().unwrap_or_default();
     let running = view.containers.iter().filter(|container| {
         matches!(container.state(), ContainerState::ContainerRunning | ContainerState::ContainerUnknown)
@@ -157,6 +169,7 @@ pub(super) async fn pod(context: Shared, pod: Arc<Pod>, view: PodView, grace: i6
             id: status.id.clone(),
             ip: ip.clone(),
             message: format!("Stopping container {name}"),
+            least,
         };
         let (pod, left) = (pod.clone(), &left);
         async move {
@@ -176,6 +189,7 @@ pub(super) async fn pod(context: Shared, pod: Arc<Pod>, view: PodView, grace: i6
     join_all(stops).await;
     let mut result = Ok(());
     for id in view.sandbox.iter().map(|sandbox| &sandbox.id).chain(&view.stale) {
+        failpoint::step("kubelet.stop.sandbox");
         let request = StopPodSandboxRequest { pod_sandbox_id: id.clone() };
         if let Err(status) = context.cri.runtime().stop_pod_sandbox(request).await
             && status.code() != Code::NotFound

@@ -99,12 +99,14 @@ impl Worker {
     pub(super) async fn remove_records(&self) {
         let ids = self.view.sandbox.iter().map(|sandbox| &sandbox.id).chain(&self.view.stale);
         for id in ids {
+            failpoint::step("kubelet.delete.sandbox");
             let request = cri::v1::RemovePodSandboxRequest { pod_sandbox_id: id.clone() };
             if let Err(status) = self.context.cri.runtime().remove_pod_sandbox(request).await {
                 tracing::warn!(status = status.message(), "cannot remove a sandbox");
             }
         }
         let logs = self.context.config.pod_logs_dir.join(crate::sandbox::log_dir(&self.pod));
+        failpoint::step("kubelet.delete.logs");
         if let Err(error) = tokio::fs::remove_dir_all(&logs).await
             && error.kind() != std::io::ErrorKind::NotFound
         {

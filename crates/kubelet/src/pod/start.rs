@@ -55,6 +55,7 @@ pub(super) async fn sandbox(context: &Context, pod: &Pod, attempt: u32) -> Resul
     tokio::fs::create_dir_all(&config.log_directory)
         .await
         .map_err(|error| format!("cannot create {}: {error}", config.log_directory))?;
+    failpoint::step("kubelet.start.sandbox");
     let metrics = &context.metrics;
     let handler = [("runtime_handler", runtime_handler.as_str())];
     let begun = std::time::Instant::now();
@@ -146,14 +147,17 @@ impl Order {
             let code = format!("{:?}", status.code());
             context.metrics.count(STARTED_CONTAINERS_ERRORS, &[("code", &code), ("container_type", kind)]);
         };
+        failpoint::step("kubelet.start.create");
         let created = runtime.create_container(request).await.inspect_err(failing);
         let id =
             created.map_err(|status| fail("CreateContainerError", text(status)))?.into_inner().container_id;
         context.recorder.normal(object(), "Created", "Container created");
+        failpoint::step("kubelet.start.start");
         let lifted = context.cgroups.as_ref().and_then(|cgroups| cgroups.lift(pod));
         let starting = runtime.start_container(StartContainerRequest { container_id: id.clone() });
         let started = unhindered(starting, lifted).await;
         started.inspect_err(failing).map_err(|status| fail("RunContainerError", text(status)))?;
+        failpoint::step("kubelet.start.done");
         context.recorder.normal(object(), "Started", "Container started");
         let hook = container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.post_start.as_ref());
         if let Some(hook) = hook {
@@ -170,6 +174,7 @@ impl Order {
                     id: id.clone(),
                     ip: ip.to_owned(),
                     message: "FailedPostStartHook".to_owned(),
+                    least: kill::LEAST_GRACE,
                 };
                 // Whether it stops or not, the container's state is read again after this.
                 order.carry_out(grace).await;

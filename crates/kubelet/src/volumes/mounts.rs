@@ -100,12 +100,14 @@ pub(crate) fn bind(source: &Path, dir: &Path, options: &[String]) -> Result<(), 
         };
     }
     super::make_dir(dir)?;
-    if is_mounted(dir) {
-        return Ok(());
-    }
     let failed = || format!("cannot bind {} at {}", source.display(), dir.display());
-    mount(Some(source), dir, None::<&str>, MsFlags::MS_BIND, None::<&str>)
-        .map_err(|error| io(failed())(error.into()))?;
+    if !is_mounted(dir) {
+        failpoint::step("kubelet.volume.bind_source");
+        mount(Some(source), dir, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+            .map_err(|error| io(failed())(error.into()))?;
+    }
+    failpoint::step("kubelet.volume.options");
+    // Even if it was mounted before: that may have been broken off here.
     let remount = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | flags;
     mount(None::<&str>, dir, None::<&str>, remount, None::<&str>).map_err(|error| {
         // Half a mount would be taken for a whole one the next time.
