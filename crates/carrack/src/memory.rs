@@ -4,22 +4,52 @@ use std::time::Duration;
 
 /// After the start, when what belongs to it has run.
 const SETTLED: Duration = Duration::from_secs(5);
-/// Between two returns of free heap.
+/// Between two looks at how busy the process is.
+const LOOK: Duration = Duration::from_secs(2);
+/// Between two looks a process that has little to do uses less processor time than this.
+const LITTLE: Duration = Duration::from_millis(100);
+/// Between two returns of memory to which no burst gave rise.
 const INTERVAL: Duration = Duration::from_secs(120);
 
 /// Looks after the process's memory for as long as it runs.
 pub async fn keep_small() {
     tokio::time::sleep(SETTLED).await;
-    unmap_code();
     loop {
+        unmap_code();
         // The allocator keeps what was freed; walking its lists takes a few milliseconds.
         let trimmed = tokio::task::spawn_blocking(|| {
             // SAFETY: `malloc_trim` takes the allocator's own locks and touches only free memory.
             unsafe { libc::malloc_trim(0) }
         });
         drop(trimmed.await);
-        tokio::time::sleep(INTERVAL).await;
+        after_burst().await;
     }
+}
+
+/// Waits for a burst of work and for its end, or for a while if there is none.
+async fn after_burst() {
+    let begun = tokio::time::Instant::now();
+    let (mut used, mut busy) = (processor_time(), false);
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let now = processor_time();
+        let little = now.saturating_sub(used) < LITTLE;
+        used = now;
+        if busy && little || begun.elapsed() >= INTERVAL {
+            return;
+        }
+        busy |= !little;
+    }
+}
+
+/// Processor time of this process so far.
+fn processor_time() -> Duration {
+    use nix::sys::time::TimeValLike;
+    let usage = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_SELF);
+    usage.map_or(Duration::ZERO, |usage| {
+        let sum = usage.user_time() + usage.system_time();
+        Duration::from_micros(u64::try_from(sum.num_microseconds()).unwrap_or(0))
+    })
 }
 
 /// Drops the code pages of the executable from this process's memory; those that are used come back from the page cache.
