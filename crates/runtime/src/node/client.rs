@@ -47,6 +47,7 @@ impl Spawner {
         let mut child = Command::new("/proc/self/exe")
             .args(["shim", "spawn"])
             .env_clear()
+            .envs(failpoint::inherited())
             .current_dir("/")
             .stdin(Stdio::from(theirs))
             .stdout(Stdio::null())

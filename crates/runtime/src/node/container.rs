@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use super::edits::{self, Edits, Subject};
 use super::records::{ContainerRecord, Phase, SandboxRecord, save};
 use super::sandbox::{namespaces, user_map};
-use super::{Container, Node, blocking, devices, make_dir, new_id, now, short};
+use super::{Container, Node, Sandbox, blocking, devices, make_dir, new_id, now, short};
 use crate::error::Error;
 use crate::images::content::digest;
 use crate::shim::protocol::{Exit, Finish, ImageMount, Reply, Request, Staged, StartPlan};
@@ -35,15 +35,34 @@ impl Node {
         sandbox_config: Option<PodSandboxConfig>,
     ) -> Result<String, Error> {
         let sandbox = self.sandbox(sandbox_id)?;
-        let pod = sandbox.record.lock().clone();
-        if !pod.ready {
+        if !sandbox.record.lock().ready {
             return Err(Error::State(format!("sandbox {} is not running", sandbox.id)));
         }
+        self.await_toolbox(&config.image.clone().unwrap_or_default().image).await;
+        let node = self.clone();
+        // Goes on even if the caller goes away: a container that nobody knows of would stay, and so would the folders that are
+        // made for its mounts.
+        tokio::spawn(async move { node.create_in(&sandbox, config, sandbox_config).await })
+            .await
+            .map_err(|e| Error::Internal(e.to_string()))?
+    }
+
+    async fn create_in(
+        self: &Arc<Self>,
+        sandbox: &Sandbox,
+        config: ContainerConfig,
+        sandbox_config: Option<PodSandboxConfig>,
+    ) -> Result<String, Error> {
         let metadata = config
             .metadata
             .clone()
             .ok_or_else(|| Error::Invalid("container config has no metadata".into()))?;
-        let _naming = self.naming.lock().await;
+        // Names are per pod; the end of the pod waits for this.
+        let _busy = sandbox.busy.lock().await;
+        let pod = sandbox.record.lock().clone();
+        if !pod.ready {
+            return Err(Error::State(format!("sandbox {} is not running", sandbox.id)));
+        }
         for other in self.containers_of(&sandbox.id) {
             let record = other.record.borrow().clone();
             if record.config.metadata.as_ref() == Some(&metadata) {
@@ -55,7 +74,6 @@ impl Node {
             }
         }
         let wanted = config.image.clone().unwrap_or_default().image;
-        self.await_toolbox(&wanted).await;
         let node = self.clone();
         let container = blocking(move || node.prepare(&pod, config, sandbox_config, &wanted)).await?;
         let id = container.id.clone();
@@ -332,9 +350,15 @@ impl Node {
         (!context.privileged).then(|| devices.iter().map(spec::Device::rule).collect())
     }
 
-    /// Starts a prepared container.
+    /// Starts a prepared container; to its end, even if the caller goes away.
     pub async fn start_container(self: &Arc<Self>, id: &str) -> Result<(), Error> {
-        let container = self.container(id)?;
+        let (node, container) = (self.clone(), self.container(id)?);
+        tokio::spawn(async move { node.start(&container).await })
+            .await
+            .map_err(|e| Error::Internal(e.to_string()))?
+    }
+
+    async fn start(self: &Arc<Self>, container: &Container) -> Result<(), Error> {
         let _busy = container.busy.lock().await;
         match container.phase() {
             Phase::Running => return Ok(()),
@@ -371,7 +395,7 @@ impl Node {
         match started {
             Ok(Reply::Started { pid }) => {
                 step("container.start.record");
-                self.change(&container, |r| {
+                self.change(container, |r| {
                     // A container may have ended before this line, and its end been told.
                     if r.phase() == Phase::Created {
                         r.phase = Phase::Running as i32;
@@ -387,7 +411,7 @@ impl Node {
             Err(error) => {
                 let error = Error::State(format!("failed to start the container's process: {error}"));
                 let message = error.to_string();
-                self.change(&container, |r| {
+                self.change(container, |r| {
                     r.phase = Phase::Exited as i32;
                     r.exit_code = START_FAILED;
                     r.finished_at = now();

@@ -286,6 +286,10 @@ impl Node {
             let _ = sandbox.shim.ask(&Request::Shutdown).await;
         }
         kill_shim(record.shim, record.shim_started);
+        // Starts under way fail now, and are not to make anew what is removed next.
+        for container in self.containers_of(&record.id) {
+            drop(container.busy.lock().await);
+        }
         step("sandbox.stop.cgroups");
         let node = self.clone();
         let (made, containers) = (record.clone(), self.containers_of(&record.id));

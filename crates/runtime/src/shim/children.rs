@@ -2,6 +2,8 @@
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
+use failpoint::step;
+
 use super::protocol::{Event, Exit, Reply, encode};
 use super::run::{Role, Shim};
 use super::streams::Stream;
@@ -31,7 +33,9 @@ impl Shim {
             (None, None) => Reply::Failed("the process ended before it could report".into()),
         };
         if let Some(container) = helper.container {
+            step("shim.start.created");
             self.created(&container, &reply, helper.console);
+            step("shim.start.reply");
             for waiter in std::iter::once(connection).chain(helper.waiters) {
                 self.reply(waiter, &reply);
             }
@@ -90,6 +94,12 @@ impl Shim {
                 self.container_ended(at, code);
             } else if self.connections.values().any(|c| c.role == Role::Exec(pid)) {
                 self.exec_ended(pid, code);
+            } else if let Some(helper) = self.helpers.values().find(|helper| helper.pid == pid) {
+                // What it had begun would wait for it for ever, and keep open the pipe that tells of its end.
+                let begun = self.containers.iter().find(|c| helper.container.as_ref() == Some(&c.plan.id));
+                if let Some(container) = begun.filter(|_| code != 0) {
+                    container.kill_all(libc::SIGKILL);
+                }
             } else if !self.helpers.is_empty() {
                 self.orphans.insert(pid, code);
             }
@@ -109,6 +119,7 @@ impl Shim {
     }
 
     pub(super) fn container_ended(&mut self, at: usize, code: i32) {
+        step("shim.exit.kill");
         let container = &self.containers[at];
         let oom = container.ran_out_of_memory();
         // Whatever the first process left behind would hold the container's streams and mounts.
@@ -146,7 +157,9 @@ impl Shim {
         }
         let record = serde_json::to_vec(&exit).unwrap_or_default();
         let path = format!("{}/exit-{id}", self.dir);
+        step("shim.exit.write");
         if std::fs::write(format!("{path}.new"), record).is_ok() {
+            step("shim.exit.rename");
             let _ = std::fs::rename(format!("{path}.new"), path);
         }
         for connection in self.connections.values_mut() {
@@ -154,6 +167,7 @@ impl Shim {
                 connection.closing = true;
             }
         }
+        step("shim.exit.tell");
         let event = encode(&Event::Exit { id, exit });
         let subscribers: Vec<u32> =
             self.connections.iter().filter(|(_, c)| c.role == Role::Subscriber).map(|(id, _)| *id).collect();

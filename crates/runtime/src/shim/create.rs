@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::path::Path;
 
+use failpoint::step;
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::syscall::syscall::SyscallType;
 use nix::mount::{MsFlags, mount};
@@ -48,6 +49,7 @@ pub fn run(dir: &str, plan: &StartPlan, stdio: Stdio, out: OwnedFd) -> ! {
 }
 
 fn start(dir: &str, plan: &StartPlan, stdio: Stdio, out: i32) -> Result<(), String> {
+    step("create.cgroup");
     // With version 2 libcontainer puts the container's process there itself, and where it fails it kills the whole cgroup:
     // this process, which has to tell why, must not be in it.
     if !plan.unified {
@@ -63,9 +65,11 @@ fn start(dir: &str, plan: &StartPlan, stdio: Stdio, out: i32) -> Result<(), Stri
         Some(_) => format!("{}/rootfs", plan.stage),
         None => format!("{}/rootfs", plan.bundle),
     };
+    step("create.root");
     if plan.user.is_none() {
         mount_root(plan, &rootfs).map_err(|e| format!("mount root filesystem: {e}"))?;
     }
+    step("create.mounts");
     for image in &plan.image_mounts {
         mount_read_only(&plan.layers, &image.lower, &image.at)
             .map_err(|e| format!("mount image volume: {e}"))?;
@@ -84,6 +88,7 @@ fn start(dir: &str, plan: &StartPlan, stdio: Stdio, out: i32) -> Result<(), Stri
     } else {
         std::fs::read(&plan.finish.seccomp).map_err(|e| format!("read seccomp filter: {e}"))?
     };
+    step("create.state");
     let state = format!("{dir}/libcontainer");
     let _ = std::fs::remove_dir_all(format!("{state}/{}", plan.id));
     std::fs::create_dir_all(&state).map_err(|e| format!("create {state}: {e}"))?;
@@ -132,6 +137,7 @@ fn start(dir: &str, plan: &StartPlan, stdio: Stdio, out: i32) -> Result<(), Stri
             terminal = Some((listener, to, path));
         }
     }
+    step("create.build");
     let built = builder.as_init(&plan.bundle).with_systemd(false).with_detach(true).build();
     let mut container = match built {
         Ok(container) => container,
@@ -142,13 +148,16 @@ fn start(dir: &str, plan: &StartPlan, stdio: Stdio, out: i32) -> Result<(), Stri
         let master = accept_terminal(&listener).map_err(|e| format!("console: {e}"))?;
         sys::send(to.as_fd(), b"t", &[master.as_raw_fd()]).map_err(|e| format!("console: {e}"))?;
     }
+    step("create.limits");
     for (file, value) in &plan.late_limits {
         sys::put(file, value).map_err(|e| format!("limit {file}: {e}"))?;
     }
     let pid = container.pid().ok_or("libcontainer gave no process")?;
     let line = format!("P{pid}\n");
     let _ = sys::write(out, line.as_bytes());
+    step("create.start");
     let started = container.start().map_err(|e| chain(&e));
+    step("create.started");
     let _ = std::fs::remove_dir_all(format!("{state}/{}", plan.id));
     started
 }

@@ -9,6 +9,7 @@ mod create;
 mod exec;
 mod finish;
 mod log;
+mod memory;
 mod poll;
 pub mod protocol;
 mod requests;

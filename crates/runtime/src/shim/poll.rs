@@ -27,10 +27,12 @@ impl<T: Copy> PollSet<T> {
         self.keys.push(key);
     }
 
-    /// Blocks until something happens and gives what did: key, readable or ended, writable.
-    pub fn wait(&mut self) -> Vec<(T, bool, bool)> {
+    /// Blocks until something happens and gives what did: key, readable or ended, writable. With a number of milliseconds it
+    /// gives nothing if nothing happens within that time.
+    pub fn wait(&mut self, at_most: Option<u16>) -> Vec<(T, bool, bool)> {
+        let timeout = at_most.map_or(-1, libc::c_int::from);
         // SAFETY: the pointer and count describe `fds`, which is borrowed mutably for the call.
-        let n = unsafe { libc::poll(self.fds.as_mut_ptr(), self.fds.len() as libc::nfds_t, -1) };
+        let n = unsafe { libc::poll(self.fds.as_mut_ptr(), self.fds.len() as libc::nfds_t, timeout) };
         if n <= 0 {
             return Vec::new();
         }

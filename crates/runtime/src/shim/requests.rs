@@ -3,6 +3,8 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
+use failpoint::step;
+
 use super::create::Stdio;
 use super::log::LogFile;
 use super::protocol::{ContainerState, ExecPlan, Reply, Request, StartPlan, encode};
@@ -103,6 +105,7 @@ impl Shim {
             }
             return Ok(());
         }
+        step("shim.start.log");
         let log = LogFile::open(&plan.log).map_err(|e| format!("open log {}: {e}", plan.log))?;
         let mut container = Container::new(plan, log);
         let system = |e: io::Error| e.to_string();
@@ -129,7 +132,9 @@ impl Shim {
             }
             Stdio::Pipes { stdin, stdout: stdout_in, stderr: stderr_in }
         };
-        if sys::fork().map_err(system)? == 0 {
+        step("shim.start.fork");
+        let pid = sys::fork().map_err(system)?;
+        if pid == 0 {
             self.forget_for_child();
             create::run(&self.dir, &container.plan, stdio, report_in);
         }
@@ -137,6 +142,7 @@ impl Shim {
         self.helpers.insert(
             self.next,
             Helper {
+                pid,
                 report,
                 text: Vec::new(),
                 connection,
@@ -146,11 +152,13 @@ impl Shim {
             },
         );
         self.containers.push(container);
+        step("shim.start.forked");
         Ok(())
     }
 
     /// Forgets a container that has ended, and ends one that has not, to be forgotten then.
     fn forget(&mut self, id: &str) {
+        step("shim.forget.container");
         let starting = self.helpers.values().any(|h| h.container.as_deref() == Some(id));
         self.containers.retain(|c| c.plan.id != id || c.running() || starting);
         if let Some(container) = self.containers.iter_mut().find(|c| c.plan.id == id) {
@@ -167,13 +175,15 @@ impl Shim {
             return Err(Reply::Failed("the container is not running".into()));
         }
         let (report, report_in) = sys::pipe().map_err(|e| Reply::Failed(e.to_string()))?;
-        if sys::fork().map_err(|e| Reply::Failed(e.to_string()))? == 0 {
+        let pid = sys::fork().map_err(|e| Reply::Failed(e.to_string()))?;
+        if pid == 0 {
             exec::run(plan, &container.plan, container.pid, fds, report_in);
         }
         self.next += 1;
         self.helpers.insert(
             self.next,
             Helper {
+                pid,
                 report,
                 text: Vec::new(),
                 connection,

@@ -5,15 +5,19 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 
+use failpoint::step;
 use nix::sys::signalfd::SignalFd;
 
 use super::poll::PollSet;
 use super::protocol::{Ready, Reply, Request, decode, encode, frame};
 use super::streams::{Container, Stream};
-use super::{setup, sys};
+use super::{memory, setup, sys};
 
 /// An attached client that is this far behind makes the shim stop reading the container's output.
 const MAX_BEHIND: usize = 1 << 20;
+
+/// After so many milliseconds without anything to do, memory is given back.
+const REST: u16 = 1000;
 
 /// A connection, and what it is for.
 pub(super) struct Connection {
@@ -35,6 +39,7 @@ pub(super) enum Role {
 
 /// A child that creates a container or adds a process, and the pipe it reports through.
 pub(super) struct Helper {
+    pub(super) pid: i32,
     pub(super) report: OwnedFd,
     pub(super) text: Vec<u8>,
     pub(super) connection: u32,
@@ -69,6 +74,8 @@ pub(super) struct Shim {
     pub(super) next: u32,
     pub(super) buffer: Vec<u8>,
     pub(super) over: bool,
+    /// Something happened since memory was last given back.
+    pub(super) stirred: bool,
 }
 
 /// Never returns; the answer goes to `ready` once.
@@ -81,7 +88,9 @@ pub fn main(dir: &str, ready: OwnedFd) -> ! {
     match setup::set_up(dir) {
         Ok(mut shim) => {
             let pid = std::process::id() as i32;
+            step("shim.setup.pid");
             let _ = std::fs::write(format!("{dir}/shim.pid"), pid.to_string());
+            step("shim.setup.ready");
             if !answer(&Ready::Up { pid, pause: shim.pause }) {
                 // The runtime ended meanwhile, and nobody knows of this sandbox.
                 shim.shut_down();
@@ -133,7 +142,11 @@ impl Shim {
             }
         }
         // Output before children: what a process wrote last is logged before its end is told.
-        let happened = set.wait();
+        let happened = set.wait(self.stirred.then_some(REST));
+        self.stirred = !happened.is_empty();
+        if !self.stirred {
+            memory::let_go();
+        }
         for (key, ..) in &happened {
             // These name containers by their place, which the second pass may change.
             match *key {
@@ -292,6 +305,7 @@ impl Shim {
     }
 
     pub(super) fn shut_down(&mut self) {
+        step("shim.end.containers");
         for container in &self.containers {
             container.signal(libc::SIGKILL, true);
             container.kill_all(libc::SIGKILL);
@@ -300,6 +314,7 @@ impl Shim {
             // SAFETY: plain numbers; the reaper is a child of this process that is not reaped before it ends.
             unsafe { libc::kill(pause, libc::SIGKILL) };
         }
+        step("shim.end.done");
         self.over = true;
     }
 }

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixListener;
 
+use failpoint::step;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -30,9 +31,11 @@ pub(super) fn set_up(dir: &str) -> Result<Shim, String> {
         libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1u64);
         libc::signal(libc::SIGCHLD, libc::SIG_DFL);
     }
+    step("shim.setup.cgroup");
     for procs in &plan.cgroup_procs {
         sys::put(procs, "0").map_err(fail(procs))?;
     }
+    step("shim.setup.namespaces");
     let mut flags = CloneFlags::empty();
     flags.set(CloneFlags::CLONE_NEWNET, plan.network);
     flags.set(CloneFlags::CLONE_NEWIPC, plan.ipc);
@@ -47,6 +50,7 @@ pub(super) fn set_up(dir: &str) -> Result<Shim, String> {
     if plan.uts && !plan.hostname.is_empty() {
         nix::unistd::sethostname(&plan.hostname).map_err(|e| format!("host name: {e}"))?;
     }
+    step("shim.setup.loopback");
     if plan.network {
         loopback_up().map_err(fail("bring loopback up"))?;
     }
@@ -54,6 +58,7 @@ pub(super) fn set_up(dir: &str) -> Result<Shim, String> {
         let path = format!("/proc/sys/{}", name.replace('.', "/"));
         sys::put(&path, value).map_err(|e| format!("sysctl {name}={value}: {e}"))?;
     }
+    step("shim.setup.reaper");
     let pause = match (plan.pid, holder) {
         (true, Some(holder)) => Some(userns::in_namespace(holder, reap)),
         (true, None) => Some(start_reaper()),
@@ -68,6 +73,7 @@ pub(super) fn set_up(dir: &str) -> Result<Shim, String> {
     mask.thread_block().map_err(|e| format!("signals: {e}"))?;
     let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
         .map_err(|e| format!("signals: {e}"))?;
+    step("shim.setup.socket");
     // A socket's address is at most 107 bytes, so it is named within the directory.
     std::env::set_current_dir(dir).map_err(fail(dir))?;
     let _ = std::fs::remove_file("shim.sock");
@@ -86,6 +92,7 @@ pub(super) fn set_up(dir: &str) -> Result<Shim, String> {
         next: 0,
         buffer: vec![0; 16 << 10],
         over: false,
+        stirred: true,
     })
 }
 

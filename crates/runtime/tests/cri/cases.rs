@@ -59,6 +59,9 @@ cases![
     a_kill_between_any_two_steps_is_mended,
     a_kill_leaves_containers_to_be_removed,
     a_kill_during_an_import_is_mended,
+    a_shim_killed_at_any_step_is_noticed,
+    a_shim_that_dies_while_its_pod_is_stopped_is_noticed,
+    two_runtimes_leave_each_other_alone,
     mirrors_and_policies_are_heeded,
     artifacts_are_mounted_as_volumes,
     devices_and_hooks_are_added,
@@ -272,10 +275,7 @@ async fn a_shim_that_dies_is_noticed(mut test: Test) {
     let sandbox = test.sandbox(&pod).await;
     let config = test.container("main", &["hold"]);
     let id = test.run(&sandbox, &pod, config).await;
-    let verbose = PodSandboxStatusRequest { pod_sandbox_id: sandbox.clone(), verbose: true };
-    let info = test.runtime.pod_sandbox_status(verbose).await.unwrap().into_inner().info;
-    let info: serde_json::Value = serde_json::from_str(&info["info"]).unwrap();
-    let pid = nix::unistd::Pid::from_raw(i32::try_from(info["pid"].as_i64().unwrap()).unwrap());
+    let pid = test.shim(&sandbox).await;
     let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
     for line in
         rollup.lines().filter(|l| l.starts_with("Rss") || l.starts_with("Pss:") || l.starts_with("Private"))

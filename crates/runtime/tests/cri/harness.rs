@@ -19,7 +19,6 @@ pub fn config(root: &Path) -> RuntimeConfig {
     let name = root.file_name().unwrap().to_string_lossy().into_owned();
     let mut config = RuntimeConfig::new(root.join("data"), root.join("run"));
     config.cgroup_parent = format!("/carrack-test-{name}");
-    config.shim_cgroup = format!("/carrack-test-{name}-shims");
     config.toolbox_applets = applets::NAMES.iter().map(|n| (*n).to_owned()).collect();
     config.registry.idle_timeout = Duration::from_secs(2);
     config.registry.connect_timeout = Duration::from_secs(2);
@@ -219,6 +218,13 @@ impl Test {
         }
     }
 
+    /// Another runtime on the same machine, with a folder of its own.
+    pub async fn another(root: PathBuf) -> Self {
+        std::fs::create_dir_all(&root).unwrap();
+        let server = start_server(&root, &[]);
+        Self::connect(root, server).await
+    }
+
     /// Ends the runtime as a crash does, and starts it again.
     pub async fn crash(&mut self) {
         self.end();
@@ -289,7 +295,7 @@ impl Test {
         loop {
             let links = std::fs::read_to_string("/proc/self/net/dev").unwrap();
             let links = links.lines().filter(|line| line.trim_start().starts_with("pod")).count();
-            let group = format!("{}-shims", parent);
+            let group = config(&self.root).shim_cgroup;
             let shims = accounting::Hierarchies::detect().processes(&group).len();
             if shims == 0 && links == 0 {
                 break;
@@ -343,6 +349,14 @@ impl Test {
     pub async fn sandbox(&mut self, config: &PodSandboxConfig) -> String {
         let request = RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: String::new() };
         self.runtime.run_pod_sandbox(request).await.unwrap().into_inner().pod_sandbox_id
+    }
+
+    /// The process of a sandbox's shim.
+    pub async fn shim(&mut self, sandbox: &str) -> nix::unistd::Pid {
+        let verbose = PodSandboxStatusRequest { pod_sandbox_id: sandbox.into(), verbose: true };
+        let info = self.runtime.pod_sandbox_status(verbose).await.unwrap().into_inner().info;
+        let info: serde_json::Value = serde_json::from_str(&info["info"]).unwrap();
+        nix::unistd::Pid::from_raw(i32::try_from(info["pid"].as_i64().unwrap()).unwrap())
     }
 
     /// Makes a container.
