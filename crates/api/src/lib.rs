@@ -21,7 +21,7 @@ pub use strategy::{
     ScalePaths, Strategy, generic_prepare_create, generic_prepare_status, generic_prepare_update,
     generic_row, ratchet,
 };
-pub use table::{bootstrap, resources, types};
+pub use table::{Gated, bootstrap, gated, resources, types};
 
 #[cfg(test)]
 mod tests;

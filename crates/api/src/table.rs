@@ -4,6 +4,7 @@ use std::sync::{Arc, LazyLock};
 
 use schema::{Str, TypeId, Types};
 use serde::Deserialize;
+use serde_json::Value;
 
 use crate::kinds::strategy_for;
 use crate::{Behavior, Column, Resource, Resources, Strategy, Subresource};
@@ -19,7 +20,27 @@ static RESOURCES: LazyLock<Resources> = LazyLock::new(|| {
     Resources::new(rows.into_iter().filter_map(resource).collect())
 });
 
+static GATED: LazyLock<Vec<Gated>> = LazyLock::new(|| {
+    let gates: Vec<GateRow> = serde_json::from_str(include_str!("../data/gated.json"))
+        .expect("the table of gated resources is well formed");
+    let gated = |row: GateRow| Gated {
+        gate: row.gate.into(),
+        resources: row.resources.into_iter().filter_map(resource).map(Arc::new).collect(),
+        bootstrap: row.bootstrap,
+    };
+    gates.into_iter().map(gated).collect()
+});
+
 static GENERIC: Strategy = Strategy::GENERIC;
+
+/// What is served only where a feature gate is on.
+pub struct Gated {
+    /// Upstream's name of the gate.
+    pub gate: Str,
+    pub resources: Vec<Arc<Resource>>,
+    /// What a fresh server holds for it, in the form of [`bootstrap`].
+    pub bootstrap: Value,
+}
 
 /// The types of the built-in kinds.
 pub fn types() -> &'static Arc<Types> {
@@ -29,6 +50,11 @@ pub fn types() -> &'static Arc<Types> {
 /// The built-in resources.
 pub fn resources() -> &'static Resources {
     &RESOURCES
+}
+
+/// What belongs to feature gates that are off unless somebody switches them on.
+pub fn gated() -> &'static [Gated] {
+    &GATED
 }
 
 /// What a fresh server holds (roles, bindings, flow schemas, priority classes...): a JSON object of arrays by plural name.
@@ -56,6 +82,13 @@ struct Row {
     subresources: Vec<SubRow>,
     #[serde(default)]
     columns: Vec<ColumnRow>,
+}
+
+#[derive(Deserialize)]
+struct GateRow {
+    gate: String,
+    resources: Vec<Row>,
+    bootstrap: Value,
 }
 
 #[derive(Deserialize)]

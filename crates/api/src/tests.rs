@@ -11,6 +11,19 @@ fn every_row_of_the_data_is_served() {
 }
 
 #[test]
+fn gated_rows_are_whole() {
+    for gated in crate::gated() {
+        assert!(!gated.resources.is_empty(), "{}", gated.gate);
+        for row in &gated.resources {
+            assert!(resources().find(&row.group, &row.version, &row.plural).is_none(), "{}", row.plural);
+            let object = serde_json::json!({"metadata": {"name": "a"}, "spec": {}});
+            let cells = row.strategy.row(&object, jiff::Timestamp::UNIX_EPOCH);
+            assert_eq!(cells.len(), row.columns.len(), "{}", row.plural);
+        }
+    }
+}
+
+#[test]
 fn types_hold_fields_and_kinds() {
     let pod = types().by_gvk("", "v1", "Pod").expect("Pod");
     assert_eq!(types().get(pod).name, "io.k8s.api.core.v1.Pod");

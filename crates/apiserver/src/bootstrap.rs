@@ -5,6 +5,7 @@ use futures::future::join_all;
 use serde_json::{Value, json};
 
 use crate::authz::Rule;
+use crate::features::Features;
 use crate::read::{Read, object_mut};
 use crate::{ClusterRef, Status};
 
@@ -88,12 +89,19 @@ fn mandatory(name: &str) -> bool {
 
 /// Makes and updates the built-in objects, and the ConfigMaps that tell others whom to trust. Writes go out at once and
 /// share the store's commits.
-pub async fn ensure(cluster: &ClusterRef, pki: &pki::ClusterPki, server: &str) -> Result<(), Status> {
+pub async fn ensure(
+    cluster: &ClusterRef,
+    pki: &pki::ClusterPki,
+    server: &str,
+    features: Features,
+) -> Result<(), Status> {
     let objects = objects();
     let mut writes = Vec::new();
-    for kind in &KINDS {
-        writes
-            .extend(objects.items(kind.list).iter().map(|object| apply(cluster, kind, whole(kind, object))));
+    for objects in std::iter::once(&objects).chain(features.gated().map(|gated| &gated.bootstrap)) {
+        for kind in &KINDS {
+            let list = objects.items(kind.list).iter();
+            writes.extend(list.map(|object| apply(cluster, kind, whole(kind, object))));
+        }
     }
     for map in config_maps(pki, server) {
         const MAPS: Kind = kind("", "", "v1", "configmaps", "ConfigMap", data);

@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
+use api::Resource;
 use ipnet::IpNet;
 
 use crate::audit::AuditConfig;
-use crate::features::Features;
+use crate::features::{Features, RuntimeConfig};
 
 /// How a server is set up. `Config::new` fills in what a single machine needs.
 #[derive(Clone, Debug)]
@@ -50,6 +52,8 @@ pub struct Config {
     pub tracing: Option<PathBuf>,
     /// Feature gates that differ from their defaults.
     pub features: Features,
+    /// Versions of the API that are served though they are off by default.
+    pub runtime: RuntimeConfig,
     /// What the server was started with, by flag, for `/flagz`.
     pub flags: BTreeMap<String, String>,
 }
@@ -114,6 +118,12 @@ impl Config {
             tracing: None,
             flags: BTreeMap::new(),
             features: Features::default(),
+            runtime: RuntimeConfig::default(),
         }
+    }
+    /// The resources that are off by default and on here.
+    pub(crate) fn switched_on(&self) -> Vec<Arc<Resource>> {
+        let rows = self.features.gated().flat_map(|gated| &gated.resources);
+        rows.filter(|row| self.runtime.serves(row)).cloned().collect()
     }
 }

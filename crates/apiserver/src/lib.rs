@@ -55,7 +55,7 @@ pub use api::{FieldError, FieldErrorKind};
 pub use attributes::{Attributes, Decision, Gvk, Gvr, Operation, UserInfo, Verdict};
 pub use config::{Config, Protection};
 pub use duration::parse as parse_duration;
-pub use features::{FeatureError, Features};
+pub use features::{FeatureError, Features, RuntimeConfig};
 pub use hooks::{
     AdmissionRequest, Admit, Answer, Authenticate, Authorize, Cluster, ClusterRef, Hooks, Rotation, Snapshot,
     Transform,

@@ -123,7 +123,8 @@ impl ApiServer {
         let view = Arc::new(View::default());
         let (hooks, issuer) = hooks(view.clone())?;
         let codec = Codec { transform: hooks.transform.clone() };
-        let (registry, revision, reload) = Registry::open(store.clone(), codec.clone()).await?;
+        let (registry, revision, reload) =
+            Registry::open(store.clone(), codec.clone(), &config.switched_on()).await?;
         let registry = Arc::new(registry);
         let definitions = crate::crds::Definitions::new(crate::webhook::Client::new(view.clone()));
         crate::crds::load(&registry, &definitions);

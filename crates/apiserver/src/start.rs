@@ -45,7 +45,8 @@ pub async fn start(config: Config, store: Store) -> Result<ApiServer, Error> {
     BOOTSTRAPPED.iter().for_each(|step| steps.expect(step));
     steps.expect("bootstrap-controller");
     AGGREGATED.iter().for_each(|step| steps.expect(step));
-    bootstrap::ensure(&server.cluster(), &pki, &url).await.map_err(Error::Bootstrap)?;
+    let features = server.inner().config.features;
+    bootstrap::ensure(&server.cluster(), &pki, &url, features).await.map_err(Error::Bootstrap)?;
     crate::authn::track_legacy_tokens(&server.cluster()).await.map_err(Error::Bootstrap)?;
     BOOTSTRAPPED.iter().for_each(|step| steps.done(step));
     publish::ensure(server.inner(), &server.cluster(), server.address().port())

@@ -210,9 +210,6 @@ pub struct Apiserver {
     pub access: crate::access::AccessArgs,
     #[command(flatten)]
     pub storage: Storage,
-    /// Feature gates by upstream's names: NAME=true,NAME=false
-    #[arg(long, default_value = "")]
-    pub feature_gates: apiserver::Features,
 }
 
 /// Where an API server keeps the cluster's state.
@@ -271,6 +268,9 @@ pub struct Controllers {
     /// PEM file of the key that signs the tokens in Secrets; these stay empty without it
     #[arg(long)]
     pub service_account_private_key_file: Option<PathBuf>,
+    /// Feature gates by upstream's names: NAME=true,NAME=false
+    #[arg(long, default_value = "")]
+    pub feature_gates: apiserver::Features,
 }
 
 #[derive(clap::Args)]

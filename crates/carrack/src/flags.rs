@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use apiserver::audit::{AuditConfig, BatchConfig, LogConfig, Mode, Rotation};
-use apiserver::{Config, Protection, parse_duration};
+use apiserver::{Config, Features, Protection, RuntimeConfig, parse_duration};
 use clap::ArgAction;
 
 /// What protects the API server, and what it writes down.
@@ -111,6 +111,12 @@ pub struct Flags {
     /// Where traces of requests are sent, and of how many
     #[arg(long)]
     pub tracing_config_file: Option<PathBuf>,
+    /// Feature gates by upstream's names: NAME=true,NAME=false
+    #[arg(long, default_value = "")]
+    pub feature_gates: Features,
+    /// Versions of the API that are off by default: GROUP/VERSION=true, api/beta=true, api/all=true
+    #[arg(long, default_value = "")]
+    pub runtime_config: RuntimeConfig,
 }
 
 const MEGABYTE: u64 = 1 << 20;
@@ -148,6 +154,8 @@ impl Flags {
         let reload = self.encryption_provider_config_automatic_reload;
         config.encryption = self.encryption_provider_config.clone().map(|path| (path, reload));
         config.tracing = self.tracing_config_file.clone();
+        config.features = self.feature_gates;
+        config.runtime.clone_from(&self.runtime_config);
         config.flags = given();
         Ok(())
     }
@@ -273,6 +281,8 @@ mod tests {
             assert!(error.contains(expect), "{error}");
         };
         check(&["--request-timeout=soon"], "invalid duration");
+        check(&["--feature-gates=Nonsense=true"], "unrecognized feature gate");
+        check(&["--runtime-config=apps/v9=true"], "no version of the API");
         check(&["--request-timeout=0s"], "--request-timeout");
         check(&["--audit-log-mode=never"], "\"never\" is not batch");
         check(&["--encryption-provider-config-automatic-reload=true"], "--encryption-provider-config");

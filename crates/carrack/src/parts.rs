@@ -76,6 +76,7 @@ pub fn spawn_control(
     running: &mut Running,
     clients: &Clients,
     paths: &Paths,
+    features: apiserver::Features,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<()> {
     let manager = clients.user("system:kube-controller-manager", &[]);
@@ -90,6 +91,7 @@ pub fn spawn_control(
         signing: Some(Arc::new(pki.ca)),
         account_key: Some(Arc::new(pki.service_account)),
         pod_ranges,
+        storage_migration: features.storage_version_migrator,
         ..Default::default()
     };
     let own = clients.clone();
@@ -198,7 +200,6 @@ pub async fn apiserver(args: args::Apiserver) -> anyhow::Result<()> {
     args.flags.apply(&mut config, None)?;
     config.compaction_interval = args.storage.etcd_compaction_interval;
     args.access.apply(&mut config);
-    config.features = args.feature_gates;
     let server = apiserver::start(config, store).await?;
     eprintln!("serving on {}; kubeconfig {}", server.address(), paths.admin_kubeconfig().display());
     tokio::spawn(crate::memory::keep_small());
@@ -245,6 +246,7 @@ pub async fn controllers(args: args::Controllers) -> anyhow::Result<()> {
         account_key,
         pod_ranges: args.cluster_cidr.iter().map(part).collect::<Result<_, _>>()?,
         leader_election: Some(election("kube-controller-manager")?),
+        storage_migration: args.feature_gates.storage_version_migrator,
         ..Default::default()
     };
     Ok(controllers::run(client, clients, config, until_signal()?).await?)

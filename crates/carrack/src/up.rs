@@ -113,7 +113,7 @@ async fn start(
     let clients = parts::Clients::in_process(server.clone());
     let own = clients.of(UserInfo::system_master("system:carrack"));
     addons::ensure(own.clone(), &parts::CLUSTER_DNS).await?;
-    parts::spawn_control(running, &clients, paths, shutdown)?;
+    parts::spawn_control(running, &clients, paths, args.flags.feature_gates, shutdown)?;
     progress.done("controllers and scheduler started");
 
     let kubelet = parts::Node {

@@ -14,6 +14,7 @@ mod endpoints;
 mod garbage;
 mod job;
 mod kit;
+mod migration;
 mod namespace;
 mod node;
 mod policystatus;
@@ -49,6 +50,8 @@ pub struct Config {
     pub account_key: Option<Arc<pki::Key>>,
     /// The ranges from which each node gets its pod addresses, one per family; none if something else gives them.
     pub pod_ranges: Vec<Range>,
+    /// Performs StorageVersionMigrations, which a server must have been told to serve.
+    pub storage_migration: bool,
 }
 
 /// Makes the client that acts as the controller of this name, `system:serviceaccount:kube-system:<name>` where
@@ -138,5 +141,6 @@ async fn control(client: Client, clients: Clients, config: Config, shutdown: Can
         volume::protect_claims(context.named("pvc-protection-controller")),
         volume::protect_volumes(context.named("pv-protection-controller")),
         volume::protect_classes(context.named("volumeattributesclass-protection-controller")),
+        migration::run(context.named("storage-version-migrator-controller")),
     );
 }

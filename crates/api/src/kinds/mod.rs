@@ -95,6 +95,7 @@ const KINDS: &[(&str, &str)] = &[
     ("storage.k8s.io", "StorageClass"),
     ("storage.k8s.io", "VolumeAttachment"),
     ("storage.k8s.io", "VolumeAttributesClass"),
+    ("storagemigration.k8s.io", "StorageVersionMigration"),
 ];
 
 /// Each kind's strategy with its table row.
@@ -187,6 +188,7 @@ fn own(group: &str, kind: &str) -> Option<&'static Strategy> {
         ("storage.k8s.io", "StorageClass") => &storage::STORAGE_CLASS,
         ("storage.k8s.io", "VolumeAttachment") => &storage::VOLUME_ATTACHMENT,
         ("storage.k8s.io", "VolumeAttributesClass") => &storage::VOLUME_ATTRIBUTES_CLASS,
+        ("storagemigration.k8s.io", "StorageVersionMigration") => &storage::STORAGE_VERSION_MIGRATION,
         _ => return None,
     })
 }

@@ -128,6 +128,14 @@ pub(super) static VOLUME_ATTRIBUTES_CLASS: Strategy = Strategy {
     ..Strategy::GENERIC
 };
 
+pub(super) static STORAGE_VERSION_MIGRATION: Strategy = Strategy {
+    prepare_create: prepare::create,
+    prepare_update: prepare::update,
+    prepare_status: prepare::status_only,
+    unconditional_update: false,
+    ..Strategy::GENERIC
+};
+
 /// Defaults of a claim, also inside a StatefulSet.
 pub(crate) fn default_claim(claim: &mut Value) {
     default_claim_spec(claim.child("spec"));

@@ -199,7 +199,7 @@ fn pretty(headers: &HeaderMap, query: &Query) -> bool {
 
 /// Whether an answer and a body can be in what the headers say, with every format spoken.
 pub fn negotiable(headers: &HeaderMap, query: &Query) -> bool {
-    let features = Features { cbor: true };
+    let features = Features { cbor: true, ..Features::default() };
     output(headers, query, Forms::Convertible, features).is_ok() && input(headers, features).is_ok()
 }
 
@@ -262,7 +262,7 @@ mod tests {
 
     #[test]
     fn gated() {
-        let features = Features { cbor: true };
+        let features = Features { cbor: true, ..Features::default() };
         for accept in ["application/cbor", "application/cbor-seq", "application/json;q=0.9,application/cbor"]
         {
             let mut headers = HeaderMap::new();

@@ -142,11 +142,12 @@ impl Registry {
     pub async fn open(
         store: Store,
         codec: Codec,
+        more: &[Arc<api::Resource>],
     ) -> Result<(Self, u64, mpsc::Receiver<(String, String)>), store::Error> {
         let caches = Arc::new(Caches::new());
         let revision = feed::load(&store, &caches, &codec).await?;
         caches.applied(revision);
-        let rows = api::resources().iter().map(|resource| {
+        let rows = api::resources().iter().chain(more).map(|resource| {
             let (storage, conversion) = convert::storage(resource);
             let cache = caches.of(&storage.0, &storage.1, revision);
             let form = conversion.map_or(Form::Stored, Form::BuiltIn);

@@ -24,7 +24,8 @@ async fn a_cache_that_differs_from_the_store_is_found_and_read_anew() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let store = store::embedded::open(&folder.path().join("store")).expect("opens");
     let codec = Codec { transform: None };
-    let (registry, revision, reload) = Registry::open(store.clone(), codec.clone()).await.expect("reads");
+    let (registry, revision, reload) =
+        Registry::open(store.clone(), codec.clone(), &[]).await.expect("reads");
     let shutdown = CancellationToken::new();
     let follow = feed::follow(store, registry.caches.clone(), codec, revision, reload, shutdown.clone());
     let follow = tokio::spawn(follow);

@@ -81,6 +81,7 @@ pub(crate) fn row_for(group: &str, kind: &str) -> Option<fn(&Value, Timestamp) -
         ("storage.k8s.io", "StorageClass") => storage::class,
         ("storage.k8s.io", "VolumeAttachment") => storage::attachment,
         ("storage.k8s.io", "VolumeAttributesClass") => storage::attributes_class,
+        ("storagemigration.k8s.io", "StorageVersionMigration") => storage::migration,
         _ => return None,
     })
 }

@@ -137,3 +137,16 @@ pub(super) fn attachment(object: &Value, now: Timestamp) -> Vec<Value> {
 pub(super) fn attributes_class(object: &Value, now: Timestamp) -> Vec<Value> {
     vec![name(object), object.text("driverName").into(), age(object, now)]
 }
+
+pub(super) fn migration(object: &Value, _: Timestamp) -> Vec<Value> {
+    let resource = object.dig(&["spec", "resource"]);
+    let resource = match resource.text("group") {
+        "" => resource.text("resource").to_owned(),
+        group => format!("{}.{group}", resource.text("resource")),
+    };
+    let holds = |one: &&Value| {
+        one.text("status") == "True" && ["Running", "Failed", "Succeeded"].contains(&one.text("type"))
+    };
+    let state = object.at("status").items("conditions").iter().rfind(holds);
+    vec![name(object), resource.into(), state.map_or("Unknown", |one| one.text("type")).into()]
+}

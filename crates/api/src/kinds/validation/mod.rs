@@ -13,6 +13,7 @@ pub mod definition;
 pub mod devices;
 mod events;
 mod job_status;
+mod migration;
 mod network;
 pub(crate) mod pem;
 pub(crate) mod pod;
@@ -197,6 +198,9 @@ pub(crate) fn rules_for(group: &str, kind: &str) -> Rules {
             rules(storage::attributes_class, storage::attributes_class_update)
         }
         ("storage.k8s.io", "StorageClass") => rules(storage::class, storage::class_update),
+        ("storagemigration.k8s.io", "StorageVersionMigration") => {
+            with_status(rules(migration::spec, migration::same_spec), migration::status)
+        }
         _ => NONE,
     }
 }
