@@ -81,6 +81,22 @@ pub trait Admit: Send + Sync + 'static {
         object: &'a Value,
         old: Option<&'a Value>,
     ) -> BoxFuture<'a, Result<(), Status>>;
+
+    /// What a new object was admitted for and must still stand when it is written: compared in the same transaction. Asked
+    /// right before that, and again when it has changed meanwhile; costs no I/O.
+    fn home(&self, _request: &AdmissionRequest<'_>, _object: &Value) -> Result<Option<Home>, Status> {
+        Ok(None)
+    }
+}
+
+/// A stored object, at the revision at which it was looked at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Home {
+    pub group: &'static str,
+    pub resource: &'static str,
+    /// `namespace/name`, or `name` of a cluster-wide object.
+    pub key: String,
+    pub revision: u64,
 }
 
 /// Answers a create without storing anything: access reviews, token reviews, `serviceaccounts/token`.

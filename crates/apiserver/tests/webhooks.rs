@@ -433,3 +433,61 @@ async fn a_callers_trace_goes_on_to_the_webhooks() {
     assert_eq!(answer.status(), 201);
     assert_eq!(*hooks.traces.lock(), [trace]);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn nothing_comes_into_a_namespace_that_ended_while_it_was_admitted() {
+    let running = start().await;
+    let (called, mut calls) = tokio::sync::mpsc::unbounded_channel();
+    let (go, wait) = std::sync::mpsc::channel::<()>();
+    let wait = parking_lot::Mutex::new(wait);
+    let hooks = Hooks::serve(move |_, _| {
+        called.send(()).expect("the test waits");
+        tokio::task::block_in_place(|| wait.lock().recv()).expect("the test goes on");
+        json!({})
+    })
+    .await;
+    let rule = rule(&["CREATE"], "", "v1", &["configmaps"]);
+    configure(&running, false, "v", &[hook(&hooks, "/v", rule, json!({}))]).await;
+    let path = "/api/v1/namespaces/n";
+    let finalize = async || {
+        let mut namespace = running.send("GET", path, Value::Null).await.ok();
+        namespace["spec"]["finalizers"] = json!([]);
+        running.send("PUT", &format!("{path}/finalize"), namespace).await.ok();
+        assert_eq!(running.send("GET", path, Value::Null).await.code, 404);
+    };
+    for (what, code, message) in [
+        ("another label", 201, ""),
+        ("marked", 403, "unable to create new content in namespace n because it is being terminated"),
+        ("gone", 404, "namespaces \"n\" not found"),
+    ] {
+        running.post("/api/v1/namespaces", json!({"metadata": {"name": "n"}})).await.ok();
+        let meanwhile = async {
+            calls.recv().await.expect("the webhook is called");
+            match what {
+                "another label" => {
+                    let labels = json!({"metadata": {"labels": {"a": "b"}}});
+                    running.send("PATCH", path, labels).await.ok();
+                }
+                "marked" => drop(running.send("DELETE", path, Value::Null).await.ok()),
+                _ => {
+                    running.send("DELETE", path, Value::Null).await.ok();
+                    finalize().await;
+                }
+            }
+            go.send(()).expect("the webhook waits");
+        };
+        let path = format!("{path}/configmaps");
+        let (got, ()) = tokio::join!(running.post(&path, map("a")), meanwhile);
+        assert_eq!(got.code, code, "{what}: {}", got.body);
+        assert!(got.message().contains(message), "{what}: {}", got.body);
+        let left = running.send("GET", &path, Value::Null).await.ok();
+        assert_eq!(left["items"].as_array().map(Vec::len), Some(usize::from(code == 201)), "{what}");
+        if what == "another label" {
+            running.send("DELETE", &format!("{path}/a"), Value::Null).await.ok();
+            running.send("DELETE", "/api/v1/namespaces/n", Value::Null).await.ok();
+        }
+        if what != "gone" {
+            finalize().await;
+        }
+    }
+}

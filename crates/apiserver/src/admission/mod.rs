@@ -25,6 +25,7 @@ use parking_lot::Mutex;
 use serde_json::Value;
 
 use crate::authz::Authorizer;
+use crate::hooks::Home;
 use crate::metrics::metrics;
 use crate::read::Read;
 use crate::{AdmissionRequest, Admit, ClusterRef, Gvk, Gvr, Operation, Status, webhook};
@@ -197,6 +198,10 @@ impl Admit for Admission {
             Ok(())
         }
         .boxed()
+    }
+
+    fn home(&self, request: &AdmissionRequest<'_>, object: &Value) -> Result<Option<Home>, Status> {
+        lifecycle::home(&self.scene(request, &Mutex::default()), object)
     }
 }
 

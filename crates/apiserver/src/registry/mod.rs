@@ -11,6 +11,7 @@ use store::{Compare, Op, Store, Txn, TxnOutcome};
 use tokio::sync::{mpsc, watch};
 
 use crate::Status;
+use crate::hooks::Home;
 use crate::metrics::metrics;
 
 pub mod cache;
@@ -29,7 +30,7 @@ pub use served::{Anchor, Convert, Form, Served};
 
 /// How long a read waits for a version that the server has not seen.
 const FRESH_WAIT: Duration = Duration::from_secs(3);
-/// How often a create is tried again because the object that its row was made from has changed.
+/// How often a create is tried again because what it belongs to has changed.
 const ANCHOR_TRIES: usize = 16;
 
 /// All caches, and how far they have followed the store.
@@ -139,6 +140,7 @@ pub enum Written {
 
 impl Registry {
     /// Reads the store; the caller then follows it from the returned revision, and reads anew what the receiver names.
+    /// `more` is served beside what is on by default.
     pub async fn open(
         store: Store,
         codec: Codec,
@@ -241,7 +243,7 @@ impl Registry {
         Ok(served.cache.get(key))
     }
 
-    /// Writes the stored form if the key is at `expected` (0: absent).
+    /// Writes the stored form if the key is at `expected`.
     pub async fn put(
         &self,
         served: &Served,
@@ -249,23 +251,49 @@ impl Registry {
         stored: Bytes,
         expected: u64,
     ) -> Result<Written, Status> {
-        let (group, plural) = (&served.storage.0, &served.storage.1);
-        let store_key = feed::join(group, plural, key);
-        let value = self.codec.seal(group, plural, &store_key, stored)?;
-        let ops = vec![Op::Put { key: store_key.clone(), value }];
-        let own = Compare { key: store_key, mod_revision: expected };
-        let Some(anchor) = served.anchor.as_ref().filter(|_| expected == 0) else {
-            return self.write(served, key, vec![own], ops).await;
-        };
+        let (own, ops) = self.writing(served, key, stored, expected)?;
+        self.write(served, key, vec![own], ops).await
+    }
+
+    /// Writes the stored form if there is no such key, and what it belongs to stands: the row's anchor, and what `home` tells.
+    pub async fn create(
+        &self,
+        served: &Served,
+        key: &str,
+        stored: Bytes,
+        home: &(dyn Fn() -> Result<Option<Home>, Status> + Sync),
+    ) -> Result<Written, Status> {
+        let (own, ops) = self.writing(served, key, stored, 0)?;
         for _ in 0..ANCHOR_TRIES {
-            let compare = vec![own.clone(), anchor.compare()?];
+            let anchor = served.anchor.as_ref().map(Anchor::compare).transpose()?;
+            let home = home()?.map(|home| Compare {
+                key: feed::join(home.group, home.resource, &home.key),
+                mod_revision: home.revision,
+            });
+            let compare: Vec<Compare> = [Some(own.clone()), anchor, home].into_iter().flatten().collect();
+            let alone = compare.len() == 1;
             match self.write(served, key, compare, ops.clone()).await? {
-                // Nothing is there, so it is the anchor that has changed.
-                Written::Conflict(None) => drop(self.fresh().await?),
+                // Nothing is there, so it is one of the others that has changed.
+                Written::Conflict(None) if !alone => drop(self.fresh().await?),
                 other => return Ok(other),
             }
         }
-        Err(Status::unavailable("the definition of the resource keeps changing; please try again"))
+        Err(Status::unavailable("what the object belongs to keeps changing; please try again"))
+    }
+
+    /// The comparison and the operation of a write.
+    fn writing(
+        &self,
+        served: &Served,
+        key: &str,
+        stored: Bytes,
+        expected: u64,
+    ) -> Result<(Compare, Vec<Op>), Status> {
+        let (group, plural) = (&served.storage.0, &served.storage.1);
+        let store_key = feed::join(group, plural, key);
+        let value = self.codec.seal(group, plural, &store_key, stored)?;
+        let own = Compare { key: store_key.clone(), mod_revision: expected };
+        Ok((own, vec![Op::Put { key: store_key, value }]))
     }
 
     /// Whether what is stored of an object would be sealed otherwise today.

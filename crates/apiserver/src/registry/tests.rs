@@ -32,7 +32,7 @@ async fn a_cache_that_differs_from_the_store_is_found_and_read_anew() {
     let maps = registry.find("", "v1", "configmaps").expect("is served");
     let mut versions = Vec::new();
     for key in ["n/a", "n/b", "n/c"] {
-        match registry.put(&maps, key, Bytes::from_static(STORED), 0).await.expect("writes") {
+        match registry.create(&maps, key, Bytes::from_static(STORED), &|| Ok(None)).await.expect("writes") {
             Written::At(revision) => versions.push(revision),
             Written::Conflict(_) => panic!("it is new"),
         }

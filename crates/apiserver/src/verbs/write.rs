@@ -8,6 +8,7 @@ use futures::future::BoxFuture;
 use serde_json::Value;
 
 use super::{Call, meta};
+use crate::hooks::Home;
 use crate::registry::object::{Change, Object, encode};
 use crate::registry::{Served, Written, served};
 use crate::special;
@@ -153,6 +154,14 @@ impl Checks<'_> {
         }
     }
 
+    /// What a new object must find when it is written.
+    fn home(&self, served: &Served, object: &Value) -> Result<Option<Home>, Status> {
+        let Some(call) = self.call else { return Ok(None) };
+        let options = self.options(Operation::Create);
+        let request = call.admission(self.kind(served), Operation::Create, &options, self.dry_run);
+        call.server.hooks.admit.home(&request, object)
+    }
+
     /// The kind that admission is told of.
     fn kind<'k>(&'k self, served: &'k Served) -> (&'k str, &'k str, &'k str) {
         let resource = &served.resource;
@@ -268,7 +277,8 @@ async fn create_once(
             return Ok((unwritten(&key, &stored_value, 0)?, key));
         }
         let stored = encode(&stored_value)?;
-        match server.registry.put(served, &key, stored.clone(), 0).await? {
+        let home = || checks.home(served, &stored_value);
+        match server.registry.create(served, &key, stored.clone(), &home).await? {
             Written::At(revision) => {
                 let object = Object::from_stored(key.as_str().into(), revision, &stored, Change::Added)?;
                 Ok((Arc::new(object), key))
