@@ -477,11 +477,11 @@ async fn node_address(
     scheme: &str,
 ) -> Result<(IpAddr, u16, Via), Status> {
     let (address, own) = kubelet(&call.server, name).await?;
-    if port.is_empty() || port == own.to_string() {
-        return Ok((address, own, Via::Kubelet));
-    }
     if !dial::global_unicast(address) {
         return Err(not_allowed());
+    }
+    if port.is_empty() || port == own.to_string() {
+        return Ok((address, own, Via::Kubelet));
     }
     Ok((address, number_of(port, scheme)?, scheme_of(scheme)))
 }

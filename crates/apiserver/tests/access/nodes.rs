@@ -8,7 +8,7 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
 
-use crate::support::{Running, serve_tls, start};
+use crate::support::{Running, own_address, serve_tls_at, start};
 
 async fn kubelet(mut request: Request<hyper::body::Incoming>) -> Response<Full<Bytes>> {
     let respond = |code: u16, media_type: &str, body: String| {
@@ -55,13 +55,15 @@ async fn kubelet(mut request: Request<hyper::body::Incoming>) -> Response<Full<B
 
 async fn cluster() -> (Running, u16) {
     let running = start(|_| {}).await;
-    let serving = running.pki().issue_kubelet_server("n1", &[[127, 0, 0, 1].into()]).expect("a certificate");
+    // Requests are passed on to no loopback address.
+    let address = own_address();
+    let serving = running.pki().issue_kubelet_server("n1", &[address]).expect("a certificate");
     let ca = running.ca();
-    let port = serve_tls(&serving, Some(&ca), CancellationToken::new(), kubelet).await;
+    let port = serve_tls_at(address, &serving, Some(&ca), CancellationToken::new(), kubelet).await;
     let node = json!({
         "metadata": {"name": "n1"},
         "status": {
-            "addresses": [{"type": "InternalIP", "address": "127.0.0.1"}],
+            "addresses": [{"type": "InternalIP", "address": address}],
             "daemonEndpoints": {"kubeletEndpoint": {"Port": port}},
         },
     });
@@ -123,12 +125,59 @@ async fn requests_go_to_the_kubelet_as_they_are_and_without_credentials() {
         (301, Some(&*format!("{proxy}/?x=y")))
     );
 
-    // Another port of a node at a loopback address is this machine's own.
-    let other = running.get(Some(&admin), "/api/v1/nodes/http:n1:1/proxy/x").await;
-    assert_eq!(other.code, StatusCode::BAD_REQUEST);
-    assert!(other.text().contains("address not allowed"), "{}", other.text());
     for bad in ["/api/v1/nodes/ftp:n1:1/proxy/x", "/api/v1/nodes/a:b:c:d/proxy/x"] {
         assert_eq!(running.get(Some(&admin), bad).await.code, StatusCode::BAD_REQUEST, "{bad}");
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_passed_on_to_addresses_of_the_server_itself_or_of_its_link() {
+    let running = start(|_| {}).await;
+    let admin = running.admin();
+    let account = json!({"metadata": {"name": "default"}});
+    running.create("/api/v1/namespaces/default/serviceaccounts", &account).await;
+    let addresses = ["127.0.0.1", "127.8.8.8", "169.254.169.254", "0.0.0.0", "224.0.0.1", "::1", "fe80::1"];
+    for (i, address) in addresses.iter().enumerate() {
+        let name = format!("x{i}");
+        let node = json!({"metadata": {"name": name}, "status": {
+            "addresses": [{"type": "InternalIP", "address": address}],
+            "daemonEndpoints": {"kubeletEndpoint": {"Port": 10250}}}});
+        running.create("/api/v1/nodes", &node).await;
+        let pods = "/api/v1/namespaces/default/pods";
+        let pod = json!({"metadata": {"name": name, "labels": {"app": name}},
+            "spec": {"containers": [{"name": "c", "image": "i"}]}});
+        running.create(pods, &pod).await;
+        let status = json!({"status": {"podIP": address, "podIPs": [{"ip": address}]}}).to_string();
+        let patch = Request::patch(format!("{pods}/{name}/status"))
+            .header("content-type", "application/merge-patch+json");
+        assert_eq!(running.send(Some(&admin), patch, &status).await.code, StatusCode::OK, "{address}");
+        for (path, code, why) in [
+            (format!("/api/v1/nodes/{name}/proxy/x"), 400, "address not allowed"),
+            (format!("/api/v1/nodes/{name}:10250/proxy/x"), 400, "address not allowed"),
+            (format!("/api/v1/nodes/http:{name}:80/proxy/x"), 400, "address not allowed"),
+            (format!("{pods}/{name}/proxy/x"), 400, "address not allowed"),
+            (format!("{pods}/https:{name}:443/proxy/x"), 400, "address not allowed"),
+        ] {
+            let answer = running.get(Some(&admin), &path).await;
+            assert_eq!(answer.code.as_u16(), code, "{address} {path}: {}", answer.text());
+            assert!(answer.text().contains(why), "{address} {path}: {}", answer.text());
+        }
+        // Endpoints cannot lead there either.
+        let service = json!({"metadata": {"name": name}, "spec": {"ports": [{"port": 80}]}});
+        running.create("/api/v1/namespaces/default/services", &service).await;
+        let slice = json!({
+            "metadata": {"name": name, "labels": {"kubernetes.io/service-name": name}},
+            "addressType": if address.contains(':') { "IPv6" } else { "IPv4" },
+            "ports": [{"port": 80}],
+            "endpoints": [{"addresses": [address], "targetRef": {"kind": "Pod", "name": name, "namespace": "default"}}],
+        });
+        let post = Request::post("/apis/discovery.k8s.io/v1/namespaces/default/endpointslices")
+            .header("content-type", "application/json");
+        let refused = running.send(Some(&admin), post, &slice.to_string()).await;
+        assert_eq!(refused.code.as_u16(), 422, "{address}: {}", refused.text());
+        let proxied =
+            running.get(Some(&admin), &format!("/api/v1/namespaces/default/services/{name}/proxy/x")).await;
+        assert_eq!(proxied.code.as_u16(), 503, "{address}: {}", proxied.text());
     }
 }
 

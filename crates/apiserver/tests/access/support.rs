@@ -177,6 +177,28 @@ pub async fn serve_tls<F, R>(
     handle: F,
 ) -> u16
 where
+    F: Fn(http::Request<hyper::body::Incoming>) -> R + Clone + Send + Sync + 'static,
+    R: Future<Output = http::Response<Full<Bytes>>> + Send + 'static,
+{
+    serve_tls_at([127, 0, 0, 1].into(), identity, client_ca, stop, handle).await
+}
+
+/// An address of this machine that is not loopback: the one that it would speak to others from. Nothing is sent.
+pub fn own_address() -> std::net::IpAddr {
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0").expect("a socket");
+    socket.connect("192.0.2.1:9").expect("a route to others; this test needs an address beside loopback");
+    socket.local_addr().expect("an address").ip()
+}
+
+/// The same at another address of this machine.
+pub async fn serve_tls_at<F, R>(
+    address: std::net::IpAddr,
+    identity: &pki::Identity,
+    client_ca: Option<&str>,
+    stop: CancellationToken,
+    handle: F,
+) -> u16
+where
     F: Fn(Request<hyper::body::Incoming>) -> R + Clone + Send + Sync + 'static,
     R: Future<Output = http::Response<Full<Bytes>>> + Send + 'static,
 {
@@ -202,7 +224,7 @@ where
         .expect("a serving certificate");
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let listener = tokio::net::TcpListener::bind((address, 0)).await.expect("a free port");
     let port = listener.local_addr().expect("an address").port();
     tokio::spawn(async move {
         loop {
