@@ -60,6 +60,7 @@ pub use hooks::{
     AdmissionRequest, Admit, Answer, Authenticate, Authorize, Cluster, ClusterRef, Hooks, Rotation, Snapshot,
     Transform,
 };
+pub use metrics::write_process_metrics;
 pub use query::Query;
 pub use request::RequestInfo;
 pub use server::{ApiServer, Error, InProcess};

@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 
 use crate::flags::Flags;
+use crate::port::PortArgs;
 
 /// A Kubernetes cluster in one binary.
 #[derive(Parser)]
@@ -42,7 +43,7 @@ pub enum Command {
     /// The controllers alone
     Controllers(Controllers),
     /// The scheduler alone
-    Scheduler(Client),
+    Scheduler(Scheduler),
     /// The kubelet alone
     Kubelet(Kubelet),
     /// The container runtime (CRI) alone
@@ -271,6 +272,16 @@ pub struct Controllers {
     /// Feature gates by upstream's names: NAME=true,NAME=false
     #[arg(long, default_value = "")]
     pub feature_gates: apiserver::Features,
+    #[command(flatten)]
+    pub port: PortArgs,
+}
+
+#[derive(clap::Args)]
+pub struct Scheduler {
+    #[command(flatten)]
+    pub client: Client,
+    #[command(flatten)]
+    pub port: PortArgs,
 }
 
 #[derive(clap::Args)]

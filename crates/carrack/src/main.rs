@@ -23,6 +23,7 @@ mod memory;
 mod node;
 mod parts;
 mod paths;
+mod port;
 mod preflight;
 mod progress;
 mod status;

@@ -18,7 +18,7 @@ use tracing_subscriber::EnvFilter;
 use crate::args;
 use crate::paths::Paths;
 use crate::up::spawn;
-use crate::{accounts, kubelet_root, lock, node};
+use crate::{accounts, kubelet_root, lock, node, port};
 
 /// Where cluster DNS is asked.
 pub const CLUSTER_DNS: [&str; 2] = ["10.96.0.10", "fd00:10:96::a"];
@@ -27,6 +27,9 @@ const POD_RANGES: [&str; 2] = ["10.244.0.0/16", "fd00:10:244::/56"];
 /// The size of a node's part of each pod range.
 const NODE_PREFIXES: [u8; 2] = [24, 64];
 const DOMAIN: &str = "cluster.local";
+/// Where upstream's parts of the same work serve health and metrics.
+const CONTROLLERS_PORT: u16 = 10257;
+const SCHEDULER_PORT: u16 = 10259;
 
 /// Who the parts are. In one process a client is a tower service in front of the API server's pipeline: authenticated by
 /// identity, authorized and admitted like any other.
@@ -249,16 +252,20 @@ pub async fn controllers(args: args::Controllers) -> anyhow::Result<()> {
         storage_migration: args.feature_gates.storage_version_migrator,
         ..Default::default()
     };
-    Ok(controllers::run(client, clients, config, until_signal()?).await?)
+    let shutdown = until_signal()?;
+    port::serve(&args.port, CONTROLLERS_PORT, client.clone(), shutdown.clone()).await?;
+    Ok(controllers::run(client, clients, config, shutdown).await?)
 }
 
 /// `carrack scheduler`: beside any API server.
-pub async fn scheduler(args: args::Client) -> anyhow::Result<()> {
+pub async fn scheduler(args: args::Scheduler) -> anyhow::Result<()> {
     log_to_terminal();
-    let (client, _) = connect(&args.kubeconfig).await?;
+    let (client, _) = connect(&args.client.kubeconfig).await?;
     let config =
         scheduler::Config { leader_election: Some(election("kube-scheduler")?), ..Default::default() };
-    Ok(scheduler::run(client, config, until_signal()?).await?)
+    let shutdown = until_signal()?;
+    port::serve(&args.port, SCHEDULER_PORT, client.clone(), shutdown.clone()).await?;
+    Ok(scheduler::run(client, config, shutdown).await?)
 }
 
 /// The node's settings in a file; what has no effect is told.

@@ -284,6 +284,9 @@ families! {
 
 static METRICS: LazyLock<(Metrics, Instant)> = LazyLock::new(|| (Metrics::new(), Instant::now()));
 
+/// What the operating system knows of this process, for parts that serve metrics of their own.
+pub use process::write as write_process_metrics;
+
 /// The process's metrics.
 pub fn metrics() -> &'static Metrics {
     &METRICS.0

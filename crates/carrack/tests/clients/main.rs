@@ -3,5 +3,6 @@
 
 mod kube_rs;
 mod kubectl;
+mod ports;
 mod python;
 mod server;
