@@ -4,7 +4,7 @@
 //! A debug build that is started with `CARRACK_FAIL_AT=<prefix>@<n>` kills itself at the n-th step whose name begins with
 //! the prefix, with `<prefix>#<n>` when it comes to the n-th name of those. A test that counts n up from 1 until nothing is
 //! killed any more has been everywhere. With `CARRACK_FAIL_AT=/a/file` the file holds the order, which may change meanwhile;
-//! counting then begins anew.
+//! counting then begins anew. The names of all steps that were met are then added to `/a/file.met`.
 
 /// Passes a step. `name` is `<area>.<operation>.<what comes next>`.
 #[inline(always)]
@@ -62,6 +62,7 @@ mod armed {
         let Some(orders) = &*ORDERS else { return };
         let up = |order: &str| COUNT.lock().unwrap_or_else(PoisonError::into_inner).is_up(order, name);
         let up = if orders.starts_with('/') {
+            note(orders, name);
             up(std::fs::read_to_string(orders).unwrap_or_default().trim())
         } else {
             up(orders)
@@ -74,6 +75,17 @@ mod armed {
             loop {
                 std::thread::park();
             }
+        }
+    }
+
+    /// Adds a name that this process had not met before to the list beside the orders.
+    fn note(orders: &str, name: &str) {
+        use std::io::Write;
+        static MET: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+        if MET.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned()) {
+            let file = std::fs::File::options().append(true).create(true).open(format!("{orders}.met"));
+            // A list that cannot be written lacks a name, which the test that reads it finds out.
+            let _ = file.and_then(|mut file| file.write_all(format!("{name}\n").as_bytes()));
         }
     }
 

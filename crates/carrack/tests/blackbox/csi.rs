@@ -14,8 +14,8 @@ use crate::machine::Machine;
 const KUBECTL: &str = "/usr/bin/kubectl";
 
 /// A machine with the driver on it, and the folder in which the driver keeps its things.
-struct Cluster {
-    machine: Machine,
+pub struct Cluster {
+    pub machine: Machine,
     data: PathBuf,
 }
 
@@ -81,7 +81,7 @@ spec:
 "#;
 
 impl Cluster {
-    fn up() -> Cluster {
+    pub fn up() -> Cluster {
         let machine = Machine::up();
         let data = machine.folder().join("csi");
         assert_eq!(DATA, "/var/lib/csi-test");
@@ -134,7 +134,7 @@ impl Cluster {
     }
 
     /// Nothing of the volumes is left on the node, in the API, or with the driver.
-    fn nothing_left(&self) {
+    pub fn nothing_left(&self) {
         let machine = &self.machine;
         machine.eventually(
             "no attachment is left",

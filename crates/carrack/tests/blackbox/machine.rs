@@ -4,6 +4,7 @@
     reason = "a test outside the cluster has no event to wait for but the command it repeats"
 )]
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Write as _};
 use std::path::{Path, PathBuf};
@@ -189,6 +190,12 @@ impl Machine {
         let fresh = self.folder.path().join("fail-at.new");
         std::fs::write(&fresh, order).expect("written");
         std::fs::rename(fresh, self.orders()).expect("renamed");
+    }
+
+    /// The names of the steps that control planes of this machine have met.
+    pub fn steps_met(&self) -> BTreeSet<String> {
+        let list = self.orders().with_file_name("fail-at.met");
+        std::fs::read_to_string(list).unwrap_or_default().lines().map(str::to_owned).collect()
     }
 
     /// The step at which the control plane was killed, if it was.

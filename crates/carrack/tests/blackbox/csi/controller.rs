@@ -1,14 +1,17 @@
 //! What external-provisioner, external-attacher and external-resizer do for a driver, as little of it as the tests need.
 
+use std::fmt::Debug;
 use std::path::Path;
+use std::pin::Pin;
 use std::time::Duration;
 
-use futures::StreamExt;
+use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::storage::v1::{StorageClass, VolumeAttachment};
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::runtime::{WatchStreamExt, watcher};
-use kube::{Api, Client, ResourceExt};
+use kube::{Api, Client, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
 use serde_json::json;
 
 use super::driver::{DATA, NAME};
@@ -17,21 +20,20 @@ use super::driver::{DATA, NAME};
 pub const HOLD: &str = "hold-attach";
 const FINALIZER: &str = "external-attacher/csi-test-carrack-dev";
 
-/// Runs all three, until one of the watches ends.
+/// Runs all three.
 pub async fn run() {
     let client = Client::try_default().await.expect("the pod's own account");
     let volumes: Api<PersistentVolume> = Api::all(client.clone());
     let claims: Api<PersistentVolumeClaim> = Api::all(client.clone());
     let attachments: Api<VolumeAttachment> = Api::all(client.clone());
-    let config = watcher::Config::default;
-    let mut claims = watcher(claims, config()).default_backoff().applied_objects().boxed();
-    let mut volumes = watcher(volumes, config()).default_backoff().applied_objects().boxed();
-    let mut attachments = watcher(attachments, config()).default_backoff().applied_objects().boxed();
+    let mut claims = heard(claims);
+    let mut volumes = heard(volumes);
+    let mut attachments = heard(attachments);
     loop {
         let done = tokio::select! {
-            Some(Ok(claim)) = claims.next() => provision(&client, &claim).await,
-            Some(Ok(volume)) = volumes.next() => delete(&client, &volume).await,
-            Some(Ok(attachment)) = attachments.next() => {
+            Some(claim) = claims.next() => provision(&client, &claim).await,
+            Some(volume) = volumes.next() => delete(&client, &volume).await,
+            Some(attachment) = attachments.next() => {
                 tokio::spawn(attach(client.clone(), attachment));
                 Ok(())
             }
@@ -41,6 +43,15 @@ pub async fn run() {
             println!("{error}");
         }
     }
+}
+
+/// What exists and what changes; failures are tried again, so that the driver outlives the server.
+fn heard<K>(api: Api<K>) -> Pin<Box<dyn Stream<Item = K> + Send>>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    let events = watcher(api, watcher::Config::default()).default_backoff().applied_objects();
+    events.filter_map(|event| std::future::ready(event.ok())).boxed()
 }
 
 async fn provision(client: &Client, claim: &PersistentVolumeClaim) -> Result<(), kube::Error> {
