@@ -65,14 +65,28 @@ fn outside(carrack: &str, names: &[String]) -> anyhow::Result<()> {
     keeper.kill()?;
     keeper.wait()?;
     for hierarchy in std::fs::read_dir("/sys/fs/cgroup")?.flatten() {
-        // Busy or nested groups stay for the kernel to tell of; they hold nothing.
-        let _ = Command::new("find")
-            .arg(hierarchy.path().join(&name))
-            .args(["-depth", "-type", "d", "-delete"])
-            .stderr(Stdio::null())
-            .status();
+        remove_groups(&hierarchy.path().join(&name));
     }
     done
+}
+
+/// Removes the machine's cgroups, in which the last processes may still be ending.
+#[allow(clippy::disallowed_methods, reason = "no event tells that the last process of a cgroup has ended")]
+fn remove_groups(group: &std::path::Path) {
+    for _ in 0..100 {
+        if !group.exists() {
+            return;
+        }
+        let find = Command::new("find")
+            .arg(group)
+            .args(["-depth", "-type", "d", "-exec", "rmdir", "{}", "+"])
+            .stderr(Stdio::null())
+            .status();
+        if find.is_ok_and(|status| status.success()) {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
 }
 
 fn measure(keeper: &mut std::process::Child, carrack: &str, names: &[String]) -> anyhow::Result<()> {
