@@ -62,7 +62,7 @@ pub type Clients = Arc<dyn Fn(&str) -> Client + Send + Sync>;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Another process took the lease.
-    #[error("the lease {0} was lost to another holder")]
+    #[error("the lease {0} was not renewed in time, or somebody else holds it")]
     LeaseLost(String),
 }
 

@@ -31,7 +31,7 @@ pub struct Config {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Another process took the lease.
-    #[error("the lease {0} was lost to another holder")]
+    #[error("the lease {0} was not renewed in time, or somebody else holds it")]
     LeaseLost(String),
 }
 

@@ -5,6 +5,7 @@ mod cni;
 mod container;
 mod devices;
 mod edits;
+mod ending;
 mod network;
 pub mod records;
 mod recover;

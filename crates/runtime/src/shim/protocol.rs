@@ -95,9 +95,9 @@ pub struct StartPlan {
     pub stdin: bool,
     /// End the input when the first attached client ends.
     pub stdin_once: bool,
-    /// `cgroup.procs` files the container's first process is put into before anything else.
+    /// `cgroup.procs` files of the container; its first process is put into them before anything else, unless `unified`.
     pub cgroup_procs: Vec<String>,
-    /// The container's cgroup is of version 2.
+    /// The container's cgroup is of version 2, into which libcontainer puts the process itself.
     #[serde(default)]
     pub unified: bool,
     /// Cgroup files and what is written to them once the first process stands ready: limits that would only slow down its
